@@ -1,0 +1,288 @@
+"""ConceptSet: the texts that count as concepts, and their embeddings in a VLM's space.
+
+A concept is known by its number: words repeat (Broden has a color "orange" and a fruit). The encoder is passed in.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cefam.vlm import VisionLanguageModel
+
+DEFAULT_TEMPLATE = "a photo of a {}"
+# Table A1 of the paper; scene and texture, which it leaves out, are the published program's.
+BRODEN_TEMPLATES = {
+    "object": "a photo of a {}",
+    "part": "a photo of a {}",
+    "color": "a photo of a {} object",
+    "material": "a photo of an object made of {}",
+    "scene": "a photo of an object on {}",
+    "texture": "a photo of a {} object",
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept: its number (identity), word, categories (the first one rules) and the prompt that the VLM reads."""
+
+    number: int
+    word: str
+    categories: tuple[str, ...]
+    prompt: str
+
+    @property
+    def category(self) -> str:
+        """The first category listed: the published program's."""
+        return self.categories[0]
+
+
+@dataclass(frozen=True)
+class ConceptSet:
+    """Concepts in a fixed order, with or without embeddings.
+
+    Args:
+        concepts: in order; index t of a score refers to this order.
+        embeddings: unit rows (T, D), or ``None`` until :meth:`embed` was called.
+        logit_scale: multiplier of cosines of the VLM that made the embeddings.
+        logit_bias: its bias.
+        probability: "softmax" or "sigmoid", how its similarities become scores.
+
+    Raises:
+        ValueError: for no concepts, or two with the same number.
+    """
+
+    concepts: tuple[Concept, ...]
+    embeddings: Tensor | None = None
+    logit_scale: float = 1.0
+    logit_bias: float = 0.0
+    probability: str = "softmax"
+
+    def __post_init__(self) -> None:
+        if not self.concepts:
+            raise ValueError("A concept set needs at least one concept; the list or file is empty.")
+        seen: dict[int, str] = {}
+        for concept in self.concepts:
+            if concept.number in seen:
+                raise ValueError(
+                    f"Two concepts have number {concept.number} ({seen[concept.number]!r} and {concept.word!r}); numbers are "
+                    f"identities and must differ."
+                )
+            seen[concept.number] = concept.word
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    @property
+    def words(self) -> list[str]:
+        """Words, in order; they may repeat."""
+        return [concept.word for concept in self.concepts]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers, in order."""
+        return [concept.number for concept in self.concepts]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts, in order."""
+        return [concept.prompt for concept in self.concepts]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of numbers, words, categories and prompts: tells whether an artefact was made for this set."""
+        return hashlib.sha256(json.dumps(self.to_records(), sort_keys=True).encode()).hexdigest()
+
+    def find(self, word: str) -> list[int]:
+        """Indices of all concepts with this word.
+
+        Raises:
+            ValueError: for an unknown word, with near ones.
+
+        >>> ConceptSet.from_words(["striped fur", "wing"]).find("wing")
+        [1]
+        """
+        found = [index for index, concept in enumerate(self.concepts) if concept.word.lower() == word.strip().lower()]
+        if not found:
+            near = get_close_matches(word, self.words, n=3)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise ValueError(f"Unknown concept {word!r}.{hint} ({len(self)} known; ConceptSet.words lists them)")
+        return found
+
+    @classmethod
+    def from_words(
+        cls, words: Iterable[str], template: str = DEFAULT_TEMPLATE, category: str = "concept", start: int = 1
+    ) -> Self:
+        """Concepts from a list of words, numbered from ``start``, all in one category.
+
+        Args:
+            words: blank ones are left out.
+            template: prompt with one ``{}``.
+            category: name of their category.
+            start: number of the first.
+        """
+        if "{}" not in template:
+            raise ValueError(f"A template needs '{{}}' where the word goes, got {template!r}.")
+        clean = [word.strip() for word in words if word.strip()]
+        return cls(tuple(Concept(start + i, word, (category,), template.format(word)) for i, word in enumerate(clean)))
+
+    @classmethod
+    def load(cls, name: str | Path | Sequence[str]) -> Self:
+        """Concepts by name ("broden", "imagenet", "awa2"), by file (:meth:`from_file`), or from a list of words."""
+        if not isinstance(name, str | Path):
+            return cls.from_words(name)
+        built_in = {"broden": cls.broden, "imagenet": cls.imagenet, "awa2": cls.awa2}
+        if str(name) in built_in:
+            return built_in[str(name)]()
+        if not Path(name).is_file():
+            near = get_close_matches(str(name), built_in, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"No concept set or file {str(name)!r}.{hint} Known sets: {', '.join(built_in)}; a file is .txt (a word per line) or .csv."
+            )
+        return cls.from_file(name)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Concepts from a file.
+
+        ``.txt``: one word a line. ``.csv``: a column ``word`` or ``name``, and, if there, ``number``, ``category``
+        (several separated by ``;``) and ``prompt``. Broden's own ``label.csv`` is such a file.
+
+        Raises:
+            ValueError: for an empty file, a missing column, or a number that is none, with the line.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".csv":
+            return cls.from_words(path.read_text(encoding="utf-8").splitlines())
+        with path.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines)
+            columns = set(reader.fieldnames or ())
+            if not columns & {"word", "name"}:
+                raise ValueError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
+            concepts = []
+            for position, row in enumerate(reader, start=1):
+                try:
+                    concepts.append(_from_row(row, position))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        return cls(tuple(concepts))
+
+    @classmethod
+    def broden(cls) -> Self:
+        """The 1,197 labels of Broden with the prompts of Table A1 (by each label's first category)."""
+        return cls.from_file(Path(str(files("cefam") / "data" / "broden_label.csv")))
+
+    @classmethod
+    def imagenet(cls) -> Self:
+        """The 1,000 class names of ImageNet, numbered from 1, in the order of the classes."""
+        lines = (files("cefam") / "data" / "imagenet_classes.txt").read_text().splitlines()
+        return cls.from_words(lines, category="object")
+
+    @classmethod
+    def awa2(cls) -> Self:
+        """The 85 attributes of Animals with Attributes 2; the paper gives no prompt, ours is "a photo of {}"."""
+        lines = (files("cefam") / "data" / "awa2_predicates.txt").read_text().splitlines()
+        words = [line.split("\t")[-1].replace("+", " ") for line in lines]
+        return cls.from_words(words, template="a photo of {}", category="attribute")
+
+    def embed(self, vlm: "VisionLanguageModel", cache_dir: str | Path | None = None) -> Self:
+        """The same set with the VLM's text embeddings, scale, bias and kind of probability.
+
+        Args:
+            vlm: the encoder.
+            cache_dir: where embeddings are kept, by the hash of prompts, model and a probe of its weights.
+        """
+        embeddings = self._encoded(vlm) if cache_dir is None else self._cached(vlm, Path(cache_dir))
+        return replace(
+            self,
+            embeddings=embeddings,
+            logit_scale=vlm.logit_scale,
+            logit_bias=vlm.logit_bias,
+            probability=vlm.probability,
+        )
+
+    def _encoded(self, vlm: "VisionLanguageModel") -> Tensor:
+        return F.normalize(vlm.encode_text(self.prompts).detach().float().cpu(), dim=-1)
+
+    def _cached(self, vlm: "VisionLanguageModel", folder: Path) -> Tensor:
+        from safetensors.torch import load_file, save_file
+
+        key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
+        # A file of weights may have changed under the same name: the embedding of one text tells.
+        key.update(vlm.encode_text([DEFAULT_TEMPLATE]).detach().float().cpu().numpy().round(4).tobytes())
+        path = folder / f"{key.hexdigest()[:32]}.safetensors"
+        if path.is_file():
+            return load_file(path)["embeddings"]
+        embeddings = self._encoded(vlm).contiguous()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        os.close(handle)
+        save_file({"embeddings": embeddings}, temporary)
+        Path(temporary).rename(path)
+        return embeddings
+
+    def extended(self, words: Sequence[str], vlm: "VisionLanguageModel") -> Self:
+        """This set and further words, embedded: call-time texts compete with the stored set.
+
+        (A softmax over one text alone would always be 1.)
+        """
+        more = type(self).from_words(words, start=max(self.numbers) + 1).embed(vlm)
+        mine = self.require_embeddings()
+        assert more.embeddings is not None
+        return replace(
+            self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, more.embeddings.to(mine)])
+        )
+
+    def require_embeddings(self) -> Tensor:
+        """The embeddings (T, D).
+
+        Raises:
+            ValueError: where the set has none yet.
+        """
+        if self.embeddings is None:
+            raise ValueError("This concept set has no text embeddings yet: call `concepts.embed(vlm)` first.")
+        return self.embeddings
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The concepts in plain types, as stored in artefacts."""
+        return [{**asdict(concept), "categories": list(concept.categories)} for concept in self.concepts]
+
+    @classmethod
+    def from_records(cls, records: Iterable[dict[str, Any]], **options: Any) -> Self:
+        """The inverse of :meth:`to_records`; ``options`` are those of the class."""
+        return cls(tuple(Concept(**{**r, "categories": tuple(r["categories"])}) for r in records), **options)
+
+
+def _from_row(row: dict[str, str], position: int) -> Concept:
+    name = (row.get("word") or row.get("name") or "").strip()
+    if not name:
+        raise ValueError("the word is empty.")
+    number = row.get("number") or str(position)
+    if not number.strip().isdigit():
+        raise ValueError(f"the number {number!r} of {name!r} is no whole number.")
+    listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
+    categories = tuple(category for category in listed if category) or ("concept",)
+    word = _clean(name, categories)
+    prompt = row.get("prompt") or BRODEN_TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
+    return Concept(int(number), word, categories, prompt)
+
+
+def _clean(name: str, categories: Sequence[str]) -> str:
+    """The word of a label: Broden marks colors with "-c" and scenes with "-s", and joins words with "_"."""
+    for category, suffix in (("color", "-c"), ("scene", "-s")):
+        if category in categories:
+            name = name.removesuffix(suffix)
+    return name.replace("_", " ")

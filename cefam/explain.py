@@ -1,0 +1,439 @@
+"""Explainer: images -> concepts, their regions, and what they contribute. The method itself, without training or data.
+
+Everything after the scores works on (image, concept) pairs, ragged and batched; the mathematics is in ``regions`` and
+``impact``, the running of the networks in ``classifier`` and ``translator``.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from cefam import regions as R
+from cefam.classifier import ClassifierOutput, FrozenClassifier, StageContext
+from cefam.concepts import Concept, ConceptSet
+from cefam.impact import Impact, impact, leading_channels, masked_variants
+from cefam.translator import Translator
+from cefam.vlm import VisionLanguageModel
+
+Derivative = Literal["total", "branch"]
+Preset = Literal["published", "paper"]
+
+
+@dataclass(frozen=True)
+class ConceptPairs:
+    """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long."""
+
+    image: Tensor
+    concept: Tensor
+
+    def __post_init__(self) -> None:
+        if self.image.shape != self.concept.shape or self.image.dim() != 1:
+            raise ValueError(
+                f"Pairs need two vectors of one length, got image {tuple(self.image.shape)} and concept {tuple(self.concept.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: slice | Tensor) -> "ConceptPairs":
+        return ConceptPairs(self.image[index], self.concept[index])
+
+    def to(self, device: torch.device) -> "ConceptPairs":
+        """The same pairs on another device."""
+        return ConceptPairs(self.image.to(device), self.concept.to(device))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the classifier and the translator say about a batch.
+
+    ``images`` (B, 3, H, W); ``output`` of the classifier; ``pooled``: z, one (B, C_l) per stage; ``embedding``: h (B, D);
+    ``similarity``: S (B, T); ``pull_back``: see :meth:`cefam.translator.Translator.linearize`.
+    """
+
+    images: Tensor
+    output: ClassifierOutput
+    pooled: list[Tensor]
+    embedding: Tensor
+    similarity: Tensor
+    pull_back: Callable[[Tensor, Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """One entry per stage, first dimension P: ``maps`` (P, H_l, W_l), ``weights`` beta and ``importance`` beta * z (P, C_l)."""
+
+    maps: list[Tensor]
+    weights: list[Tensor]
+    importance: list[Tensor]
+
+
+class Contribution(NamedTuple):
+    """``value`` (P,): signed contribution; ``curve`` (P, K + 1): relative decrease of p^c; ``stage`` (P,): masked, from 0."""
+
+    value: Tensor
+    curve: Tensor
+    stage: Tensor
+
+
+@dataclass(frozen=True)
+class ConceptExplanation:
+    """One concept in one image: score in [0, 1], raw similarity S, region of the chosen stage, contribution to the class."""
+
+    concept: Concept
+    score: float
+    similarity: float
+    stage: int
+    association: list[float]
+    region: Tensor
+    contribution: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image: the explained class, its probability, and concepts by absolute contribution, descending."""
+
+    target: int
+    target_name: str
+    probability: float
+    concepts: list[ConceptExplanation]
+
+
+class Explainer:
+    """CE-FAM for a frozen classifier and a trained translator.
+
+    Args:
+        classifier: the frozen classifier.
+        translator: trained for this classifier's stages.
+        concepts: a concept set with embeddings.
+        vlm: only needed for :meth:`with_texts`.
+        preset: "published" (what the authors' program does) or "paper" (what the text says); ``docs/conformance.md``
+            lists every difference.
+        memory_limit: megabytes that one chunk of pairs may take for intermediate results.
+
+    Raises:
+        ValueError: where translator and classifier, or translator and embeddings, do not fit.
+    """
+
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        translator: Translator,
+        concepts: ConceptSet,
+        vlm: VisionLanguageModel | None = None,
+        preset: Preset = "published",
+        memory_limit: float = 1024.0,
+    ) -> None:
+        text = concepts.require_embeddings()
+        if translator.channels != classifier.channels:
+            raise ValueError(
+                f"The translator was made for stages of {translator.channels} channels, the classifier has {classifier.channels}: "
+                f"it belongs to another classifier or another choice of stages."
+            )
+        if text.shape[1] != translator.embedding_dim:
+            raise ValueError(
+                f"The translator gives {translator.embedding_dim} dimensions, the concepts' embeddings have {text.shape[1]}: they "
+                f"come from another vision-language model."
+            )
+        if preset not in ("published", "paper"):
+            raise ValueError(f"preset must be 'published' or 'paper', got {preset!r}.")
+        if memory_limit <= 0:
+            raise ValueError(f"memory_limit must be positive (megabytes), got {memory_limit}.")
+        self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm
+        self.preset, self.memory_limit = preset, memory_limit
+        self._text = text
+
+    @classmethod
+    def from_tensors(
+        cls,
+        classifier: FrozenClassifier,
+        translator: Translator,
+        text_embeddings: Tensor,
+        logit_scale: float = 1.0,
+        logit_bias: float = 0.0,
+        probability: str = "softmax",
+        **options: Any,
+    ) -> Self:
+        """An explainer for bare text embeddings (T, D); the concepts are called by their index."""
+        named = ConceptSet.from_words([str(index) for index in range(len(text_embeddings))], start=0)
+        concepts = ConceptSet(named.concepts, text_embeddings, float(logit_scale), float(logit_bias), probability)
+        return cls(classifier, translator, concepts, **options)
+
+    def with_texts(self, words: Sequence[str]) -> "Explainer":
+        """An explainer that also knows these words; their indices follow the stored concepts'."""
+        if self.vlm is None:
+            raise ValueError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
+        concepts = self.concepts.extended(words, self.vlm)
+        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.preset, self.memory_limit)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
+        """Run the classifier (unless its output is given) and the translator on images (B, 3, H, W)."""
+        output = self.classifier(images) if output is None else output
+        # Towers may run in half precision; the mathematics of regions is done in single.
+        output = ClassifierOutput(output.logits.float(), [a.float() for a in output.activations], output.context)
+        pooled = [R.pool(activation) for activation in output.activations]
+        with torch.autocast(images.device.type, enabled=False):
+            embedding, pull_back = self.translator.linearize(pooled)
+            return Encoding(images, output, pooled, embedding, self._similarity(embedding), pull_back)
+
+    def _similarity(self, embedding: Tensor) -> Tensor:
+        if self._text.device != embedding.device:
+            self._text = self._text.to(embedding.device)
+        return R.similarity(embedding, self._text, self.concepts.logit_scale, self.concepts.logit_bias)
+
+    def scores(self, images: Tensor | Encoding) -> Tensor:
+        """Concept prediction scores in [0, 1], double: softmax over all concepts, or sigmoid: (B, T)."""
+        return R.log_probability(self._encoded(images).similarity, self.concepts.probability).exp()
+
+    def _encoded(self, images: Tensor | Encoding) -> Encoding:
+        return images if isinstance(images, Encoding) else self.encode(images)
+
+    @torch.no_grad()
+    def regions(self, images: Tensor | Encoding, pairs: ConceptPairs, derivative: Derivative = "total") -> Regions:
+        """Regions of pairs at every stage (eq. 11, 12).
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P (image, concept) pairs.
+            derivative: "total": the gradient runs through the later stages too (published program); "branch": through
+                the translator alone, which needs no backward pass. At the last stage the two are the same.
+
+        Returns:
+            Maps at every stage's own resolution, channel weights and importances.
+        """
+        if derivative not in ("total", "branch"):
+            raise ValueError(f"derivative must be 'total' or 'branch', got {derivative!r}.")
+        encoding = self._encoded(images)
+        pooled_gradients = encoding.pull_back(self._embedding_gradient(encoding, pairs), pairs.image)
+        weights = [
+            R.branch_weights(gradient, *activation.shape[-2:])
+            for gradient, activation in zip(pooled_gradients, encoding.output.activations, strict=True)
+        ]
+        if derivative == "total" and len(weights) > 1:
+            weights[:-1] = self._total_weights(encoding, pairs, pooled_gradients)
+        if self.preset == "published":
+            weights = [self._before_norm(encoding, pairs, stage, w) for stage, w in enumerate(weights)]
+        stages = list(zip(encoding.output.activations, weights, strict=True))
+        return Regions(
+            maps=[R.fuse(activation, w, pairs.image) for activation, w in stages],
+            weights=weights,
+            importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
+        )
+
+    def _embedding_gradient(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+        embedding, text = encoding.embedding[pairs.image], self._text[pairs.concept]
+        return R.similarity_gradient(embedding, text, self.concepts.logit_scale)
+
+    def _total_weights(
+        self, encoding: Encoding, pairs: ConceptPairs, pooled_gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Total derivative at all stages but the last, (P, C_l) each, chunk by chunk."""
+        activations = encoding.output.activations
+        parts: list[list[Tensor]] = [[] for _ in activations[:-1]]
+        for chunk in self._chunks(len(pairs), 2 * 4 * self._elements(encoding, 0)):
+            maps, sources = self.classifier.rerun(encoding.output, encoding.images, pairs.image[chunk])
+            gradients = R.total_weights(maps, sources[:-1], [g[chunk] for g in pooled_gradients])
+            for stage, gradient in enumerate(gradients):
+                parts[stage].append(R.pool(self.classifier.as_map(stage, gradient, activations[stage])))
+        empty = [pooled_gradients[stage][:0] for stage in range(len(parts))]
+        return [torch.cat(part) if part else nothing for part, nothing in zip(parts, empty, strict=True)]
+
+    def _before_norm(self, encoding: Encoding, pairs: ConceptPairs, stage: int, weights: Tensor) -> Tensor:
+        """Weights taken before the final LayerNorm where the map is taken after it (published rule for ViT)."""
+        before = encoding.output.context[stage].before_norm
+        if before is None:
+            return weights
+        parts = [weights[:0]]
+        for chunk in self._chunks(len(pairs), 4 * 4 * before[0].numel()):
+            maps = before[pairs.image[chunk]].float()
+            gradient = weights[chunk, :, None, None].expand_as(maps)
+            parts.append(R.pool(self.classifier.through_norm(stage, gradient, maps)))
+        return torch.cat(parts)
+
+    def _elements(self, encoding: Encoding, stage: int) -> int:
+        """Numbers that the classifier computes after a stage for one of these images (the probe's, scaled by area)."""
+        height, width = encoding.images.shape[-2:]
+        probe = self.classifier.input_size[0] * self.classifier.input_size[1]
+        return int(self.classifier.stages[stage].elements * max(height * width / probe, 1e-3)) + 1
+
+    def _chunks(self, total: int, bytes_each: int) -> Iterator[slice]:
+        """Slices of pairs that keep to the memory limit; at least one pair each."""
+        size = max(1, int(self.memory_limit * 2**20 / bytes_each))
+        return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+    @torch.no_grad()
+    def association(
+        self,
+        images: Tensor | Encoding,
+        pairs: ConceptPairs,
+        num_channels: int = 20,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        """How much each stage matters to each concept's score (section 3.3): (P, L), double.
+
+        The ``num_channels`` channels of largest signed importance are replaced by the mean of z over the stage's
+        channels, one after another; the value is the area under the relative decrease of the score.
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P pairs.
+            num_channels: K; a stage with fewer channels masks all of them.
+            regions: of the same pairs, if they are known; else they are computed with the total derivative.
+        """
+        encoding = self._encoded(images)
+        regions = self.regions(encoding, pairs) if regions is None else regions
+        hidden = sum(self.translator.hidden_dims) + self.translator.hidden_dims[0]
+        bytes_each = (num_channels + 1) * (4 * (hidden + self.translator.embedding_dim) + 24 * len(self.concepts))
+        parts = [encoding.embedding.new_zeros(0, len(regions.maps), dtype=torch.double)]
+        for chunk in self._chunks(len(pairs), bytes_each):
+            pooled = [z[pairs.image[chunk]] for z in encoding.pooled]
+            stages = [
+                self._stage_association(pooled, stage, importance[chunk], pairs.concept[chunk], num_channels)
+                for stage, importance in enumerate(regions.importance)
+            ]
+            parts.append(torch.stack(stages, dim=1))
+        return torch.cat(parts)
+
+    def _stage_association(
+        self, pooled: list[Tensor], stage: int, importance: Tensor, concept: Tensor, num_channels: int
+    ) -> Tensor:
+        channels = leading_channels(importance, num_channels)
+        values = pooled[stage].mean(dim=1, keepdim=True).expand(-1, channels.shape[1])
+        scores = self._similarity(self.translator.masked(pooled, stage, channels, values))  # (P, K + 1, T)
+        logs = R.log_probability(scores, self.concepts.probability)
+        return impact(logs.gather(2, concept.view(-1, 1, 1).expand(-1, logs.shape[1], 1)).squeeze(2)).value
+
+    @torch.no_grad()
+    def contribution(
+        self,
+        images: Tensor | Encoding,
+        pairs: ConceptPairs,
+        target: int | Tensor | None = None,
+        num_channels: int = 20,
+        stage: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Contribution:
+        """How far the class probability falls while a concept's channels are masked in the classifier (section 3.4).
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P pairs.
+            target: the class, one for all or (B,); ``None``: each image's most probable one.
+            num_channels: K.
+            stage: where to mask, (P,); ``None``: the stage of largest association.
+            regions: of the same pairs, if they are known.
+
+        Raises:
+            ValueError: where a stage is not a cut of the network.
+        """
+        encoding = self._encoded(images)
+        regions = self.regions(encoding, pairs) if regions is None else regions
+        if stage is None:
+            stage = self.association(encoding, pairs, num_channels, regions).argmax(dim=1)
+        logits = encoding.output.logits
+        classes = (
+            logits.argmax(dim=1)
+            if target is None
+            else torch.as_tensor(target, device=logits.device).expand(len(logits))
+        )
+        curve = logits.new_zeros(len(pairs), num_channels + 1, dtype=torch.double)
+        value = logits.new_zeros(len(pairs), dtype=torch.double)
+        for index, importance in enumerate(regions.importance):
+            chosen = (stage == index).nonzero().squeeze(1)
+            bytes_each = (
+                (num_channels + 1)
+                * 4
+                * (self._elements(encoding, index) + encoding.output.activations[index][0].numel())
+            )
+            for chunk in self._chunks(len(chosen), bytes_each):
+                rows = chosen[chunk]
+                result = self._stage_contribution(
+                    encoding, index, importance[rows], pairs.image[rows], classes[pairs.image[rows]], num_channels
+                )
+                value[rows] = result.value
+                # A stage with fewer than K channels reaches the end of its curve early and stays there.
+                curve[rows] = torch.nn.functional.pad(
+                    result.curve.unsqueeze(1), (0, curve.shape[1] - result.curve.shape[1]), mode="replicate"
+                ).squeeze(1)
+        return Contribution(value, curve, stage)
+
+    def _stage_contribution(
+        self, encoding: Encoding, stage: int, importance: Tensor, image: Tensor, target: Tensor, num_channels: int
+    ) -> Impact:
+        channels = leading_channels(importance, num_channels)
+        z = encoding.pooled[stage][image]
+        if self.preset == "paper" or stage == len(self.classifier.stages) - 1:
+            replacement = z.mean(dim=1, keepdim=True).expand(-1, channels.shape[1])  # m^l: all channels, all positions
+        else:
+            replacement = z.gather(1, channels)  # published program: the channel's own spatial mean
+        masked = masked_variants(encoding.output.activations[stage][image], channels, replacement).flatten(0, 1)
+        context = [StageContext() for _ in self.classifier.stages]
+        prefix = encoding.output.context[stage].prefix
+        if prefix is not None:  # a masked channel is masked in ALL tokens, else the last block would have no effect
+            context[stage] = StageContext(masked_variants(prefix[image], channels, replacement).flatten(0, 1))
+        logits = self.classifier.resume(stage, masked, context).view(len(image), -1, encoding.output.logits.shape[1])
+        logs = logits.double().log_softmax(dim=-1)
+        return impact(logs.gather(2, target.view(-1, 1, 1).expand(-1, logs.shape[1], 1)).squeeze(2))
+
+    @torch.no_grad()
+    def explain(
+        self, images: Tensor, top_k: int = 8, num_channels: int = 20, derivative: Derivative = "total"
+    ) -> list[Explanation]:
+        """Explain each image's most probable class by its ``top_k`` best-scoring concepts.
+
+        Args:
+            images: (B, 3, H, W).
+            top_k: concepts per image.
+            num_channels: K of association and contribution.
+            derivative: of the regions.
+
+        Returns:
+            One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
+        """
+        encoding = self.encode(images)
+        scores = self.scores(encoding)
+        best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+        image = torch.arange(len(images), device=images.device).repeat_interleave(best.indices.shape[1])
+        pairs = ConceptPairs(image, best.indices.flatten())
+        regions = self.regions(encoding, pairs, derivative)
+        association = self.association(encoding, pairs, num_channels, regions)
+        contribution = None
+        if all(stage.resumable for stage in self.classifier.stages):
+            contribution = self.contribution(
+                encoding, pairs, None, num_channels, association.argmax(dim=1), regions
+            ).value.tolist()
+        probability, target = encoding.output.logits.softmax(dim=1).max(dim=1)
+        names = self.classifier.class_names
+        results = []
+        for index, (c, p) in enumerate(zip(target.tolist(), probability.tolist(), strict=True)):
+            rows = (pairs.image == index).nonzero().squeeze(1).tolist()
+            parts = [self._explained(pairs, row, scores, encoding, regions, association, contribution) for row in rows]
+            parts.sort(key=lambda part: -abs(part.contribution or 0))
+            results.append(Explanation(c, names[c] if names else str(c), p, parts))
+        return results
+
+    def _explained(
+        self,
+        pairs: ConceptPairs,
+        row: int,
+        scores: Tensor,
+        encoding: Encoding,
+        regions: Regions,
+        association: Tensor,
+        contribution: list[float] | None,
+    ) -> ConceptExplanation:
+        image, concept = int(pairs.image[row]), int(pairs.concept[row])
+        stage = int(association[row].argmax())
+        return ConceptExplanation(
+            concept=self.concepts.concepts[concept],
+            score=float(scores[image, concept]),
+            similarity=float(encoding.similarity[image, concept]),
+            stage=stage,
+            association=association[row].tolist(),
+            region=regions.maps[stage][row],
+            contribution=contribution[row] if contribution else None,
+        )

@@ -1,0 +1,185 @@
+"""One geometric view for both towers, and the way back from a region to the photograph.
+
+The crop is chosen once per photograph; then classifier and VLM get THAT picture, each resized and normalized as it wants
+(:class:`Preprocessing`). If each tower cut its own crop, the translator would learn another picture than it explains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import functional as TF
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """A picture of any mode as uint8 pixels (3, H, W)."""
+    return TF.pil_to_tensor(picture.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What one tower does to the view: resize it (if it has another size), scale to [0, 1], normalize.
+
+    Args:
+        mean: per channel, of pixels in [0, 1]; empty: no normalization.
+        std: per channel, as ``mean``.
+        size: (H, W) the tower wants, or ``None`` for any size.
+        interpolation: "bilinear" or "bicubic", for the resize, antialiased.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    size: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
+            raise ValueError(
+                f"mean and std need the same length and positive std, got mean={self.mean}, std={self.std}."
+            )
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}.")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Views (B, 3, H, W), uint8 or floats in [0, 1] -> the tower's input, float."""
+        if images.dim() != 4:
+            raise ValueError(f"Images must be (B, 3, H, W), got {tuple(images.shape)}.")
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True, align_corners=False)
+            images = images.clamp(0, 1)  # bicubic overshoots
+        if self.mean:
+            mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            images = (images - mean) / std
+        return images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as stored with every artefact."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+class Placement(NamedTuple):
+    """Where a view lies in its photograph, in photograph pixels (fractions are meant)."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
+class View:
+    """The evaluation view: resize the short side, cut the center (or take the photograph as it is).
+
+    Args:
+        resize: length of the short side after resizing; ``None``: no resizing (Broden's images are 224 already).
+        crop: side of the central square that is cut; ``None``: the whole picture.
+    """
+
+    resize: int | None = 256
+    crop: int | None = 224
+
+    def __post_init__(self) -> None:
+        for name, value in (("resize", self.resize), ("crop", self.crop)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive or null, got {value}.")
+        if self.resize and self.crop and self.crop > self.resize:
+            raise ValueError(
+                f"A crop of {self.crop} does not fit into a short side of {self.resize}: enlarge `resize`."
+            )
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        short = min(height, width)
+        return int(self.resize * height / short), int(self.resize * width / short)  # torchvision's Resize
+
+    def _crop(self, height: int, width: int) -> tuple[int, int, int, int]:
+        if self.crop is None:
+            return 0, 0, height, width
+        if min(height, width) < self.crop:
+            raise ValueError(
+                f"A picture of {height} x {width} is smaller than the crop of {self.crop}: set `resize` to at least {self.crop}."
+            )
+        return round((height - self.crop) / 2), round((width - self.crop) / 2), self.crop, self.crop
+
+    def _apply(self, pixels: Tensor, interpolation: InterpolationMode) -> Tensor:
+        size = self._resized(*pixels.shape[-2:])
+        if size != tuple(pixels.shape[-2:]):
+            pixels = TF.resize(pixels, list(size), interpolation, antialias=interpolation != InterpolationMode.NEAREST)
+        return TF.crop(pixels, *self._crop(*size))
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Photograph -> view, uint8 (3, H, W)."""
+        return self._apply(to_pixels(picture), InterpolationMode.BILINEAR)
+
+    def mask(self, index_map: Tensor) -> Tensor:
+        """The same cut of an index map (H, W) of the photograph; labels are never mixed."""
+        return self._apply(index_map.unsqueeze(0), InterpolationMode.NEAREST).squeeze(0)
+
+    def placement(self, height: int, width: int) -> Placement:
+        """Where the view of a photograph of this size lies in it."""
+        resized = self._resized(height, width)
+        top, left, tall, wide = self._crop(*resized)
+        vertical, horizontal = height / resized[0], width / resized[1]
+        return Placement(top * vertical, left * horizontal, tall * vertical, wide * horizontal)
+
+
+class TrainingView:
+    """The training view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip.
+
+    Args:
+        size: side of the view.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(self, size: int = 224, flip: float = 0.5) -> None:
+        self.size, self.flip = size, flip
+        self._transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(flip)])
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Photograph -> view, uint8 (3, size, size)."""
+        return self._transform(to_pixels(picture))
+
+
+def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> Tensor:
+    """Map regions of a view back to the photograph it was cut from.
+
+    Args:
+        region: (P, h, w), at any resolution, covering the whole view.
+        placement: where the view lies in the photograph.
+        size: (H, W) of the photograph.
+
+    Returns:
+        (P, H, W); 0 outside the view, bilinear inside.
+    """
+    height, width = size
+    rows = (torch.arange(height, device=region.device) + 0.5 - placement.top) / placement.height * 2 - 1
+    columns = (torch.arange(width, device=region.device) + 0.5 - placement.left) / placement.width * 2 - 1
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).to(region.dtype)
+    sampled = F.grid_sample(
+        region.unsqueeze(1), grid.expand(len(region), -1, -1, -1), padding_mode="border", align_corners=False
+    ).squeeze(1)
+    inside = (grid.abs() <= 1).all(dim=-1)
+    return sampled * inside
+
+
+def resize_regions(region: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear resize of maps (P, h, w) -> (P, H, W), half-pixel centers, no antialias (golden rule)."""
+    if tuple(region.shape[-2:]) == tuple(size):
+        return region
+    return F.interpolate(region.unsqueeze(1), tuple(size), mode="bilinear", align_corners=False).squeeze(1)

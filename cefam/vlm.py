@@ -1,0 +1,226 @@
+"""Vision-language models: what the translator learns to mimic, and what turns text into concepts.
+
+Any model that gives image and text embeddings in one space will do: subclass :class:`VisionLanguageModel` and name the
+class in a config (``class_path``). :func:`load_vlm` brings those of open_clip.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from cefam.views import Preprocessing
+
+Probability = Literal["softmax", "sigmoid"]
+
+
+class VisionLanguageModel(nn.Module):
+    """A frozen pair of encoders into one embedding space.
+
+    Subclasses set the attributes below in their constructor and define :meth:`encode_image` and :meth:`encode_text`.
+
+    Attributes:
+        embedding_dim: D.
+        logit_scale: the multiplier of cosines (not its logarithm).
+        logit_bias: what is added to them.
+        probability: "softmax" over concepts (CLIP) or "sigmoid" (SigLIP).
+        preprocessing: what the image encoder does to a view.
+        source: how the model was loaded, in plain types; kept in artefacts.
+    """
+
+    embedding_dim: int
+    logit_scale: float = 1.0
+    logit_bias: float = 0.0
+    probability: Probability = "softmax"
+    preprocessing: Preprocessing = Preprocessing()
+    source: dict[str, Any] | None = None
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """RAW embeddings (B, D), not normalized, of views (B, 3, H, W), uint8 or floats in [0, 1]."""
+        raise NotImplementedError
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (T, D) of texts; they are normalized by whoever compares them."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What an artefact must agree with to be used with this model, in plain types."""
+        return {
+            "source": self.source or {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"},
+            "embedding_dim": self.embedding_dim,
+            "logit_scale": self.logit_scale,
+            "logit_bias": self.logit_bias,
+            "probability": self.probability,
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: the teacher is frozen."""
+        return super().train(False)
+
+
+class OpenCLIP(VisionLanguageModel):
+    """A model of open_clip, CLIP or SigLIP kind, that is built already; :func:`load_vlm` builds it.
+
+    Args:
+        model: an ``open_clip`` model.
+        tokenizer: its tokenizer.
+        source: how it was loaded.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, source: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.model: Any = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.source = source
+        bias = getattr(model, "logit_bias", None)
+        self.logit_scale = float(model.logit_scale.exp())
+        self.logit_bias = 0.0 if bias is None else float(bias)
+        self.probability = "softmax" if bias is None else "sigmoid"
+        visual = model.visual
+        size = visual.image_size
+        config = visual.preprocess_cfg
+        self.preprocessing = Preprocessing(
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+            interpolation=config.get("interpolation", "bicubic"),
+        )
+        self.embedding_dim = self.encode_text(["a"]).shape[-1]
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """RAW embeddings (B, D) of views (B, 3, H, W)."""
+        return self.model.encode_image(self.preprocessing(images)).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (T, D) of texts, in batches.
+
+        Raises:
+            ValueError: for a text that exceeds the model's context and would be cut silently.
+        """
+        device = self.model.logit_scale.device
+        length = int(getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77))
+        encoder = getattr(self.tokenizer, "encode", None)
+        for text in texts:  # start and end token take two places
+            if encoder is not None and len(encoder(text)) > length - 2:
+                raise ValueError(
+                    f"The text {text[:60]!r}... has {len(encoder(text))} tokens, the model reads {length - 2}: shorten the concept."
+                )
+        parts = [texts[start : start + 256] for start in range(0, len(texts), 256)]
+        return torch.cat([self.model.encode_text(self.tokenizer(list(part)).to(device)) for part in parts]).float()
+
+
+def load_vlm(
+    name: str,
+    pretrained: str | None = None,
+    config: str | None = None,
+    cache_dir: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> VisionLanguageModel:
+    """Load a vision-language model of open_clip.
+
+    Args:
+        name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP") or "local-dir:/folder" with
+            ``open_clip_config.json`` and weights; with ``config``, the name that the config is registered under.
+        pretrained: a tag ("openai", "webli") or a checkpoint file; not used with "local-dir:".
+        config: a JSON model config of one's own (open_clip's format).
+        cache_dir: where fetched weights are kept.
+        mean: overrides the model's normalization.
+        std: overrides the model's normalization.
+
+    Raises:
+        ValueError: for an unknown name, random weights, or OpenAI weights under a name without "quickgelu".
+        FileNotFoundError: where weights are not at hand.
+    """
+    import open_clip
+
+    arguments = {k: v for k, v in locals().items() if v is not None and k != "open_clip"}
+    if config is not None:
+        name = _register(Path(config), name)
+    elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
+        near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+        raise ValueError(
+            f"open_clip has no model {name!r}. Did you mean {', '.join(map(repr, near)) or 'ViT-B-16-quickgelu'!r}? A folder is "
+            f"written 'local-dir:/path', a JSON config of your own is given as `config`."
+        )
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _check_weights(name, pretrained)
+    override = {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
+    with warnings.catch_warnings():
+        # A wrong activation changes every embedding without an error (a QuickGELU mismatch): make it one.
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
+        try:
+            model = open_clip.create_model(
+                name, pretrained, cache_dir=cache_dir, require_pretrained=True, force_preprocess_cfg=override or None
+            )
+            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
+        except UserWarning as error:
+            raise ValueError(f"{error} Use the model name that ends in '-quickgelu' for these weights.") from error
+        except (RuntimeError, OSError, AssertionError, ModuleNotFoundError) as error:
+            raise FileNotFoundError(
+                f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {str(error).splitlines()[0]} "
+                f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
+                f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
+            ) from error
+    return OpenCLIP(model, tokenizer, source={"class_path": "cefam.load_vlm", "init_args": arguments})
+
+
+def _register(config: Path, name: str) -> str:
+    """Make a JSON model config known to open_clip; the model's name is the file's stem."""
+    import open_clip
+
+    if not config.is_file():
+        raise FileNotFoundError(f"There is no open_clip model config {config}.")
+    try:
+        keys = json.loads(config.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config} is not JSON: {error}.") from error
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(keys):
+        raise ValueError(f"{config} is no open_clip model config: it needs embed_dim, vision_cfg and text_cfg.")
+    if config.stem != name:
+        raise ValueError(f"open_clip names a model by its config file: the name must be {config.stem!r}, got {name!r}.")
+    open_clip.add_model_config(config)
+    return name
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    """Refuse what open_clip would load with a wrong activation, or not at all."""
+    if pretrained is None:
+        raise ValueError(
+            f"{name} without weights is random and teaches nothing: give `pretrained` a tag or a checkpoint file."
+        )
+    advice = f"OpenAI's weights were trained with QuickGELU: load them under a name like '{name}-quickgelu'."
+    if "quickgelu" in name.lower() or _uses_quick_gelu(name):
+        return
+    if pretrained == "openai":
+        raise ValueError(f"The model name {name!r} builds GELU. {advice}")
+    if Path(pretrained).is_file() and _is_openai_checkpoint(Path(pretrained)):
+        raise ValueError(f"{pretrained} is an OpenAI checkpoint, and the model name {name!r} builds GELU. {advice}")
+
+
+def _uses_quick_gelu(name: str) -> bool:
+    import open_clip
+
+    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+
+
+def _is_openai_checkpoint(path: Path) -> bool:
+    """OpenAI's archives hold three numbers beside the weights that open_clip's own checkpoints do not."""
+    marks = {"input_resolution", "context_length", "vocab_size"}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a TorchScript archive (OpenAI's format) is not a plain state dict
+        try:
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        except Exception:  # neither: open_clip will say what is wrong with it
+            return False
+    return isinstance(state, dict) and marks <= set(state)
