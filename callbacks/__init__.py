@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""Lightning callbacks. Import as ``cefam.callbacks``."""
+
+from cefam.callbacks.region_panel import RegionPanel
+
+__all__ = ["RegionPanel"]

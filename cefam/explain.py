@@ -24,10 +24,14 @@ Preset = Literal["published", "paper"]
 
 @dataclass(frozen=True)
 class ConceptPairs:
-    """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long."""
+    """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long.
+
+    ``key`` (P,), long, names a pair independently of its batch; chance rows draw their random numbers from it.
+    """
 
     image: Tensor
     concept: Tensor
+    key: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image.shape != self.concept.shape or self.image.dim() != 1:
@@ -39,11 +43,11 @@ class ConceptPairs:
         return len(self.image)
 
     def __getitem__(self, index: slice | Tensor) -> "ConceptPairs":
-        return ConceptPairs(self.image[index], self.concept[index])
+        return ConceptPairs(self.image[index], self.concept[index], None if self.key is None else self.key[index])
 
-    def to(self, device: torch.device) -> "ConceptPairs":
-        """The same pairs on another device."""
-        return ConceptPairs(self.image.to(device), self.concept.to(device))
+    def keys(self) -> Tensor:
+        """``key``, or one made from the pair's indices."""
+        return self.image * 1_000_003 + self.concept if self.key is None else self.key
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ class Explainer:
     def _encoded(self, images: Tensor | Encoding) -> Encoding:
         return images if isinstance(images, Encoding) else self.encode(images)
 
+    @torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
     @torch.no_grad()
     def regions(self, images: Tensor | Encoding, pairs: ConceptPairs, derivative: Derivative = "total") -> Regions:
         """Regions of pairs at every stage (eq. 11, 12).

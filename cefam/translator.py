@@ -149,6 +149,6 @@ def distillation_losses(
     similarity = embedding.new_zeros(())
     if text is not None and similarity_weight > 0:
         text = F.normalize(text, dim=-1)
-        scores = [logit_scale * F.normalize(v, dim=-1) @ text.t() + logit_bias for v in (student, teacher)]
-        similarity = similarity_weight * F.mse_loss(*scores)
+        ours, theirs = (logit_scale * F.normalize(v, dim=-1) @ text.t() + logit_bias for v in (student, teacher))
+        similarity = similarity_weight * F.mse_loss(ours, theirs)
     return DistillationLosses(embedding + similarity, embedding, similarity)

@@ -107,7 +107,7 @@ class OpenCLIP(VisionLanguageModel):
             ValueError: for a text that exceeds the model's context and would be cut silently.
         """
         device = self.model.logit_scale.device
-        length = int(getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77))
+        length: int = getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77) or 77
         encoder = getattr(self.tokenizer, "encode", None)
         for text in texts:  # start and end token take two places
             if encoder is not None and len(encoder(text)) > length - 2:

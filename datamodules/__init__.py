@@ -1,1 +1,7 @@
-"""Placeholder."""
+"""LightningDataModules: thin, they stream what ``cefam.shards`` and ``cefam.features`` define. Import as ``cefam.datamodules``."""
+
+from cefam.datamodules.features import FeaturesData
+from cefam.datamodules.images import ImagesData
+from cefam.datamodules.regions import RegionsData
+
+__all__ = ["FeaturesData", "ImagesData", "RegionsData"]

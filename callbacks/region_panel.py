@@ -1,0 +1,66 @@
+"""RegionPanel: regions of the same photographs after every validation, for the logger."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+
+from cefam.report import figures
+from cefam.shards import open_picture
+from cefam.views import View
+
+
+class RegionPanel(L.Callback):
+    """Draw the best-scoring concepts of fixed photographs, with the maps of all stages.
+
+    The panel goes to W&B where that logger is on, and always to ``panels/`` in the run's folder.
+
+    Args:
+        images: paths of the photographs.
+        top_k: concepts per photograph.
+        resize: short side before the central crop.
+        crop: side of the view.
+        every_n_epochs: draw after every n-th validation.
+    """
+
+    def __init__(
+        self, images: list[str], top_k: int = 2, resize: int = 256, crop: int = 224, every_n_epochs: int = 1
+    ) -> None:
+        view = View(resize, crop)
+        self.images = torch.stack([view(open_picture(Path(path), path)) for path in images])
+        self.top_k, self.every_n_epochs = top_k, every_n_epochs
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log, on the first process."""
+        if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
+            return
+        model: Any = pl_module
+        explainer = model.explainer
+        images = self.images.to(pl_module.device)
+        encoding = explainer.encode(images)
+        from cefam.explain import ConceptPairs
+
+        score, concept = explainer.scores(encoding).topk(self.top_k, dim=1)
+        rows = torch.arange(len(images), device=images.device).repeat_interleave(self.top_k)
+        pairs = ConceptPairs(rows, concept.flatten())
+        regions = explainer.regions(encoding, pairs)
+        association = explainer.association(encoding, pairs, regions=regions)
+        examples = [
+            figures.Example(
+                title=f"{explainer.concepts.concepts[int(pairs.concept[row])].word}\nscore {float(score.flatten()[row]):.2g}",
+                image=images[rows[row]].float() / 255,
+                mask=None,
+                maps=[region[row] for region in regions.maps],
+                captions=[f"assoc. {float(value):.2f}" for value in association[row]],
+                chosen=int(association[row].argmax()),
+            )
+            for row in range(len(pairs))
+        ]
+        sheet = figures.contact_sheet(examples, explainer.classifier.stage_names)
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
+        figures.save(sheet, path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("regions", [str(path)])

@@ -1,0 +1,7 @@
+"""``python -m cefam``."""
+
+import sys
+
+from cefam.cli import main
+
+sys.exit(main())

@@ -1,0 +1,143 @@
+"""All verbs of ``cefam``: Lightning's CLI for those that run a Trainer, light parsers for the rest.
+
+Heavy imports stand inside the verbs, so that ``cefam --help`` comes at once. Bad input ends with one sentence and a
+non-zero exit, never with a traceback (set CEFAM_TRACEBACK=1 to see it).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+USAGE = """usage: cefam VERB [options]     (cefam VERB --help explains a verb)
+
+  prepare    convert a folder of images, or Broden, into shards
+  features   run both frozen towers once and cache what they say
+  fit        train a translator
+  validate   losses, agreement with the VLM, and regions of a checkpoint
+  evaluate   measure regions against masks, beside chance
+  export     write a checkpoint as safetensors + JSON + model card
+
+Configs are named by path, or by their name among those that come with cefam (`--config train/features`):
+{configs}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(configs="\n".join(f"  {name}" for name in _shipped_configs())))
+        return 0
+    if arguments[0] == "--version":
+        from cefam import __version__
+
+        print(f"cefam {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"cefam: there is no verb {verb!r}.{hint} The verbs are {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    try:
+        VERBS[verb](_with_shipped_configs(rest))
+    except KeyboardInterrupt:
+        print(f"cefam {verb}: interrupted; finished files are kept.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("CEFAM_TRACEBACK"):
+            raise
+        print(f"cefam {verb}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _shipped_configs() -> list[str]:
+    root = Path(str(files("cefam") / "configs"))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """Replace names of shipped configs after ``--config`` by their paths."""
+    result = list(arguments)
+    for position, argument in enumerate(result):
+        if argument == "--config" and position + 1 < len(result):
+            result[position + 1] = _config_path(result[position + 1])
+        elif argument.startswith("--config="):
+            result[position] = "--config=" + _config_path(argument.removeprefix("--config="))
+    return result
+
+
+def _config_path(name: str) -> str:
+    if Path(name).is_file():
+        return name
+    shipped = Path(str(files("cefam") / "configs" / f"{name.removesuffix('.yaml')}.yaml"))
+    if shipped.is_file():
+        return str(shipped)
+    near = get_close_matches(name, _shipped_configs(), n=3, cutoff=0.3)
+    raise ValueError(
+        f"There is no config {name!r}.{' Did you mean ' + ', '.join(map(repr, near)) + '?' if near else ''}"
+    )
+
+
+def _lightning(arguments: list[str], verb: str) -> None:
+    from cefam.lightning_cli import run
+
+    run(verb, arguments)
+
+
+def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> Any:
+    """Parse the options of a function from its signature and docstring, and call it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_function_arguments(function, fail_untyped=False)
+    options = parser.instantiate_classes(parser.parse_args(arguments))
+    return function(**{name: value for name, value in vars(options).items() if name != "config"})
+
+
+def _prepare(arguments: list[str]) -> None:
+    from cefam.prepare import prepare
+
+    writer = _function(arguments, "prepare", prepare)
+    manifest = writer.manifest
+    print(
+        f"{manifest.num_samples} images with {manifest.num_pairs} (mask, label) pairs in {len(manifest.shards)} shard(s): {writer.folder}"
+    )
+
+
+def _features(arguments: list[str]) -> None:
+    from cefam.features import compute_features
+
+    manifest = _function(arguments, "features", compute_features)
+    print(f"{manifest.num_rows} rows of features.")
+
+
+def _export(arguments: list[str]) -> None:
+    def export(checkpoint: str, folder: str, overwrite: bool = False) -> Path:
+        """Write a training checkpoint as safetensors, JSON and a model card.
+
+        Args:
+            checkpoint: a .ckpt of `cefam fit`.
+            folder: where to.
+            overwrite: replace an artefact that is there.
+        """
+        from cefam.module import CEFAM
+
+        return CEFAM.from_pretrained(checkpoint).export(folder, overwrite)
+
+    print(f"Exported to {_function(arguments, 'export', export)}.")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "prepare": _prepare,
+    "features": _features,
+    "fit": lambda arguments: _lightning(arguments, "fit"),
+    "validate": lambda arguments: _lightning(arguments, "validate"),
+    "evaluate": lambda arguments: _lightning(arguments, "evaluate"),
+    "export": _export,
+}

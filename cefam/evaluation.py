@@ -1,0 +1,224 @@
+"""RegionEvaluation, the LightningModule behind ``cefam evaluate``: many methods, one pass over the data."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from cefam.concepts import ConceptSet
+from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
+from cefam.explain import ConceptPairs, Derivative, Preset
+from cefam.methods import (
+    CEFAMRegions,
+    CenterRegions,
+    LuminanceRegions,
+    RandomChannelRegions,
+    RandomMapRegions,
+    RegionMethod,
+)
+from cefam.module import CEFAM
+from cefam.report import figures, records, tables
+from cefam.views import resize_regions
+from cefam.vlm import VisionLanguageModel
+
+Chance = Literal["random_channel", "random_map", "center", "luminance"]
+ALL_CHANCE: list[Chance] = ["random_channel", "random_map", "center", "luminance"]
+
+
+class RegionEvaluation(L.LightningModule):
+    """Measure a trained translator's regions beside chance, on photographs with masks.
+
+    Writes ``table.txt``, ``table.md``, ``table.csv``, ``records.csv`` (one line per pair, method and protocol) and
+    ``contact_sheet.png`` into ``output``.
+
+    Args:
+        artefact: a folder of ``cefam export`` or a checkpoint of ``cefam fit``.
+        output: folder for the results; it must not hold any, unless ``overwrite``.
+        overwrite: replace results that are there.
+        concepts: another concept set than the artefact's (name or file); needs ``vlm``.
+        vlm: the VLM that the translator mimics; only for other concepts.
+        chance: which chance rows stand beside CE-FAM.
+        num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S).
+        num_channels: K of the association.
+        derivative: "total" or "branch".
+        preset: "published", "paper", or ``None``: the artefact's.
+        seed: of the random rows.
+        memory_limit: megabytes for chunks of pairs.
+        num_examples: rows of the contact sheet.
+    """
+
+    def __init__(
+        self,
+        artefact: str,
+        output: str = "runs/evaluate",
+        overwrite: bool = False,
+        concepts: str | None = None,
+        vlm: VisionLanguageModel | None = None,
+        chance: list[Chance] = ALL_CHANCE,
+        num_candidates: int = 4,
+        num_channels: int = 20,
+        derivative: Derivative = "total",
+        preset: Preset | None = None,
+        seed: int = 0,
+        memory_limit: float = 1024.0,
+        num_examples: int = 8,
+    ) -> None:
+        super().__init__()
+        self.output = Path(output)
+        if (self.output / "records.csv").exists() and not overwrite:
+            raise FileExistsError(
+                f"{output} already holds results: name another `model.output`, or set `model.overwrite`."
+            )
+        trained = CEFAM.from_pretrained(artefact)
+        self.classifier, self.translator = trained.classifier, trained.translator
+        self.concepts = _chosen(trained.concepts, concepts, vlm)
+        self.preset: Preset = trained.preset if preset is None else preset
+        self.cefam = CEFAMRegions(
+            self.classifier,
+            self.translator,
+            self.concepts,
+            derivative,
+            num_channels,
+            preset=self.preset,
+            memory_limit=memory_limit,
+        )
+        known: dict[str, RegionMethod] = {
+            "random_channel": RandomChannelRegions(seed),
+            "random_map": RandomMapRegions(seed),
+            "center": CenterRegions(),
+            "luminance": LuminanceRegions(),
+        }
+        methods: dict[str, RegionMethod] = {
+            "CE-FAM": self.cefam,
+            **{name.replace("_", " "): known[name] for name in chance},
+        }
+        self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.preset, memory_limit)
+        self.num_examples = num_examples
+        self.examples: list[figures.Example] = []
+        self.register_buffer("outside", torch.zeros((), dtype=torch.long), persistent=False)
+
+    def on_test_start(self) -> None:
+        """Open this process's part of the records."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
+
+    def _part_path(self, rank: int) -> Path:
+        return self.output / f".records-{rank:04d}.part"
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Measure all methods on a batch and write its records; no process waits for another here."""
+        images = RegionBatch(**batch)
+        output = self.classifier(images.image)
+        found = self.evaluator.evaluate(images, output)
+        self.outside += found.outside
+        csv.writer(self._part).writerows(
+            records.rows_of(found, list(images.ids), self.evaluator.categories, self.concepts)
+        )
+        if self.global_rank == 0 and len(self.examples) < self.num_examples:
+            self._keep_examples(images, found)
+
+    def _keep_examples(self, batch: RegionBatch, found: PairValues) -> None:
+        """Keep one pair of each category of this batch; which one depends on its name alone, not on its score."""
+        keys = found.pairs.keys()
+        rows = []
+        for category in range(len(self.evaluator.categories)):
+            among = (found.category == category).nonzero().squeeze(1)
+            rows += among[keys[among].argsort()[:1]].tolist()
+        if not rows:
+            return
+        picked = torch.tensor(rows, device=keys.device)
+        pairs, stages = found.pairs[picked], len(self.classifier.stages)
+        explainer = self.cefam.explainer
+        encoding = explainer.encode(batch.image)
+        regions = explainer.regions(encoding, pairs, self.cefam.derivative)
+        association = explainer.association(encoding, pairs, self.cefam.num_channels, regions)
+        score = explainer.scores(encoding)[pairs.image, pairs.concept].tolist()
+        masks = batch.masks[found.mask[picked]] == found.label[picked].view(-1, 1, 1)
+        nra = torch.stack([_nra(regions.maps[stage], masks) for stage in range(stages)], dim=1).tolist()
+        for row in range(len(rows)):
+            concept = self.concepts.concepts[int(pairs.concept[row])]
+            image = batch.image[pairs.image[row]]
+            self.examples.append(
+                figures.Example(
+                    title=f"{concept.word} ({concept.category})\nscore {score[row]:.2g}",
+                    image=image.float() / 255 if image.dtype == torch.uint8 else image,
+                    mask=masks[row].cpu(),
+                    maps=[m[row].cpu() for m in regions.maps],
+                    captions=[
+                        f"NRA {n:.2f}  assoc. {float(a):.2f}" for n, a in zip(nra[row], association[row], strict=True)
+                    ],
+                    chosen=int(association[row].argmax()),
+                )
+            )
+
+    def on_test_epoch_end(self) -> None:
+        """Merge the records of all processes, make the tables from them, and print the first."""
+        self._part.close()
+        outside = self.all_gather(self.outside).sum().item()
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            self._report(outside)
+        self.trainer.strategy.barrier()
+
+    def _report(self, outside: int) -> None:
+        parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
+        path = self.output / "records.csv"
+        records.merge(parts, path)
+        for part in parts:
+            part.unlink()
+        notes = [
+            f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}."
+            if outside
+            else "",
+            "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express.",
+            f"Preset: {self.preset}. Source: records.csv.",
+        ]
+        evaluator = self.evaluator
+        table = tables.summarize(
+            records.read(path), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]
+        )
+        if not table.rows:
+            raise ValueError("No pair was measured: none of the labels in the shards is a number of the concept set.")
+        tables.write_tables(table, self.output)
+        if self.examples:
+            sheet = figures.contact_sheet(self.examples[: self.num_examples], self.classifier.stage_names)
+            figures.save(sheet, self.output / "contact_sheet.png")
+        print(tables.to_text(table))
+        print(f"Results are in {self.output}.")
+        for logger in self.loggers:
+            logger.log_metrics(_flat(table))
+
+
+def _nra(region: Tensor, mask: Tensor) -> Tensor:
+    from cefam.metrics.functional import normalized_region_accuracy
+
+    return normalized_region_accuracy(resize_regions(region, mask.shape[-2:]), mask)
+
+
+def _chosen(stored: ConceptSet, name: str | None, vlm: VisionLanguageModel | None) -> ConceptSet:
+    if name is None:
+        return stored
+    if vlm is None:
+        raise ValueError(
+            f"To measure the concepts {name!r} instead of the artefact's, set `model.vlm` to the VLM it mimics."
+        )
+    return ConceptSet.load(name).embed(vlm)
+
+
+def _flat(table: tables.Table) -> dict[str, float]:
+    """The table as scalars for loggers: protocol/method/metric/category."""
+    names = [*table.categories, "avg"]
+    return {
+        f"{row.protocol}/{row.method}/{metric}/{name}": value
+        for row in table.rows
+        for metric, values in row.means.items()
+        for name, value in zip(names, values, strict=True)
+        if value is not None
+    }
+
+
+__all__ = ["ConceptPairs", "RegionEvaluation"]

@@ -1,0 +1,201 @@
+"""RegionEvaluator: methods + pairs + masks -> values per pair. No Lightning, no files.
+
+Its records are the source of every table; metric objects take the same values for logging.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cefam.classifier import ClassifierOutput
+from cefam.concepts import ConceptSet
+from cefam.explain import ConceptPairs, Preset
+from cefam.methods.base import Candidates, RegionMethod
+from cefam.metrics import CATEGORIES, hits
+from cefam.metrics.functional import Areas, energy_pointing_game, nra_from_areas, region_areas
+
+PROTOCOLS = ("top1", "oracle")
+IMAGE_LEVEL = ("scene", "texture")  # categories of Broden without masks (Table A1)
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """Photographs with their masks, ragged.
+
+    Args:
+        image: views (B, 3, H, W), uint8 or floats in [0, 1].
+        ids: names of the images (B).
+        masks: index maps (M, h, w), whole numbers.
+        mask_image: whose mask it is (M,), index into the batch.
+        mask_category: categories of the masks (M).
+        pair_mask: mask of every pair (P,).
+        pair_label: label number of every pair (P,).
+    """
+
+    image: Tensor
+    ids: Sequence[str]
+    masks: Tensor
+    mask_image: Tensor
+    mask_category: Sequence[str]
+    pair_mask: Tensor
+    pair_label: Tensor
+
+
+@dataclass(frozen=True)
+class MethodValues:
+    """Values of one method under one protocol, all (P,): metrics are NaN where undefined."""
+
+    epg: Tensor
+    nra: Tensor
+    nra_calibrated: Tensor
+    hit: Tensor
+    auc: Tensor
+    stage: Tensor
+    expressible: Tensor
+
+
+@dataclass(frozen=True)
+class PairValues:
+    """Values of all methods for the P pairs of a batch that are in the concept set.
+
+    ``pairs``; ``mask`` (P,) index of the mask; ``label`` (P,); ``category`` (P,) index into the evaluator's categories, -1
+    where the category is not measured; ``auc_high``, ``auc_low`` (P,); ``values[method][protocol]``; ``outside``: number of
+    pairs whose label is not in the concept set.
+    """
+
+    pairs: ConceptPairs
+    mask: Tensor
+    label: Tensor
+    category: Tensor
+    auc_high: Tensor
+    auc_low: Tensor
+    values: dict[str, dict[str, MethodValues]]
+    outside: Tensor
+
+
+class RegionEvaluator:
+    """Measure regions against masks.
+
+    Args:
+        methods: by name, in the order of the table.
+        concepts: the concept set; labels of the masks are its numbers.
+        num_candidates: among so many candidates the oracle chooses (4 in Table 1).
+        preset: "published" or "paper"; see ``docs/conformance.md``.
+        memory_limit: megabytes for the maps of one chunk of pairs.
+    """
+
+    def __init__(
+        self,
+        methods: Mapping[str, RegionMethod],
+        concepts: ConceptSet,
+        num_candidates: int = 4,
+        preset: Preset = "published",
+        memory_limit: float = 1024.0,
+    ) -> None:
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}.")
+        self.methods, self.concepts, self.num_candidates = dict(methods), concepts, num_candidates
+        self.preset, self.memory_limit = preset, memory_limit
+        listed = {category for concept in concepts.concepts for category in concept.categories}
+        others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
+        self.categories = [category for category in CATEGORIES if category in listed] + others
+        position = {category: index for index, category in enumerate(self.categories)}
+        table = torch.full((max(concepts.numbers) + 1,), -1)
+        table[torch.tensor(concepts.numbers)] = torch.arange(len(concepts))
+        self._index_of_number = table
+        self._category_of_concept = torch.tensor([position.get(c.category, -1) for c in concepts.concepts])
+        self._position = position
+
+    @torch.no_grad()
+    def evaluate(self, batch: RegionBatch, output: ClassifierOutput) -> PairValues:
+        """Measure every method on every pair of a batch, given the classifier's output for its images."""
+        device = batch.image.device
+        index = self._index_of_number.to(device)
+        concept = index[batch.pair_label.clamp_max(len(index) - 1)]
+        concept = torch.where(batch.pair_label < len(index), concept, -1)
+        kept = (concept >= 0).nonzero().squeeze(1)
+        concept, mask, label = concept[kept], batch.pair_mask[kept], batch.pair_label[kept]
+        pairs = ConceptPairs(batch.mask_image[mask], concept, self._keys(batch, mask, label))
+        if self.preset == "published":
+            category = self._category_of_concept.to(device)[concept]
+        else:
+            of_mask = [self._position.get(name, -1) for name in batch.mask_category]
+            category = torch.tensor(of_mask, device=device, dtype=torch.long)[mask]
+        height, width = batch.masks.shape[-2:]
+        # Candidate maps, their sort (values and 64-bit ranks) and the counts of the metrics.
+        bytes_each = height * width * self.num_candidates * 40
+        size = max(1, int(self.memory_limit * 2**20 / bytes_each))
+        chunks = [
+            self._measure(batch, output, pairs[rows], batch.masks[mask[rows]] == label[rows].view(-1, 1, 1))
+            for rows in (slice(start, start + size) for start in range(0, max(len(pairs), 1), size))
+        ]
+        values = {
+            method: {protocol: _joined([chunk[1][method][protocol] for chunk in chunks]) for protocol in PROTOCOLS}
+            for method in self.methods
+        }
+        high, low = (torch.cat([getattr(chunk[0], name) for chunk in chunks]) for name in ("high", "low"))
+        return PairValues(pairs, mask, label, category, high, low, values, (batch.pair_label > 0).sum() - len(kept))
+
+    def _keys(self, batch: RegionBatch, mask: Tensor, label: Tensor) -> Tensor:
+        """A number per pair that depends on the image's name, the mask's place and the label, not on the batch."""
+        named = torch.tensor([stable_hash(name) for name in batch.ids], device=mask.device)
+        first = torch.searchsorted(batch.mask_image.contiguous(), batch.mask_image[mask])
+        return named[batch.mask_image[mask]] + (mask - first) * 65_537 + label
+
+    def _measure(
+        self, batch: RegionBatch, output: ClassifierOutput, pairs: ConceptPairs, mask: Tensor
+    ) -> tuple[Areas, dict[str, dict[str, MethodValues]]]:
+        values: dict[str, dict[str, MethodValues]] = {}
+        areas = region_areas(mask.float(), mask)
+        for name, method in self.methods.items():
+            candidates = method.regions(batch.image, output, pairs, mask.shape[-2:], self.num_candidates)
+            values[name] = self._values(candidates, mask)
+        return areas, values
+
+    def _values(self, candidates: Candidates, mask: Tensor) -> dict[str, MethodValues]:
+        count = candidates.maps.shape[1]
+        regions = candidates.maps.flatten(0, 1).float()
+        repeated = mask.repeat_interleave(count, dim=0)
+        areas = region_areas(regions, repeated)
+        shape = (len(mask), count)
+        nra = nra_from_areas(areas, repeated, "published").view(shape)
+        calibrated = nra_from_areas(areas, repeated, "constant").view(shape)
+        normalize: Any = "min-max" if self.preset == "published" else None
+        # The paper takes maps raw; those of other methods may be negative, and energy is what is above zero.
+        energy = regions if normalize else regions.clamp_min(0)
+        epg = energy_pointing_game(energy, repeated, normalize).view(shape)
+        if self.preset == "published":
+            # The published loop keeps a candidate only if its NRA is above 0; else both values are recorded as 0.
+            epg = torch.where(nra == 0, 0.0, epg)
+        auc = areas.predicted.view(shape)
+        ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
+        expressible = candidates.valid.any(dim=1)
+        result = {}
+        for protocol, choice in (("top1", candidates.valid.long().argmax(dim=1)), ("oracle", ranked.argmax(dim=1))):
+            pick = choice.unsqueeze(1)
+            best = nra.gather(1, pick).squeeze(1)
+            result[protocol] = MethodValues(
+                epg=epg.gather(1, pick).squeeze(1),
+                nra=best,
+                nra_calibrated=calibrated.gather(1, pick).squeeze(1),
+                hit=hits(best),
+                auc=auc.gather(1, pick).squeeze(1),
+                stage=candidates.stage.gather(1, pick).squeeze(1),
+                expressible=expressible,
+            )
+        return result
+
+
+def stable_hash(name: str) -> int:
+    """A 62-bit number from a name, the same in every process (Python's own hash is not)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
+
+
+def _joined(parts: Sequence[MethodValues]) -> MethodValues:
+    names = MethodValues.__dataclass_fields__
+    return MethodValues(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

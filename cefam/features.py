@@ -1,0 +1,239 @@
+"""The feature cache: what the two frozen towers say about every view, computed once, trained from many times.
+
+A folder holds ``manifest.json`` and ``features-000000.safetensors`` ... with tensors ``pooled.0`` .. ``pooled.L-1``
+(n, C_l) and ``embedding`` (n, D). A view is one random crop of one photograph; several views per photograph stand in for
+the fresh crops of every epoch.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cefam.classifier import FrozenClassifier
+from cefam.prepare import list_images
+from cefam.regions import pool
+from cefam.shards import MANIFEST, Manifest, open_picture, read_shard, write_text
+from cefam.views import TrainingView, View
+from cefam.vlm import VisionLanguageModel
+
+FORMAT, VERSION = "cefam-features", 1
+
+
+@dataclass
+class FeatureManifest:
+    """What a feature cache holds and what it was computed with."""
+
+    classifier: dict[str, Any]
+    vlm: dict[str, Any]
+    view: dict[str, Any]
+    num_rows: int = 0
+    files: list[dict[str, Any]] = field(default_factory=list)
+    format: str = FORMAT
+    version: int = VERSION
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a cache's manifest.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            ValueError: where it is none of this version.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} is no finished feature cache (no {MANIFEST}): make it with `cefam features`."
+            )
+        values = json.loads(path.read_text())
+        if values.get("format") != FORMAT or values.get("version") != VERSION:
+            raise ValueError(f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
+        return cls(**values)
+
+
+def classifier_identity(classifier: FrozenClassifier) -> dict[str, Any]:
+    """What an artefact must agree with to be used with this classifier, in plain types."""
+    return {
+        "source": classifier.source,
+        "fingerprint": classifier.fingerprint(),
+        "stages": classifier.stage_names,
+        "channels": classifier.channels,
+        "preprocessing": classifier.preprocessing.to_dict(),
+    }
+
+
+def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> None:
+    """Refuse an artefact that was made with another tower.
+
+    Raises:
+        ValueError: with the first thing that differs.
+    """
+    for key in keys:
+        if stored.get(key) != given.get(key):
+            raise ValueError(
+                f"This artefact was made with another {kind}: its {key} is {stored.get(key)}, the given one has {given.get(key)}. "
+                f"Load the {kind} it was made with, or make the artefact again."
+            )
+
+
+CLASSIFIER_KEYS = ("stages", "channels", "preprocessing", "fingerprint")
+VLM_KEYS = ("embedding_dim", "logit_scale", "logit_bias", "probability", "preprocessing")
+
+
+class _Views(Dataset[Tensor]):
+    """Views of a list of pictures; each has a random stream of its own, so that workers do not matter."""
+
+    def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
+        self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            # A Mersenne stream turns (seed, position) into a seed: neighbors must not be correlated.
+            torch.manual_seed(random.Random(f"{self.seed}/{self.first + index}").getrandbits(63))
+            return self.view(self.pictures[index]())
+
+
+def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable[[], Image.Image]]]:
+    """Photographs of a folder, or of shards, in units that are cached (and resumed) together."""
+    if (Path(source) / MANIFEST).is_file():
+        for path in Manifest.read(source).files(source):
+            yield [sample.picture for sample in read_shard(path)]
+        return
+    paths = [path for path, _ in list_images(source)]
+    for start in range(0, len(paths), unit):
+        yield [_opener(path) for path in paths[start : start + unit]]
+
+
+def _opener(path: Path) -> Callable[[], Image.Image]:
+    return lambda: open_picture(path, str(path))
+
+
+def compute_features(
+    classifier: FrozenClassifier,
+    vlm: VisionLanguageModel,
+    images: str | Path,
+    folder: str | Path,
+    views: int = 0,
+    size: int = 224,
+    resize: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+) -> FeatureManifest:
+    """Cache what both towers say about the photographs of a folder or of shards.
+
+    A stopped run is taken up where it stopped: files that are there are kept.
+
+    Args:
+        classifier: the frozen classifier.
+        vlm: the teacher.
+        images: a folder of images, or of shards.
+        folder: where the cache goes.
+        views: random training views per photograph; 0: one evaluation view (for validation).
+        size: side of a view.
+        resize: short side before the central crop of the evaluation view.
+        seed: of the random views.
+        batch_size: views per forward pass.
+        num_workers: processes that decode photographs; the result does not depend on it.
+        device: "auto", "cpu", "cuda" ...
+
+    Raises:
+        ValueError: where the folder holds a cache of other towers or other views.
+    """
+    from rich.progress import Progress
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    view = {"views": views, "size": size, "resize": resize, "seed": seed, "images": str(images)}
+    manifest = FeatureManifest(classifier_identity(classifier), vlm.identity(), view)
+    _check_same_run(folder, manifest)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    classifier.to(where)
+    vlm.to(where)
+    crop = TrainingView(size) if views else View(resize, size)
+    total = _count(images) * max(views, 1)
+    with Progress() as progress:
+        bar = progress.add_task("features", total=total)
+        for repeat in range(max(views, 1)):
+            for first, pictures in _numbered(picture_units(images)):
+                path = folder / f"features-{repeat:03d}-{first:08d}.safetensors"
+                if not path.is_file():
+                    dataset = _Views(pictures, first, seed * 1_000_003 + repeat, crop)
+                    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+                    rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
+                    tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+                    temporary = path.with_suffix(".part")
+                    save_file(tensors, temporary)
+                    temporary.rename(path)
+                manifest.files.append({"file": path.name, "rows": len(pictures)})
+                manifest.num_rows += len(pictures)
+                progress.advance(bar, len(pictures))
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _check_same_run(folder: Path, manifest: FeatureManifest) -> None:
+    """Let a run go on only in a folder that is empty or of the very same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "run.json"
+    mine = json.dumps([manifest.classifier, manifest.vlm, manifest.view], sort_keys=True, default=str)
+    if run.is_file() and run.read_text() != mine:
+        raise ValueError(
+            f"{folder} holds features of other towers, photographs or views: name another folder, or remove it."
+        )
+    if not run.is_file():
+        write_text(run, mine)
+
+
+def _count(source: str | Path) -> int:
+    if (Path(source) / MANIFEST).is_file():
+        return Manifest.read(source).num_samples
+    return len(list_images(source))
+
+
+def _numbered(
+    units: Iterator[list[Callable[[], Image.Image]]],
+) -> Iterator[tuple[int, list[Callable[[], Image.Image]]]]:
+    first = 0
+    for unit in units:
+        yield first, unit
+        first += len(unit)
+
+
+@torch.no_grad()
+def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor) -> dict[str, Tensor]:
+    pooled = {f"pooled.{stage}": pool(a) for stage, a in enumerate(classifier(images).activations)}
+    tensors = {**pooled, "embedding": vlm.encode_image(images)}
+    return {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def load_features(folder: str | Path) -> dict[str, Tensor]:
+    """All rows of a cache: ``pooled.0`` .. (N, C_l) and ``embedding`` (N, D).
+
+    Raises:
+        FileNotFoundError: where the cache is unfinished.
+        ValueError: where a file is broken.
+    """
+    from safetensors.torch import load_file
+
+    manifest = FeatureManifest.read(folder)
+    parts = []
+    for entry in manifest.files:
+        try:
+            parts.append(load_file(Path(folder) / entry["file"]))
+        except Exception as error:  # safetensors has errors of its own for a truncated file
+            raise ValueError(
+                f"{Path(folder) / entry['file']} cannot be read ({error}): remove it and run `cefam features` again."
+            ) from error
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,109 @@
+"""The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+import cefam.callbacks
+import cefam.datamodules  # noqa: F401  short class names in configs
+from cefam.datamodules import RegionsData
+from cefam.evaluation import RegionEvaluation
+from cefam.module import CEFAM
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the parsed config beside the run, and give it to the loggers as hyperparameters."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Called on the first process, after the files."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config.as_dict())
+
+
+class _CLI(LightningCLI):
+    """What all verbs share."""
+
+    def __init__(self, verb: str, *args: Any, **kwargs: Any) -> None:
+        self.verb = verb
+        super().__init__(
+            *args,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": f"cefam {verb}"} if kwargs.get("run") is False else {},
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Set what this method needs of a Trainer."""
+        parser.set_defaults(
+            {
+                "trainer.inference_mode": False,  # regions are gradients
+                "trainer.logger": {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": {"save_dir": "runs", "name": self.verb},
+                },
+            }
+        )
+
+
+class _FitCLI(_CLI):
+    """``cefam fit`` and ``cefam validate``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods that are verbs here."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the early stop and the checkpoint of the published program: the best total validation loss, 10 epochs."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "trainer.max_epochs": 150,
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 10,
+                "early_stopping.min_delta": 0.0,
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Keep how the towers are loaded, in plain types, for the checkpoint."""
+        model = self.config[self.config.subcommand].model
+        self._sources = {kind: model[kind].as_dict() for kind in ("classifier", "vlm") if model.get(kind) is not None}
+
+    def instantiate_classes(self) -> None:
+        """Let towers of the user's own classes say how they were loaded."""
+        super().instantiate_classes()
+        for kind, source in self._sources.items():
+            tower = getattr(self.model, kind)
+            if tower.source is None:
+                tower.source = source
+
+
+def run(verb: str, arguments: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``evaluate`` with these options."""
+    if verb == "evaluate":
+        cli = _CLI(verb, RegionEvaluation, RegionsData, run=False, args=arguments)
+        cli.trainer.test(cli.model, datamodule=cli.datamodule)
+    else:
+        _FitCLI(verb, CEFAM, subclass_mode_data=True, args=[verb, *arguments])
+    for logger in cli_loggers(locals().get("cli")):
+        logger.experiment.finish()
+
+
+def cli_loggers(cli: Any) -> list[WandbLogger]:
+    """The W&B loggers of a run, which have to be closed."""
+    return [logger for logger in cli.trainer.loggers if isinstance(logger, WandbLogger)] if cli else []

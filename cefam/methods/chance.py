@@ -1,0 +1,125 @@
+"""Chance rows: what maps that know nothing of the concept score, under the same protocol.
+
+Their randomness is a function of the pair alone (``ConceptPairs.keys``), so a table does not depend on how the data is
+spread over batches, workers or processes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cefam.classifier import ClassifierOutput
+from cefam.explain import ConceptPairs
+from cefam.methods.base import Candidates, maps_of
+from cefam.views import resize_regions
+
+_ODD = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer: spreads consecutive counters
+
+
+def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1) that depend on key, position and seed alone: (P,) -> (P, count), double.
+
+    A counter-based generator (the splitmix64 finalizer), the same on every device.
+    """
+    x = keys.unsqueeze(1) + (torch.arange(1, count + 1, device=keys.device) + seed * 1_000_003) * _ODD
+    for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        x = (x ^ _shift_right(x, shift)) * multiplier
+    x = x ^ _shift_right(x, 31)
+    return _shift_right(x, 11).double() / 2**53
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts arithmetically; this clears the copied sign
+
+
+def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
+    pairs, count = maps.shape[:2]
+    score = torch.arange(count, 0, -1, device=maps.device).expand(pairs, count).double()
+    stage = maps.new_full((pairs, count), -1, dtype=torch.long) if stage is None else stage
+    return Candidates(maps, score, stage, torch.ones(pairs, count, dtype=torch.bool, device=maps.device))
+
+
+class RandomMapRegions:
+    """Every pixel an independent uniform number; as many candidates as asked for."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def regions(
+        self,
+        images: Tensor,
+        activations: ClassifierOutput | Sequence[Tensor],
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        height, width = size
+        values = hashed_uniform(pairs.keys().to(images.device), num_candidates * height * width, self.seed)
+        return _candidates(values.float().view(len(pairs), num_candidates, height, width))
+
+
+class RandomChannelRegions:
+    """One random channel of each stage, stages in random order: the first is one random channel of the network.
+
+    With as many candidates as stages it meets the oracle's choice on equal terms with CE-FAM.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def regions(
+        self,
+        images: Tensor,
+        activations: ClassifierOutput | Sequence[Tensor],
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        maps = maps_of(activations)
+        keys = pairs.keys().to(images.device)
+        draws = hashed_uniform(keys, 2 * len(maps), self.seed + 1)
+        order = draws[:, : len(maps)].argsort(dim=1)[:, :num_candidates]
+        resized = []
+        for stage, activation in enumerate(maps):
+            channel = (draws[:, len(maps) + stage] * activation.shape[1]).long()
+            resized.append(resize_regions(activation[pairs.image, channel].float(), size))
+        rows = torch.arange(len(pairs), device=images.device).unsqueeze(1)
+        return _candidates(torch.stack(resized, dim=1)[rows, order], order)
+
+
+class CenterRegions:
+    """The nearer to the center, the higher; distances in units of the image's sides."""
+
+    def regions(
+        self,
+        images: Tensor,
+        activations: ClassifierOutput | Sequence[Tensor],
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        rows, columns = ((torch.arange(n, device=images.device) + 0.5) / n - 0.5 for n in size)
+        nearness = 1 - (rows.unsqueeze(1) ** 2 + columns**2).sqrt()
+        return _candidates(nearness.float().expand(len(pairs), 1, -1, -1))
+
+
+class LuminanceRegions:
+    """The image's luminance (Rec. 601), and, as the second candidate, its negative."""
+
+    def regions(
+        self,
+        images: Tensor,
+        activations: ClassifierOutput | Sequence[Tensor],
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        pixels = images.float() / (255 if images.dtype == torch.uint8 else 1)
+        bright = (pixels * pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1)
+        both = torch.stack([resize_regions(m, size) for m in (bright, 1 - bright)], dim=1)
+        return _candidates(both[pairs.image][:, :num_candidates])

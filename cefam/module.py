@@ -1,0 +1,262 @@
+"""CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, PearsonCorrCoef
+
+from cefam import artefact
+from cefam.classifier import FrozenClassifier
+from cefam.concepts import ConceptSet
+from cefam.evaluator import PROTOCOLS, RegionBatch, RegionEvaluator
+from cefam.explain import Derivative, Explainer, Preset
+from cefam.features import CLASSIFIER_KEYS, VLM_KEYS, check_identity, classifier_identity
+from cefam.methods import CEFAMRegions
+from cefam.metrics import PairMean
+from cefam.regions import pool, similarity
+from cefam.schedule import WarmupPlateau
+from cefam.translator import Translator, distillation_losses
+from cefam.vlm import VisionLanguageModel
+
+PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
+METRICS = {"epg": None, "nra": None, "nra_calibrated": None, "hit": 0.0}  # name -> value of an inexpressible concept
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+class CEFAM(L.LightningModule):
+    """A translator in training, with its two frozen towers.
+
+    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache, or, as a
+    second validation loader, the fields of :class:`cefam.evaluator.RegionBatch`.
+
+    Args:
+        classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
+        vlm: the teacher (in a config: ``class_path: cefam.load_vlm``, or a class of your own).
+        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, a list of words, or a ConceptSet.
+        similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
+        hidden_dims: hidden widths of the translator; ``None``: the published rule.
+        optimizer: called with the translator's parameters.
+        warmup_epochs: see :class:`cefam.schedule.WarmupPlateau`.
+        plateau_patience: epochs; ``None``: the preset's (published 6, paper 4).
+        preset: "published" or "paper"; see ``docs/conformance.md``.
+        derivative: of the regions measured in validation.
+        num_candidates: of the oracle, in validation.
+        num_channels: K of the association, in validation.
+        memory_limit: megabytes for chunks of pairs.
+        text_cache: folder for text embeddings, or ``None``.
+    """
+
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        vlm: VisionLanguageModel | None = None,
+        concepts: str | list[str] | ConceptSet = "broden",
+        similarity_weight: float = 0.001,
+        hidden_dims: list[int] | None = None,
+        optimizer: OptimizerCallable = sgd,
+        warmup_epochs: int = 1,
+        plateau_patience: int | None = None,
+        preset: Preset = "published",
+        derivative: Derivative = "total",
+        num_candidates: int = 4,
+        num_channels: int = 20,
+        memory_limit: float = 1024.0,
+        text_cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold the translator alone
+        self.classifier, self.vlm = classifier, vlm
+        self.concepts = _embedded(concepts, vlm, text_cache)
+        text = self.concepts.require_embeddings()
+        self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
+        self.register_buffer("text", text, persistent=False)
+        self.similarity_weight, self.preset = similarity_weight, preset
+        self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
+        self.plateau_patience = PLATEAU_PATIENCE[preset] if plateau_patience is None else plateau_patience
+        self.memory_limit = memory_limit
+        method = CEFAMRegions(
+            classifier,
+            self.translator,
+            self.concepts,
+            derivative,
+            num_channels,
+            preset=preset,
+            memory_limit=memory_limit,
+        )
+        self.evaluator = RegionEvaluator({"CE-FAM": method}, self.concepts, num_candidates, preset, memory_limit)
+        # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike.
+        self.val_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "embedding", "similarity", "cosine")})
+        self.val_correlation = PearsonCorrCoef(num_outputs=len(self.concepts))
+        self.val_regions = nn.ModuleDict(
+            {
+                f"{protocol}_{name}": PairMean(self.evaluator.categories, value)
+                for protocol in PROTOCOLS
+                for name, value in METRICS.items()
+            }
+        )
+
+    @property
+    def explainer(self) -> Explainer:
+        """The explainer of the translator as it is now."""
+        return Explainer(self.classifier, self.translator, self.concepts, self.vlm, self.preset, self.memory_limit)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The translator alone: the frozen towers are named, not stored."""
+        prefix = f"{kwargs.get('prefix', '')}translator."
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name.startswith(prefix)}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over the translator, and warm-up + plateau on the validation loss."""
+        optimizer = self.optimizer(self.translator.parameters())
+        scheduler = WarmupPlateau(optimizer, self.warmup_epochs, self.plateau_patience)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+    def setup(self, stage: str) -> None:
+        """Refuse features that were computed with other towers."""
+        identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
+        if identity is None:
+            return
+        check_identity("classifier", identity["classifier"], classifier_identity(self.classifier), CLASSIFIER_KEYS)
+        if self.vlm is not None:
+            check_identity("vision-language model", identity["vlm"], self.vlm.identity(), VLM_KEYS)
+
+    @torch.no_grad()
+    def _teacher_and_pooled(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        if "pooled" in batch:
+            return batch["embedding"], list(batch["pooled"])
+        if self.vlm is None:
+            raise ValueError(
+                "Training from images needs the vision-language model: set `model.vlm`, or train from features."
+            )
+        pooled = [pool(activation).float() for activation in self.classifier(batch["image"]).activations]
+        return self.vlm.encode_image(batch["image"]).float(), pooled
+
+    def _scores(self, embedding: Tensor) -> Tensor:
+        return similarity(embedding, self.text, self.concepts.logit_scale, self.concepts.logit_bias)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """One step of eq. 8."""
+        teacher, pooled = self._teacher_and_pooled(batch)
+        losses = self._losses(self.translator(pooled), teacher)
+        self.log_dict(
+            {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
+            batch_size=len(teacher),
+        )
+        return losses.total
+
+    def _losses(self, student: Tensor, teacher: Tensor) -> Any:
+        concepts = self.concepts
+        return distillation_losses(
+            student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the metrics that are computed by hand afresh."""
+        for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
+            metric.reset()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Losses and agreement with the teacher, or regions against masks; no process waits for another here."""
+        if "masks" in batch:
+            self._measure_regions(RegionBatch(**batch))
+            return
+        teacher, pooled = self._teacher_and_pooled(batch)
+        student = self.translator(pooled)
+        losses = self._losses(student, teacher)
+        cosine = nn.functional.cosine_similarity(student, teacher).mean()
+        values = {
+            "loss": losses.total,
+            "embedding": losses.embedding,
+            "similarity": losses.similarity,
+            "cosine": cosine,
+        }
+        for name, value in values.items():
+            self.val_means[name].update(value, weight=len(teacher))
+        self.val_correlation.update(self._scores(student), self._scores(teacher))
+
+    def _measure_regions(self, batch: RegionBatch) -> None:
+        found = self.evaluator.evaluate(batch, self.classifier(batch.image))
+        measured = (found.category >= 0).nonzero().squeeze(1)
+        for protocol, values in found.values["CE-FAM"].items():
+            for name in METRICS:
+                metric = self.val_regions[f"{protocol}_{name}"]
+                metric.update(getattr(values, name)[measured], found.category[measured], values.expressible[measured])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all processes; every process takes part, whatever it has seen."""
+        logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
+        # A concept that the teacher scores alike everywhere has no correlation.
+        logged["val/concept_correlation"] = self.val_correlation.compute().nanmean()
+        for name, metric in self.val_regions.items():
+            protocol, _, kind = name.partition("_")
+            logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
+        # Computed over all processes already: the same value everywhere.
+        self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the translator belongs to, in plain types and tensors."""
+        checkpoint["cefam"] = artefact.describe(self)
+        checkpoint["cefam_text"] = self.concepts.require_embeddings().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint made for another classifier, VLM or concept set."""
+        artefact.check(self, checkpoint.get("cefam"))
+
+    def export(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write ``model.safetensors``, ``config.json`` and a model card; see :func:`cefam.artefact.export`."""
+        return artefact.export(self, Path(folder), overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, classifier: FrozenClassifier | None = None, vlm: VisionLanguageModel | None = None
+    ) -> Self:
+        """Load an exported folder or a training checkpoint (.ckpt), with the classifier it belongs to.
+
+        Args:
+            path: the folder, or the checkpoint.
+            classifier: ``None``: loaded as the artefact says.
+            vlm: only needed for new texts and further training.
+
+        Raises:
+            FileNotFoundError: where it is not there.
+            ValueError: where it is broken, or was made for another classifier or VLM.
+        """
+        stored, translator, text = artefact.read(Path(path))
+        if classifier is None:
+            classifier = artefact.load_source("classifier", stored["classifier"]["source"])
+        concepts = ConceptSet.from_records(
+            stored["concepts"]["records"],
+            embeddings=text,
+            **{key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")},
+        )
+        module = cls(
+            classifier,
+            vlm,
+            concepts,
+            hidden_dims=stored["translator"]["hidden_dims"],
+            similarity_weight=stored["settings"]["similarity_weight"],
+            preset=stored["settings"]["preset"],
+        )
+        artefact.check(module, stored)
+        module.translator.load_state_dict(translator)
+        return module.eval()
+
+
+def _embedded(
+    concepts: str | Sequence[str] | ConceptSet, vlm: VisionLanguageModel | None, text_cache: str | None
+) -> ConceptSet:
+    found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
+    if found.embeddings is not None:
+        return found
+    if vlm is None:
+        raise ValueError("The concepts need text embeddings: set `model.vlm`, or give a ConceptSet that has them.")
+    return found.embed(vlm, text_cache)

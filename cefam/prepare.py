@@ -1,0 +1,111 @@
+"""Raw data sets -> shards: a folder of images (one folder a class), and Broden's on-disk format."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cefam.shards import IMAGE_SUFFIXES, Mask, Sample, ShardWriter
+
+MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
+
+
+def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
+    """Images below a folder in sorted order, each with its class: the index of its subfolder, or ``None`` in a flat one.
+
+    Raises:
+        FileNotFoundError: where the folder is missing or holds no image.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}.")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    index = {name: position for position, name in enumerate(classes)}
+    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) was found below {root}.")
+    return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
+
+
+def image_folder_samples(folder: str | Path) -> Iterator[Sample]:
+    """Samples of a folder of images, without masks."""
+    root = Path(folder)
+    for path, label in list_images(root):
+        yield Sample(path.relative_to(root).as_posix(), path.read_bytes(), path.suffix.lower(), label)
+
+
+def read_broden_labels(root: str | Path) -> list[dict[str, Any]]:
+    """Number, name and category of every row of Broden's ``label.csv``."""
+    path = Path(root) / "label.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{root} is no Broden folder: it has no label.csv.")
+    with path.open(newline="", encoding="utf-8") as lines:
+        return [
+            {"number": int(row["number"]), "name": row["name"], "category": row["category"]}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def broden_samples(root: str | Path) -> Iterator[Sample]:
+    """Samples of a folder in Broden's format: ``index.csv``, ``images/``; a mask's label is R + 256 * G.
+
+    Only what ``index.csv`` lists is read; an entry of a category may name several mask files, separated by ``;``.
+
+    Raises:
+        FileNotFoundError: where the index, a photograph or a mask is missing.
+        ValueError: where a mask has labels that ``label.csv`` lacks.
+    """
+    root = Path(root)
+    index = root / "index.csv"
+    if not index.is_file():
+        raise FileNotFoundError(f"{root} is no Broden folder: it has no index.csv.")
+    known = {label["number"] for label in read_broden_labels(root)}
+    with index.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            path = root / "images" / row["image"]
+            if not path.is_file():
+                raise FileNotFoundError(f"{index} lists {row['image']}, which is not in {root / 'images'}.")
+            masks = []
+            for category in MASK_CATEGORIES:
+                for name in filter(None, (row.get(category) or "").split(";")):
+                    masks.append(Mask(category, _read_broden_mask(root / "images" / name, known)))
+            yield Sample(row["image"], path.read_bytes(), path.suffix.lower(), None, tuple(masks))
+
+
+def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"Broden's index lists the mask {path.name}, which is not in {path.parent}.")
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int32)
+    index_map = pixels[..., 0] + 256 * pixels[..., 1]
+    unknown = set(np.unique(index_map).tolist()) - known - {0}
+    if unknown:
+        raise ValueError(f"The mask {path} has labels {sorted(unknown)[:5]}, which label.csv does not list.")
+    return index_map
+
+
+def prepare(kind: str, source: str | Path, folder: str | Path, samples_per_shard: int = 256) -> ShardWriter:
+    """Convert a raw data set into shards, with a progress bar.
+
+    Args:
+        kind: "images" (a folder of images, one folder a class or flat) or "broden".
+        source: where the raw data lies.
+        folder: where the shards go.
+        samples_per_shard: samples in a shard.
+    """
+    from rich.progress import track
+
+    if kind == "images":
+        samples, labels, total = image_folder_samples(source), [], len(list_images(source))
+    elif kind == "broden":
+        labels = read_broden_labels(source)
+        samples, total = broden_samples(source), sum(1 for _ in (Path(source) / "index.csv").open(encoding="utf-8")) - 1
+    else:
+        raise ValueError(f"kind must be 'images' or 'broden', got {kind!r}.")
+    with ShardWriter(folder, f"{kind}: {Path(source).name}", samples_per_shard, labels) as writer:
+        for sample in track(samples, description=f"prepare {kind}", total=total):
+            sample.picture()  # a broken photograph is found now, not in the middle of a run
+            writer.write(sample)
+    return writer

@@ -1,0 +1,99 @@
+"""Per-pair records: one line per (pair, method, protocol). They are the source of every table."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cefam.concepts import ConceptSet
+from cefam.evaluator import PairValues
+
+COLUMNS = (
+    "image",
+    "mask",
+    "label",
+    "word",
+    "category",
+    "method",
+    "protocol",
+    "epg",
+    "nra",
+    "nra_calibrated",
+    "hit",
+    "auc",
+    "auc_high",
+    "auc_low",
+    "stage",
+    "expressible",
+)
+METRICS = ("epg", "nra", "nra_calibrated", "hit")
+
+
+def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
+    """The records of one batch, in the order of ``COLUMNS``; a category that is not measured is ''."""
+    images, masks, labels = found.pairs.image.tolist(), found.mask.tolist(), found.label.tolist()
+    first = {image: mask for image, mask in reversed(list(zip(images, masks, strict=True)))}
+    high, low, category = found.auc_high.tolist(), found.auc_low.tolist(), found.category.tolist()
+    words = [concepts.concepts[c].word for c in found.pairs.concept.tolist()]
+    for method, protocols in found.values.items():
+        for protocol, values in protocols.items():
+            columns = [
+                getattr(values, name).tolist()
+                for name in ("epg", "nra", "nra_calibrated", "hit", "auc", "stage", "expressible")
+            ]
+            for row, (epg, nra, calibrated, hit, auc, stage, expressible) in enumerate(zip(*columns, strict=True)):
+                name = categories[category[row]] if category[row] >= 0 else ""
+                place = masks[row] - first[images[row]]
+                about = [ids[images[row]], place, labels[row], words[row], name, method, protocol]
+                yield [*about, epg, nra, calibrated, hit, auc, high[row], low[row], stage, int(expressible)]
+
+
+def merge(parts: Iterable[Path], path: Path) -> None:
+    """Join the parts that processes wrote into one sorted file: its order does not tell how many there were."""
+    rows = []
+    for part in parts:
+        with part.open(newline="", encoding="utf-8") as lines:
+            rows += list(csv.reader(lines))
+    # By image, mask and label; the methods of a pair keep their order.
+    rows.sort(key=lambda row: (row[0], int(row[1]), int(row[2])))
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records as dicts, numbers as numbers."""
+    with Path(path).open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            numbers: dict[str, Any] = {name: float(row[name]) for name in COLUMNS[7:14]}
+            yield {**row, **numbers, "expressible": row["expressible"] == "1"}
+
+
+class Cell:
+    """Sums of one table cell; means leave out undefined pairs, and only the Hit Rate counts inexpressible ones."""
+
+    def __init__(self) -> None:
+        self.pairs = self.undefined = self.expressible = 0
+        self.values: dict[str, list[float]] = {name: [] for name in METRICS}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count one record."""
+        self.pairs += 1
+        if math.isnan(record["nra"]):
+            self.undefined += 1
+            return
+        self.expressible += record["expressible"]
+        for name in METRICS:
+            if record["expressible"]:
+                self.values[name].append(record[name])
+            elif name == "hit":
+                self.values[name].append(0.0)
+
+    def mean(self, metric: str) -> float | None:
+        """The mean of a metric, or ``None`` where no pair has it; summed exactly, so that order cannot matter."""
+        values = self.values[metric]
+        return math.fsum(values) / len(values) if values else None

@@ -1,0 +1,100 @@
+"""Cached features to train the translator on: an epoch is an MLP epoch."""
+
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cefam.datamodules.loaders import StripedSampler, region_loader, shuffled_sampler, world
+from cefam.features import FeatureManifest, load_features
+from cefam.shards import Manifest
+from cefam.views import View
+
+
+class _Rows(Dataset[dict[str, Any]]):
+    """Rows of tensors in memory; a batch is cut out by one index operation, not collated row by row."""
+
+    def __init__(self, features: dict[str, Tensor]) -> None:
+        self.features = features
+        self.stages = sum(name.startswith("pooled.") for name in features)
+
+    def __len__(self) -> int:
+        return len(self.features["embedding"])
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        pooled = [self.features[f"pooled.{stage}"][rows] for stage in range(self.stages)]
+        return {"pooled": pooled, "embedding": self.features["embedding"][rows]}
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class FeaturesData(L.LightningDataModule):
+    """Feature caches made by ``cefam features``.
+
+    Args:
+        train: cache of training views.
+        val: cache of validation views.
+        regions: shards with masks on which regions are measured in every validation, or ``None``.
+        batch_size: rows in a training batch of one process (128 in the published program).
+        val_batch_size: rows in a validation batch.
+        region_batch_size: photographs with masks in a batch.
+        num_workers: data workers per process, for the photographs with masks.
+        seed: of the order of the training rows.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        regions: str | None = None,
+        batch_size: int = 128,
+        val_batch_size: int = 256,
+        region_batch_size: int = 16,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.regions = train, val, regions
+        self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The towers that the training cache was made with."""
+        manifest = FeatureManifest.read(self.train)
+        return {"classifier": manifest.classifier, "vlm": manifest.vlm}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Rows in a random order; the last incomplete batch is dropped."""
+        features = load_features(self.train)
+        rows = len(features["embedding"])
+        if rows < self.batch_size * world()[1]:
+            raise ValueError(
+                f"{self.train} holds {rows} rows, fewer than one batch of {self.batch_size} for each of {world()[1]} process(es): "
+                f"set a smaller `data.init_args.batch_size`."
+            )
+        return DataLoader(
+            _Rows(features),
+            batch_size=self.batch_size,
+            sampler=shuffled_sampler(rows, self.seed),
+            drop_last=True,
+            collate_fn=_as_it_is,
+        )
+
+    def val_dataloader(self) -> list[Any]:
+        """Every row exactly once over all processes; then, if asked for, photographs with masks."""
+        features = load_features(self.val)
+        rows = _Rows(features)
+        loaders: list[Any] = [
+            DataLoader(rows, batch_size=self.val_batch_size, sampler=StripedSampler(len(rows)), collate_fn=_as_it_is)
+        ]
+        if self.regions:
+            workers = min(self.num_workers, len(Manifest.read(self.regions).shards) // world()[1])
+            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, workers))
+        return loaders

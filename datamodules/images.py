@@ -1,0 +1,137 @@
+"""Photographs to train the translator on: a folder of images, or shards of them (ImageNet)."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cefam.datamodules.loaders import (
+    ImageFiles,
+    StripedSampler,
+    check_workers,
+    in_order,
+    region_loader,
+    resampled,
+    shuffled_sampler,
+    world,
+)
+from cefam.prepare import list_images
+from cefam.shards import MANIFEST, Manifest, Sample
+from cefam.views import TrainingView, View
+
+
+class ImagesData(L.LightningDataModule):
+    """Images for training and validation, each side a folder of images or of shards (told by its manifest).
+
+    Args:
+        train: folder of training images; labels are not used.
+        val: folder of validation images; their loss rules the learning rate and the early stop.
+        regions: shards with masks on which regions are measured in every validation, or ``None``.
+        size: side of a view.
+        resize: short side before the central crop of the validation view.
+        batch_size: training batch of one process (128 in the published program).
+        val_batch_size: validation batch.
+        region_batch_size: photographs with masks in a batch.
+        num_workers: data workers per process.
+        seed: of the order of the training images.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        val: str,
+        regions: str | None = None,
+        size: int = 224,
+        resize: int = 256,
+        batch_size: int = 128,
+        val_batch_size: int = 256,
+        region_batch_size: int = 16,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val, self.regions = train, val, regions
+        self.size, self.resize = size, resize
+        self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    def train_dataloader(self) -> Any:
+        """Random views in a random order; the last incomplete batch is dropped, as in the published program."""
+        view = TrainingView(self.size)
+        if _is_shards(self.train):
+            ranks = world()[1]
+            batches = Manifest.read(self.train).num_samples // (ranks * self.batch_size)
+            if not batches:
+                raise ValueError(
+                    f"{self.train} holds fewer images than {ranks} process(es) x a batch of {self.batch_size}."
+                )
+            # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever.
+            stream = resampled(self.train, partial(_picture_view, view), seed=self.seed * 1009 + world()[0])
+            loader = wds.WebLoader(
+                stream.batched(self.batch_size, collation_fn=_collate, partial=False),
+                batch_size=None,
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+            )
+            return loader.with_epoch(batches).with_length(batches, silent=True)
+        paths = [path for path, _ in list_images(self.train)]
+        if len(paths) < self.batch_size * world()[1]:
+            raise ValueError(
+                f"{self.train} holds {len(paths)} images, fewer than one batch of {self.batch_size} for each of {world()[1]} "
+                f"process(es): set a smaller `data.init_args.batch_size`."
+            )
+        return DataLoader(
+            ImageFiles(paths, view),
+            batch_size=self.batch_size,
+            sampler=shuffled_sampler(len(paths), self.seed),
+            num_workers=self.num_workers,
+            drop_last=True,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> list[Any]:
+        """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""
+        view = View(self.resize, self.size)
+        loaders: list[Any]
+        if _is_shards(self.val):
+            check_workers(len(Manifest.read(self.val).shards), self.num_workers, self.val)
+            loaders = [
+                DataLoader(
+                    in_order(self.val, partial(_picture_view, view)),
+                    batch_size=self.val_batch_size,
+                    num_workers=self.num_workers,
+                )
+            ]
+        else:
+            paths = [path for path, _ in list_images(self.val)]
+            loaders = [
+                DataLoader(
+                    ImageFiles(paths, view),
+                    batch_size=self.val_batch_size,
+                    sampler=StripedSampler(len(paths)),
+                    num_workers=self.num_workers,
+                )
+            ]
+        if self.regions:
+            workers = min(self.num_workers, len(Manifest.read(self.regions).shards) // world()[1])
+            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, workers))
+        return loaders
+
+
+def _is_shards(folder: str) -> bool:
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def _picture_view(view: Callable[..., Tensor], sample: Sample) -> dict[str, Tensor]:
+    return {"image": view(sample.picture())}
+
+
+def _collate(samples: list[dict[str, Tensor]]) -> Any:
+    from torch.utils.data import default_collate
+
+    return default_collate(samples)

@@ -1,0 +1,47 @@
+"""Photographs with masks to measure regions on: shards of Broden, ImageNet-S, or one's own."""
+
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from cefam.datamodules.loaders import region_loader
+from cefam.shards import Manifest
+from cefam.views import View
+
+
+class RegionsData(L.LightningDataModule):
+    """Shards made by ``cefam prepare``, every photograph exactly once over all processes.
+
+    Args:
+        shards: the folder.
+        batch_size: photographs in a batch.
+        num_workers: data workers per process; at most as many as shards.
+        resize: short side before the central crop; ``None``: photographs come as they are (Broden).
+        crop: side of the central crop; ``None``: none.
+        view_masks: cut the masks like the photographs (ImageNet-S); false: they belong to the view already (Broden).
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        resize: int | None = None,
+        crop: int | None = None,
+        view_masks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shards, self.batch_size, self.num_workers = shards, batch_size, num_workers
+        self.view, self.view_masks = View(resize, crop), view_masks
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the shards hold."""
+        return Manifest.read(self.shards)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Photographs with their masks."""
+        return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks)
+
+    val_dataloader = test_dataloader
