@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
-from cefam.explain import ConceptPairs, Derivative, Preset
+from cefam.explain import Derivative, Preset
 from cefam.methods import (
     CEFAMRegions,
     CenterRegions,
@@ -99,7 +99,7 @@ class RegionEvaluation(L.LightningModule):
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.preset, memory_limit)
         self.num_examples = num_examples
         self.examples: list[figures.Example] = []
-        self.register_buffer("outside", torch.zeros((), dtype=torch.long), persistent=False)
+        self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
 
     def on_test_start(self) -> None:
         """Open this process's part of the records."""
@@ -114,7 +114,7 @@ class RegionEvaluation(L.LightningModule):
         images = RegionBatch(**batch)
         output = self.classifier(images.image)
         found = self.evaluator.evaluate(images, output)
-        self.outside += found.outside
+        self._outside.append(found.outside)
         csv.writer(self._part).writerows(
             records.rows_of(found, list(images.ids), self.evaluator.categories, self.concepts)
         )
@@ -158,7 +158,8 @@ class RegionEvaluation(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Merge the records of all processes, make the tables from them, and print the first."""
         self._part.close()
-        outside = self.all_gather(self.outside).sum().item()
+        count = torch.stack([*self._outside, torch.zeros((), dtype=torch.long, device=self.device)]).sum()
+        outside = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
             self._report(outside)
@@ -219,6 +220,3 @@ def _flat(table: tables.Table) -> dict[str, float]:
         for name, value in zip(names, values, strict=True)
         if value is not None
     }
-
-
-__all__ = ["ConceptPairs", "RegionEvaluation"]

@@ -1,11 +1,11 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
+import warnings
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
@@ -26,14 +26,13 @@ class SaveConfig(SaveConfigCallback):
 class _CLI(LightningCLI):
     """What all verbs share."""
 
-    def __init__(self, verb: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, verb: str, model: type[L.LightningModule], **kwargs: Any) -> None:
         self.verb = verb
         super().__init__(
-            *args,
+            model,
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": f"cefam {verb}"} if kwargs.get("run") is False else {},
             **kwargs,
         )
 
@@ -95,15 +94,13 @@ class _FitCLI(_CLI):
 
 def run(verb: str, arguments: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``evaluate`` with these options."""
+    # The options come from `cefam.cli`, which has looked up the shipped configs in them.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     if verb == "evaluate":
-        cli = _CLI(verb, RegionEvaluation, RegionsData, run=False, args=arguments)
+        options = {"prog": f"cefam {verb}"}
+        cli = _CLI(
+            verb, RegionEvaluation, datamodule_class=RegionsData, run=False, args=arguments, parser_kwargs=options
+        )
         cli.trainer.test(cli.model, datamodule=cli.datamodule)
     else:
         _FitCLI(verb, CEFAM, subclass_mode_data=True, args=[verb, *arguments])
-    for logger in cli_loggers(locals().get("cli")):
-        logger.experiment.finish()
-
-
-def cli_loggers(cli: Any) -> list[WandbLogger]:
-    """The W&B loggers of a run, which have to be closed."""
-    return [logger for logger in cli.trainer.loggers if isinstance(logger, WandbLogger)] if cli else []

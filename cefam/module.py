@@ -1,6 +1,6 @@
 """CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,8 @@ class CEFAM(L.LightningModule):
     Args:
         classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
         vlm: the teacher (in a config: ``class_path: cefam.load_vlm``, or a class of your own).
-        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, a list of words, or a ConceptSet.
+        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet (which
+            the command line would try to read out of the file).
         similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
         hidden_dims: hidden widths of the translator; ``None``: the published rule.
         optimizer: called with the translator's parameters.
@@ -55,11 +56,15 @@ class CEFAM(L.LightningModule):
         text_cache: folder for text embeddings, or ``None``.
     """
 
+    text: Tensor
+    val_means: Any  # ModuleDicts of metrics
+    val_regions: Any
+
     def __init__(
         self,
         classifier: FrozenClassifier,
         vlm: VisionLanguageModel | None = None,
-        concepts: str | list[str] | ConceptSet = "broden",
+        concepts: str | list[str] = "broden",
         similarity_weight: float = 0.001,
         hidden_dims: list[int] | None = None,
         optimizer: OptimizerCallable = sgd,
@@ -109,12 +114,12 @@ class CEFAM(L.LightningModule):
         """The explainer of the translator as it is now."""
         return Explainer(self.classifier, self.translator, self.concepts, self.vlm, self.preset, self.memory_limit)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The translator alone: the frozen towers are named, not stored."""
         prefix = f"{kwargs.get('prefix', '')}translator."
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name.startswith(prefix)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimizer over the translator, and warm-up + plateau on the validation loss."""
         optimizer = self.optimizer(self.translator.parameters())
         scheduler = WarmupPlateau(optimizer, self.warmup_epochs, self.plateau_patience)
@@ -241,7 +246,7 @@ class CEFAM(L.LightningModule):
         module = cls(
             classifier,
             vlm,
-            concepts,
+            concepts,  # type: ignore[arg-type]
             hidden_dims=stored["translator"]["hidden_dims"],
             similarity_weight=stored["settings"]["similarity_weight"],
             preset=stored["settings"]["preset"],
@@ -252,7 +257,7 @@ class CEFAM(L.LightningModule):
 
 
 def _embedded(
-    concepts: str | Sequence[str] | ConceptSet, vlm: VisionLanguageModel | None, text_cache: str | None
+    concepts: str | list[str] | ConceptSet, vlm: VisionLanguageModel | None, text_cache: str | None
 ) -> ConceptSet:
     found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
     if found.embeddings is not None:

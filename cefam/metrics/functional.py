@@ -85,11 +85,8 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
     """Ranks r that carry weight, their weights w(r), and the step, by the published rule."""
     step = num_pixels // BINS
     if step == 0:  # fewer than 100 pixels: the published grid does not exist; every rank counts the same
-        return (
-            torch.arange(num_pixels, device=device),
-            torch.full((num_pixels,), 1 / num_pixels, device=device).double(),
-            1,
-        )
+        ranks = torch.arange(num_pixels, device=device)
+        return ranks, torch.full((num_pixels,), 1 / num_pixels, dtype=torch.double, device=device), 1
     fine = torch.arange(step, device=device)
     coarse = torch.arange(step, num_pixels, step, device=device)
     weights = torch.cat(

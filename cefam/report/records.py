@@ -33,7 +33,7 @@ METRICS = ("epg", "nra", "nra_calibrated", "hit")
 def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
     """The records of one batch, in the order of ``COLUMNS``; a category that is not measured is ''."""
     images, masks, labels = found.pairs.image.tolist(), found.mask.tolist(), found.label.tolist()
-    first = {image: mask for image, mask in reversed(list(zip(images, masks, strict=True)))}
+    first = dict(reversed(list(zip(images, masks, strict=True))))  # of each image, so that its masks count from 0
     high, low, category = found.auc_high.tolist(), found.auc_low.tolist(), found.category.tolist()
     words = [concepts.concepts[c].word for c in found.pairs.concept.tolist()]
     for method, protocols in found.values.items():
