@@ -53,3 +53,106 @@ def realset() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("CEFAM_REALSET names no folder of real photographs")
     return Path(folder)
+
+
+TOWERS = """
+classifier:
+  class_path: cefam.load_classifier
+  init_args: {{name: resnet18, weights: {folder}/resnet18.pth, num_classes: 10}}
+vlm:
+  class_path: cefam.load_vlm
+  init_args: {{name: tiny_clip, pretrained: {folder}/tiny_clip.pt, config: {folder}/tiny_clip.json}}
+"""
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+LABELS = [  # Broden's own numbers and names
+    (1, "black-c", "color(9)"),
+    (10, "red-c", "color(9)"),
+    (30, "glass", "material(9);object(1)"),
+    (38, "car", "object(9)"),
+    (19, "person", "object(9);part(2)"),
+    (73, "headlight", "part(9)"),
+]
+
+
+def draw(seed: int, side: int) -> np.ndarray:
+    """A colored square on noise."""
+    random = np.random.RandomState(seed)
+    pixels = random.randint(0, 255, (side, side, 3)).astype(np.uint8)
+    row, column = random.randint(0, side // 2, 2)
+    pixels[row : row + side // 2, column : column + side // 2] = random.randint(0, 255, 3)
+    return pixels
+
+
+def write_broden(root: Path, count: int = 14) -> None:
+    """A folder in Broden's on-disk format: 64 x 64 photographs, 32 x 32 masks; one image has two part masks, one none."""
+    import csv
+
+    from PIL import Image
+
+    (root / "images" / "src").mkdir(parents=True)
+    with (root / "label.csv").open("w", newline="") as out:
+        rows = [(number, name, category, 9, 1.0, "") for number, name, category in LABELS]
+        csv.writer(out).writerows([("number", "name", "category", "frequency", "coverage", "syns"), *rows])
+    lines = []
+    numbers = {"color": [1, 10], "object": [38, 19], "part": [73, 19], "material": [30]}
+    for index in range(count):
+        random = np.random.RandomState(index)
+        name = f"src/{index:03d}.jpg"
+        Image.fromarray(draw(index, 64)).save(root / "images" / name, quality=95)
+        entry = {"image": name, "split": "val", "ih": 64, "iw": 64, "sh": 32, "sw": 32, "scene": "", "texture": ""}
+        for category, labels in numbers.items():
+            files = []
+            for copy in range(2 if category == "part" and index == 3 else 0 if index == 5 else 1):
+                index_map = np.zeros((32, 32), dtype=np.int64)
+                for label in labels:
+                    row, column = random.randint(0, 24, 2)
+                    index_map[row : row + random.randint(4, 12), column : column + 10] = label
+                if index == 7 and category == "color":
+                    index_map[:] = 1  # a mask that fills the image
+                pixels = np.stack([index_map % 256, index_map // 256, index_map * 0], axis=-1).astype(np.uint8)
+                files.append(f"src/{index:03d}_{category}{copy or ''}.png")
+                Image.fromarray(pixels).save(root / "images" / files[-1])
+            entry[category] = ";".join(files)
+        lines.append(entry)
+    columns = ["image", "split", "ih", "iw", "sh", "sw", "color", "object", "part", "material", "scene", "texture"]
+    with (root / "index.csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Small data of the real formats and small towers for the real loaders: images, broden, weights, towers.yaml."""
+    import json
+
+    import open_clip
+    import torchvision
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("world")
+    for part, count in (("train", 24), ("val", 11)):
+        for index in range(count):
+            path = folder / "images" / part / f"class{index % 3}" / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw(100 * len(part) + index, 72)).save(path)
+    write_broden(folder / "broden")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), folder / "resnet18.pth")
+    (folder / "tiny_clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(folder / "tiny_clip.json")
+    torch.save(open_clip.create_model("tiny_clip").state_dict(), folder / "tiny_clip.pt")
+    towers = TOWERS.format(folder=folder)
+    (folder / "towers.yaml").write_text(towers)
+    (folder / "model.yaml").write_text("model:" + towers.replace("\n", "\n  "))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Commands write below the working folder."""
+    monkeypatch.chdir(tmp_path)

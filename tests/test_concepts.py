@@ -1,0 +1,116 @@
+"""Concept sets: the vocabularies, their prompts, files, and identity by number."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from cefam import ConceptSet
+from cefam.concepts import Concept
+
+
+def test_broden_has_the_counts_of_the_published_program_and_of_table_a1():
+    concepts = ConceptSet.broden()
+    assert len(concepts) == 1197
+    assert concepts.numbers == list(range(1, 1198))
+    assert Counter(c.category for c in concepts.concepts) == {
+        "object": 523,
+        "part": 123,
+        "color": 11,
+        "material": 25,
+        "scene": 468,
+        "texture": 47,
+    }
+    listed = Counter(category for c in concepts.concepts for category in c.categories)
+    assert [listed[name] for name in ("object", "part", "color", "material")] == [584, 234, 11, 32]
+    assert len({word.lower() for word in concepts.words}) == 1153
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "prompt"),
+    [
+        (1, "black", "a photo of a black object"),
+        (19, "person", "a photo of a person"),
+        (30, "glass", "a photo of an object made of glass"),
+    ],
+)
+def test_broden_prompts_are_table_a1s(number, word, prompt):
+    concept = ConceptSet.broden().concepts[number - 1]
+    assert (concept.word, concept.prompt) == (word, prompt)
+
+
+def test_scenes_and_textures_have_the_programs_prompts_and_no_suffix():
+    concepts = ConceptSet.broden().concepts
+    scene = next(c for c in concepts if c.category == "scene")
+    texture = next(c for c in concepts if c.category == "texture")
+    assert scene.prompt == f"a photo of an object on {scene.word}"
+    assert not scene.word.endswith("-s")
+    assert texture.prompt == f"a photo of a {texture.word} object"
+
+
+def test_imagenet_and_awa2():
+    imagenet = ConceptSet.load("imagenet")
+    assert (len(imagenet), imagenet.words[0], imagenet.prompts[1]) == (1000, "tench", "a photo of a goldfish")
+    assert imagenet.words.count("crane") == 2  # equal words are different concepts
+    assert imagenet.find("crane") == [134, 517]
+    awa2 = ConceptSet.load("awa2")
+    assert (len(awa2), awa2.words[0]) == (85, "black")
+
+
+def test_unknown_words_and_sets_name_near_ones():
+    with pytest.raises(ValueError, match=r"Unknown concept 'strped'. Did you mean 'striped'\? \(1197 known"):
+        ConceptSet.broden().find("strped")
+    with pytest.raises(ValueError, match="Did you mean 'broden'"):
+        ConceptSet.load("brodn")
+
+
+def test_text_and_csv_files(tmp_path):
+    (tmp_path / "words.txt").write_text("striped fur\n\n  wing \n", encoding="utf-8")
+    assert ConceptSet.load(tmp_path / "words.txt").words == ["striped fur", "wing"]
+    (tmp_path / "set.csv").write_text("word,number,category,prompt\nwing,7,part,\nsky,3,object,the blue sky\n")
+    concepts = ConceptSet.load(str(tmp_path / "set.csv"))
+    assert concepts.numbers == [7, 3]
+    assert concepts.prompts == ["a photo of a wing", "the blue sky"]
+    assert [c.category for c in concepts.concepts] == ["part", "object"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("a.csv", "label\nx\n", "needs one called 'word' or 'name'"),
+        ("b.csv", "word,number\nwing,x\n", r"line 2: the number 'x' of 'wing'"),
+        ("c.csv", "word,number\nwing,1\nfur,1\n", "Two concepts have number 1"),
+        ("d.csv", "word,number\n,1\n", "line 2: the word is empty"),
+        ("e.txt", "\n\n", "at least one concept"),
+    ],
+)
+def test_bad_files_are_refused_with_the_line(tmp_path, name, text, advice):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=advice):
+        ConceptSet.from_file(tmp_path / name)
+
+
+def test_identity_knows_every_word_and_records_keep_it():
+    one, other = ConceptSet.from_words(["wing", "fur"]), ConceptSet.from_words(["wing", "Fur"])
+    assert one.identity != other.identity
+    assert ConceptSet.from_records(one.to_records()).identity == one.identity
+
+
+def test_without_embeddings_nothing_is_scored():
+    with pytest.raises(ValueError, match=r"call `concepts.embed\(vlm\)` first"):
+        ConceptSet.from_words(["a"]).require_embeddings()
+
+
+def test_new_texts_stand_beside_the_stored_set(world):
+    from cefam import load_vlm
+
+    vlm = load_vlm("tiny_clip", f"{world}/tiny_clip.pt", config=f"{world}/tiny_clip.json")
+    concepts = ConceptSet((Concept(5, "wing", ("part",), "a wing"),)).embed(vlm).extended(["fur", "wing"], vlm)
+    assert concepts.numbers == [5, 6, 7]
+    assert concepts.find("wing") == [0, 2]
+    torch.testing.assert_close(concepts.embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_a_template_needs_a_place_for_the_word():
+    with pytest.raises(ValueError, match="where the word goes"):
+        ConceptSet.from_words(["a"], template="a photo")

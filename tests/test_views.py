@@ -1,0 +1,99 @@
+"""One view for both towers, and the way back to the photograph."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph
+
+
+def photograph(height, width, marker=None):
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    if marker:
+        row, column = marker
+        pixels[row : row + 9, column : column + 9] = 255
+    return Image.fromarray(pixels)
+
+
+def center_of_mass(values):
+    values = values.double()
+    rows, columns = torch.meshgrid(*(torch.arange(n).double() for n in values.shape), indexing="ij")
+    return float((rows * values).sum() / values.sum()), float((columns * values).sum() / values.sum())
+
+
+@pytest.mark.parametrize("size", [(300, 500), (500, 300), (256, 256), (700, 431)])
+def test_a_marker_lands_in_the_same_place_in_both_towers_and_comes_back(size):
+    height, width = size
+    marker = (height // 2 + 20, width // 2 - 40)
+    pixels = View(256, 224)(photograph(height, width, marker))
+    assert pixels.shape == (3, 224, 224)
+    one = Preprocessing()(pixels[None])[0, 0]
+    other = Preprocessing((0.5,) * 3, (0.5,) * 3, (336, 336), "bicubic")(pixels[None])[0, 0] * 0.5 + 0.5
+    for a, b in zip(center_of_mass(one), center_of_mass(other), strict=True):
+        assert (a + 0.5) / 224 == pytest.approx((b + 0.5) / 336, abs=2e-3)
+    back = to_photograph(one[None], View(256, 224).placement(height, width), size)[0]
+    assert back.shape == size
+    row, column = center_of_mass(back)
+    assert row == pytest.approx(marker[0] + 4, abs=0.8)
+    assert column == pytest.approx(marker[1] + 4, abs=0.8)
+
+
+def test_outside_the_view_there_is_no_region():
+    back = to_photograph(torch.ones(1, 7, 7), View(256, 224).placement(300, 600), (300, 600))[0]
+    placement = View(256, 224).placement(300, 600)
+    assert back[:, : int(placement.left)].sum() == 0
+    assert back[150, 300] == 1
+    assert float(back.sum()) == pytest.approx(placement.height * placement.width, rel=0.02)
+
+
+def test_a_view_can_leave_photographs_as_they_are():
+    picture = photograph(112, 90, (50, 40))
+    pixels = View(None, None)(picture)
+    assert torch.equal(pixels, torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
+    assert View(None, None).placement(112, 90) == (0, 0, 112, 90)
+
+
+def test_masks_are_cut_like_photographs_and_labels_are_never_mixed():
+    index_map = torch.zeros(300, 500, dtype=torch.int32)
+    index_map[:, 250:] = 700
+    cut = View(256, 224).mask(index_map)
+    assert cut.shape == (224, 224)
+    assert cut.unique().tolist() == [0, 700]
+    assert 0.48 < (cut == 700).double().mean() < 0.52
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_pictures_of_any_mode_become_three_channels(mode):
+    picture = Image.new("L", (64, 64), 1) if mode == "I;16" else photograph(64, 64)
+    assert View(64, 64)(picture.convert(mode) if mode != "I;16" else Image.new("I;16", (64, 64))).shape == (3, 64, 64)
+
+
+def test_the_training_view_is_one_random_crop():
+    pixels = TrainingView(32)(photograph(100, 80, (30, 30)))
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == torch.uint8
+
+
+def test_preprocessing_from_a_pencil_and_back_from_plain_types():
+    images = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    expected = [(1 - m) / s for m, s in zip(IMAGENET.mean, IMAGENET.std, strict=True)]
+    torch.testing.assert_close(IMAGENET(images)[0, :, 0, 0], torch.tensor(expected))
+    torch.testing.assert_close(IMAGENET(images), IMAGENET(torch.ones(1, 3, 4, 4)))
+    assert Preprocessing.from_dict(IMAGENET.to_dict()) == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("build", "advice"),
+    [
+        (lambda: View(0, None), "must be positive"),
+        (lambda: View(200, 224), "does not fit"),
+        (lambda: View(None, 224)(photograph(100, 100)), "set `resize`"),
+        (lambda: Preprocessing((0.5,), ()), "same length"),
+        (lambda: Preprocessing(interpolation="nearest"), "'bilinear' or 'bicubic'"),
+        (lambda: Preprocessing()(torch.zeros(3, 4, 4)), "must be \\(B, 3, H, W\\)"),
+    ],
+)
+def test_impossible_views_are_refused(build, advice):
+    with pytest.raises(ValueError, match=advice):
+        build()
