@@ -98,7 +98,7 @@ def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> 
     parser = ArgumentParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_function_arguments(function, fail_untyped=False)
-    options = parser.instantiate_classes(parser.parse_args(arguments))
+    options = parser.instantiate(parser.parse_args(arguments))
     return function(**{name: value for name, value in vars(options).items() if name != "config"})
 
 

@@ -59,20 +59,24 @@ def broden_samples(root: str | Path) -> Iterator[Sample]:
         ValueError: where a mask has labels that ``label.csv`` lacks.
     """
     root = Path(root)
+    known = {label["number"] for label in read_broden_labels(root)}
+    for row in _index_rows(root):
+        path = root / "images" / row["image"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{root / 'index.csv'} lists {row['image']}, which is not in {root / 'images'}.")
+        masks = []
+        for category in MASK_CATEGORIES:
+            for name in filter(None, (row.get(category) or "").split(";")):
+                masks.append(Mask(category, _read_broden_mask(root / "images" / name, known)))
+        yield Sample(row["image"], path.read_bytes(), path.suffix.lower(), None, tuple(masks))
+
+
+def _index_rows(root: Path) -> list[dict[str, str]]:
     index = root / "index.csv"
     if not index.is_file():
         raise FileNotFoundError(f"{root} is no Broden folder: it has no index.csv.")
-    known = {label["number"] for label in read_broden_labels(root)}
     with index.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            path = root / "images" / row["image"]
-            if not path.is_file():
-                raise FileNotFoundError(f"{index} lists {row['image']}, which is not in {root / 'images'}.")
-            masks = []
-            for category in MASK_CATEGORIES:
-                for name in filter(None, (row.get(category) or "").split(";")):
-                    masks.append(Mask(category, _read_broden_mask(root / "images" / name, known)))
-            yield Sample(row["image"], path.read_bytes(), path.suffix.lower(), None, tuple(masks))
+        return list(csv.DictReader(lines))
 
 
 def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
@@ -101,7 +105,7 @@ def prepare(kind: str, source: str | Path, folder: str | Path, samples_per_shard
         samples, labels, total = image_folder_samples(source), [], len(list_images(source))
     elif kind == "broden":
         labels = read_broden_labels(source)
-        samples, total = broden_samples(source), sum(1 for _ in (Path(source) / "index.csv").open(encoding="utf-8")) - 1
+        samples, total = broden_samples(source), len(_index_rows(Path(source)))
     else:
         raise ValueError(f"kind must be 'images' or 'broden', got {kind!r}.")
     with ShardWriter(folder, f"{kind}: {Path(source).name}", samples_per_shard, labels) as writer:

@@ -147,9 +147,9 @@ def load_vlm(
     if config is not None:
         name = _register(Path(config), name)
     elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
-        near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+        near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4) or ["ViT-B-16-quickgelu"]
         raise ValueError(
-            f"open_clip has no model {name!r}. Did you mean {', '.join(map(repr, near)) or 'ViT-B-16-quickgelu'!r}? A folder is "
+            f"open_clip has no model {name!r}. Did you mean {', '.join(map(repr, near))}? A folder is "
             f"written 'local-dir:/path', a JSON config of your own is given as `config`."
         )
     if not name.startswith(("local-dir:", "hf-hub:")):

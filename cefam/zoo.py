@@ -20,12 +20,13 @@ from cefam.views import IMAGENET, Preprocessing
 
 log = logging.getLogger(__name__)
 
-# The stages that a family is tapped at unless the user names others; a name prefix decides, the first match wins.
+# The stages that a family is tapped at unless the user names others; a name prefix decides, the first match wins. The
+# last one is the map that is pooled for the classes (section 3.1).
 TORCHVISION_STAGES = {
     "vit": ["encoder.layers.-1"],
     "swin": ["features.1", "features.3", "features.5", "features.7"],
     "convnext": ["features.1", "features.3", "features.5", "features.7"],
-    "efficientnet": ["features.2", "features.3", "features.5", "features.7"],
+    "efficientnet": ["features.2", "features.3", "features.5", "features.8"],
     "": ["layer1", "layer2", "layer3", "layer4"],  # ResNet, ResNeXt, Wide ResNet
 }
 OFFLINE = ("1", "true", "yes", "on")
@@ -90,7 +91,7 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
     if name not in known:
         near = get_close_matches(name, known, n=3) or get_close_matches(name, known, n=3, cutoff=0.3)
         raise ValueError(
-            f"torchvision has no classifier {name!r}. Did you mean {', '.join(map(repr, near)) or known[0]!r}? "
+            f"torchvision has no classifier {name!r}. Did you mean {', '.join(map(repr, near or known[:1]))}? "
             f"A timm architecture is written 'timm:{name}'."
         )
     entry = None
@@ -157,6 +158,8 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
     else:
         usual = [entry["module"] for entry in module.feature_info][-4:]
         usual = [stage.removesuffix(".act") for stage in usual]
+        if hasattr(module, "conv_head") and hasattr(module, "bn2"):
+            usual[-1] = "bn2"  # EfficientNet: the map that is pooled for the classes comes after the head's convolution
     return module, preprocessing, None, usual
 
 

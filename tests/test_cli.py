@@ -1,0 +1,458 @@
+"""The commands, from files on disk to the number in the table, with the real loaders; and what they refuse."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cefam import CEFAM
+from cefam.cli import main
+from cefam.report import records, tables
+
+ROOT = Path(__file__).parent.parent
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+]
+CONVNEXT = "{class_path: cefam.load_classifier, init_args: {name: 'timm:convnext_atto', weights: null, num_classes: 5}}"
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def prepared(world):
+    """Shards and feature caches made by the commands."""
+    folder = world / "made"
+    for kind, source, name in (
+        ("broden", "broden", "broden"),
+        ("images", "images/train", "train"),
+        ("images", "images/val", "val"),
+    ):
+        options = ["--source", world / source, "--folder", folder / name, "--samples_per_shard", 6]
+        assert run("prepare", "--kind", kind, *options) == 0
+    for name, views in (("train", 2), ("val", 0)):
+        options = ["--images", world / "images" / name, "--folder", folder / "features" / name, "--views", views]
+        assert (
+            run(
+                "features", "--config", world / "towers.yaml", *options, "--size", 64, "--resize", 64, "--device", "cpu"
+            )
+            == 0
+        )
+    return folder
+
+
+def feature_options(world, prepared):
+    data = "--data.init_args."
+    return [
+        "--config", "train/features", "--config", world / "model.yaml",
+        "--model.concepts", world / "broden" / "label.csv",
+        f"{data}train", prepared / "features" / "train", f"{data}val", prepared / "features" / "val", f"{data}batch_size=8",
+        "--trainer.log_every_n_steps=1", *QUIET,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(world, prepared, tmp_path_factory):
+    """A checkpoint of ``cefam fit`` from features, with regions measured in validation, and its export."""
+    folder = tmp_path_factory.mktemp("trained")
+    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {folder}, name: log, version: ''}}}}"
+    options = [f"--data.init_args.regions={prepared}/broden", "--trainer.max_epochs=3", f"--trainer.logger={logger}"]
+    assert run("fit", *feature_options(world, prepared), *options) == 0
+    assert run("export", "--checkpoint", folder / "log/checkpoints/best.ckpt", "--folder", folder / "artefact") == 0
+    return folder
+
+
+def test_fit_logs_losses_agreement_and_regions(trained):
+    with (trained / "log" / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    last = {key: value for row in rows for key, value in row.items() if value}
+    for key in ("train/loss", "val/loss", "val/embedding", "val/cosine", "val/concept_correlation"):
+        assert key in last
+    for metric in ("epg", "nra", "nra_calibrated", "hit"):
+        for protocol in ("top1", "oracle"):
+            assert 0 <= float(last[f"regions/{protocol}/{metric}/mean"]) <= 1 or metric == "nra_calibrated"
+            assert f"regions/{protocol}/{metric}/part" in last
+    losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+    assert losses[-1] < losses[0]
+
+
+def test_checkpoints_hold_the_translator_alone_and_load_without_unpickling(trained):
+    path = trained / "log" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"translator"}
+    numbers = sum(v.numel() for v in checkpoint["state_dict"].values())
+    assert path.stat().st_size < 4 * numbers + 200_000
+    assert checkpoint["cefam"]["classifier"]["source"]["init_args"]["name"] == "resnet18"
+    assert checkpoint["cefam"]["vlm"]["source"]["init_args"]["name"] == "tiny_clip"
+
+
+def test_an_exported_folder_and_its_checkpoint_are_the_same_model(trained, world):
+    one = CEFAM.from_pretrained(trained / "artefact")
+    other = CEFAM.from_pretrained(trained / "log/checkpoints/best.ckpt")
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(one.explainer.scores(images), other.explainer.scores(images))
+    explanation = one.explainer.explain(images, top_k=3)[0]
+    assert len(explanation.concepts) == 3
+    assert all(part.contribution is not None for part in explanation.concepts)
+    card = (trained / "artefact" / "README.md").read_text()
+    assert "resnet18" in card
+    assert "independent implementation" in card
+    config = json.loads((trained / "artefact" / "config.json").read_text())
+    assert config["vlm"]["preprocessing"]["size"] == [32, 32]
+
+
+def test_export_never_overwrites_without_being_told(trained, capsys):
+    options = ["--checkpoint", trained / "log/checkpoints/best.ckpt", "--folder", trained / "artefact"]
+    assert run("export", *options) == 1
+    assert "already holds an artefact" in capsys.readouterr().err
+    assert run("export", *options, "--overwrite", "true") == 0
+
+
+def evaluated(trained, prepared, output, *options):
+    return run(
+        "evaluate", "--config", "evaluate/broden", "--model.artefact", trained / "artefact",
+        "--data.shards", prepared / "broden", "--data.batch_size=4", "--model.output", output, *QUIET, *options,
+    )  # fmt: skip
+
+
+def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert evaluated(trained, prepared, output) == 0
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == [
+        "contact_sheet.png", "records.csv", "table.csv", "table.md", "table.txt",
+    ]  # fmt: skip
+    assert (output / "table.txt").read_text() in printed
+    assert (output / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
+    found = list(records.read(output / "records.csv"))
+    manifest = json.loads((prepared / "broden" / "manifest.json").read_text())
+    assert len(found) == manifest["num_pairs"] * 5 * 2  # methods x protocols
+    # Every number of the table, from the records, by hand.
+    with (output / "table.csv").open() as lines:
+        rows = {(row["protocol"], row["method"]): row for row in csv.DictReader(lines)}
+    assert [key for key in rows][:2] == [("top1", "CE-FAM"), ("top1", "random channel")]
+    for (protocol, method), row in rows.items():
+        mine = [r for r in found if (r["protocol"], r["method"]) == (protocol, method)]
+        means = []
+        for category in ("object", "part", "color", "material"):
+            values = [r["nra"] for r in mine if r["category"] == category and r["nra"] == r["nra"]]
+            means.append(sum(values) / len(values))
+            assert float(row[f"NRA {category}"]) == pytest.approx(means[-1], abs=1e-12)
+        assert float(row["NRA avg"]) == pytest.approx(sum(means) / 4, abs=1e-12)
+        assert int(row["pairs"]) == len(mine)
+        assert int(row["undefined"]) == sum(r["nra"] != r["nra"] for r in mine) == 1  # the mask that fills its image
+        assert float(row["coverage"]) == 1
+    oracle, top1 = rows["oracle", "CE-FAM"], rows["top1", "CE-FAM"]
+    assert float(oracle["NRA avg"]) >= float(top1["NRA avg"])
+
+
+def test_evaluate_refuses_to_overwrite_results(trained, prepared, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "records.csv").write_text("mine")
+    assert evaluated(trained, prepared, tmp_path / "out") == 1
+    assert "already holds results" in capsys.readouterr().err
+    assert (tmp_path / "out" / "records.csv").read_text() == "mine"
+
+
+def test_the_paper_preset_and_the_branch_derivative_run_too(trained, prepared, tmp_path):
+    options = [
+        "--model.preset=paper",
+        "--model.derivative=branch",
+        "--model.chance=[center]",
+        "--model.num_candidates=2",
+    ]
+    assert evaluated(trained, prepared, tmp_path / "out", *options) == 0
+    assert "Preset: paper" in (tmp_path / "out" / "table.txt").read_text()
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_fit_from_images_with_a_second_kind_of_classifier(world, prepared, tmp_path, source):
+    train, val = (world / "images" / n if source == "folder" else prepared / n for n in ("train", "val"))
+    data = (
+        f"{{class_path: ImagesData, init_args: {{train: {train}, val: {val}, regions: {prepared}/broden, size: 32, resize: 36, "
+        f"batch_size: 8, num_workers: 0}}}}"
+    )
+    vlm = yaml.safe_load((world / "towers.yaml").read_text())["vlm"]
+    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: log, version: ''}}}}"
+    options = [
+        f"--model.classifier={CONVNEXT}", f"--model.vlm={json.dumps(vlm)}", "--model.concepts", "broden",
+        f"--data={data}", "--trainer.max_epochs=1", f"--trainer.logger={logger}", "--trainer.log_every_n_steps=1", *QUIET,
+    ]  # fmt: skip
+    assert run("fit", *options) == 0
+    checkpoint = torch.load(tmp_path / "log" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["cefam"]["translator"]["channels"] == [40, 80, 160, 320]
+    assert len(checkpoint["cefam"]["concepts"]["records"]) == 1197
+
+
+def test_one_stage_without_similarity_loss_and_with_the_paper_preset(world, tmp_path):
+    config = yaml.safe_load((world / "model.yaml").read_text())
+    config["model"]["classifier"]["init_args"]["stages"] = ["layer4"]
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    images = f"{{class_path: ImagesData, init_args: {{train: {world}/images/train, val: {world}/images/val, size: 32, resize: 36, batch_size: 8, num_workers: 0}}}}"
+    options = ["--config", "one.yaml", f"--data={images}", "--model.similarity_weight=0", "--model.preset=paper"]
+    assert run("fit", *options, "--model.concepts=[wing, red]", "--trainer.fast_dev_run=true", *QUIET) == 0
+
+
+def test_a_teacher_of_ones_own_by_class_path(world, tmp_path, monkeypatch):
+    (tmp_path / "my_teacher.py").write_text(
+        "import torch\n"
+        "from cefam import VisionLanguageModel\n"
+        "class Colors(VisionLanguageModel):\n"
+        "    embedding_dim = 3\n"
+        "    logit_scale = 10.0\n"
+        "    def __init__(self, shift: float = 0.0):\n"
+        "        super().__init__()\n"
+        "        self.shift = shift\n"
+        "    def encode_image(self, images):\n"
+        "        return images.float().mean(dim=(2, 3)) / 255 + self.shift\n"
+        "    def encode_text(self, texts):\n"
+        "        return torch.eye(3)[[len(t) % 3 for t in texts]]\n"
+    )
+    images = f"{{class_path: ImagesData, init_args: {{train: {world}/images/train, val: {world}/images/val, size: 32, resize: 36, batch_size: 8, num_workers: 0}}}}"
+    options = [
+        "--config",
+        world / "model.yaml",
+        "--model.vlm",
+        "{class_path: my_teacher.Colors, init_args: {shift: 0.5}}",
+    ]
+    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: log, version: ''}}}}"
+    arguments = [
+        f"--data={images}",
+        "--model.concepts=[red, green, blue sky]",
+        "--trainer.max_epochs=1",
+        f"--trainer.logger={logger}",
+    ]
+    assert run("fit", *options, *arguments, *QUIET) == 0
+    stored = torch.load(tmp_path / "log/checkpoints/last.ckpt", weights_only=True)["cefam"]
+    assert stored["vlm"]["source"] == {"class_path": "my_teacher.Colors", "init_args": {"shift": 0.5}}
+    assert stored["translator"]["embedding_dim"] == 3
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(world, prepared, tmp_path):
+    def fit(name, epochs, *more):
+        logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: {name}, version: ''}}}}"
+        options = [f"--trainer.max_epochs={epochs}", f"--trainer.logger={logger}", *more]
+        assert run("fit", *feature_options(world, prepared), *options) == 0
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+    whole = fit("whole", 4)
+    fit("first", 2)
+    resumed = fit("second", 4, f"--ckpt_path={tmp_path}/first/checkpoints/last.ckpt")
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
+    assert resumed["lr_schedulers"] == whole["lr_schedulers"]
+
+
+def test_frozen_towers_are_byte_equal_after_fit(world, prepared, trained):
+    before = torch.load(world / "resnet18.pth", weights_only=True)
+    after = CEFAM.from_pretrained(trained / "artefact").classifier.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_features_resume_and_do_not_depend_on_the_workers(world, prepared, tmp_path):
+    from cefam.features import load_features
+
+    folder = tmp_path / "again"
+    options = ["--config", world / "towers.yaml", "--images", world / "images/train", "--folder", folder, "--views", 2]
+    options += ["--size", 64, "--resize", 64, "--device", "cpu"]
+    assert run("features", *options, "--num_workers", 2, "--batch_size", 5) == 0
+    one, other = load_features(folder), load_features(prepared / "features" / "train")
+    assert len(one["embedding"]) == 48
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one["pooled.0"][:24], one["pooled.0"][24:])  # the views differ
+    (folder / "manifest.json").unlink()
+    removed = sorted(folder.glob("*.safetensors"))[0]
+    kept = sorted(folder.glob("*.safetensors"))[1].stat().st_mtime_ns
+    removed.unlink()
+    assert run("features", *options) == 0
+    assert sorted(folder.glob("*.safetensors"))[1].stat().st_mtime_ns == kept
+    torch.testing.assert_close(load_features(folder)["embedding"], one["embedding"], rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_other_towers_are_refused(world, prepared, tmp_path, capsys):
+    torch.manual_seed(5)
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "other.pth")
+    other = ["--model.classifier.init_args.weights", tmp_path / "other.pth"]
+    assert run("fit", *feature_options(world, prepared), *other) == 1
+    assert "made with another classifier: its fingerprint" in capsys.readouterr().err
+    options = ["--config", world / "towers.yaml", "--images", world / "images/val", "--size", 48, "--device", "cpu"]
+    assert run("features", *options, "--folder", prepared / "features" / "val") == 1
+    assert "features of other towers, photographs or views" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_concept_set_or_vlm_is_refused(world, prepared, trained, tmp_path, capsys):
+    checkpoint = f"--ckpt_path={trained}/log/checkpoints/last.ckpt"
+    options = feature_options(world, prepared)
+    assert run("fit", *options, "--model.concepts", "awa2", "--trainer.max_epochs=9", checkpoint) == 1
+    assert "made with another concept set: its identity" in capsys.readouterr().err
+    assert run("fit", *options, "--model.vlm.init_args.mean=[0.1, 0.2, 0.3]", "--trainer.max_epochs=9", checkpoint) == 1
+    assert "made with another vision-language model: its preprocessing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"", "truncated, empty, or holds pickled objects"),
+        (None, "There is no artefact"),
+        ("pickle", "truncated, empty"),
+        ("other", "no checkpoint of cefam"),
+    ],
+)
+def test_broken_artefacts_are_refused(content, advice, prepared, tmp_path, capsys):
+    path = tmp_path / "broken.ckpt"
+    if content == "pickle":
+        torch.save(torch.nn.Linear(1, 1), path)
+    elif content == "other":
+        torch.save({"state_dict": {}}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    assert run("evaluate", "--model.artefact", path, "--data.shards", prepared / "broden", *QUIET) == 1
+    assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "advice"),
+    [
+        (["evalute"], 2, "Did you mean 'evaluate'?"),
+        (["fit", "--config", "train/featurs"], 1, "There is no config 'train/featurs'. Did you mean 'train/features'"),
+        (["export", "--checkpoint", "nowhere.ckpt", "--folder", "x"], 1, "There is no artefact nowhere.ckpt"),
+    ],
+)
+def test_mistyped_commands_name_near_ones(arguments, status, advice, capsys):
+    assert main(arguments) == status
+    assert advice in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused(world, prepared, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", *feature_options(world, prepared), "--model.similarty_weight=1")
+    assert "similarty_weight" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys):
+    assert main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert "cefam 0." in capsys.readouterr().out
+
+
+SHIPPED = sorted(p.relative_to(ROOT / "configs").with_suffix("").as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_parses(name, capsys, trained, prepared):
+    verb = "evaluate" if name.startswith("evaluate/") else "fit"
+    needed = ["--model.artefact=x", "--data.shards=y"] if verb == "evaluate" else []
+    if verb == "fit" and not name.startswith("train/"):
+        needed = ["--config", "train/resnet50_clip"]
+    if name == "train/features":
+        needed = ["--config", str(ROOT / "examples/real_photos/fit.yaml")]
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, *needed, "--config", name, "--print_config"])
+    assert "seed_everything" in capsys.readouterr().out
+
+
+def test_a_region_panel_is_drawn_after_validation(world, prepared, tmp_path):
+    images = sorted(str(path) for path in (world / "images" / "val").rglob("*.png"))[:2]
+    panel = json.dumps([{"class_path": "RegionPanel", "init_args": {"images": images, "resize": 64, "crop": 64}}])
+    logger = json.dumps([{
+        "class_path": "lightning.pytorch.loggers.WandbLogger",
+        "init_args": {"project": "t", "save_dir": str(tmp_path), "offline": True},
+    }])  # fmt: skip
+    options = [f"--trainer.callbacks={panel}", f"--trainer.logger={logger}", "--trainer.max_epochs=1"]
+    options += [f"--trainer.default_root_dir={tmp_path}"]
+    assert run("fit", *feature_options(world, prepared), *options) == 0
+    (path,) = tmp_path.rglob("panels/epoch-0000.png")
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    assert list(tmp_path.rglob("offline-run-*"))
+
+
+def command(*arguments, timeout=300, **environment):
+    """Run a command in a process group of its own; a hung one is killed with its children."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    process = subprocess.Popen(
+        [str(a) for a in arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+        start_new_session=True, cwd=os.getcwd(),
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process.returncode, output
+
+
+@pytest.mark.processes
+def test_two_processes_give_the_table_of_one(trained, prepared, tmp_path):
+    assert evaluated(trained, prepared, tmp_path / "one") == 0
+    status, printed = command(
+        sys.executable, ROOT / "evaluate.py", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
+        "--model.artefact", trained / "artefact", "--data.shards", prepared / "broden", "--data.batch_size=4",
+        "--model.output", tmp_path / "two", "--trainer.enable_progress_bar=false",
+    )  # fmt: skip
+    assert status == 0, printed
+    one, two = (list(records.read(tmp_path / name / "records.csv")) for name in ("one", "two"))
+    keys = ("image", "mask", "label", "method", "protocol", "category")
+    assert [[r[k] for k in keys] for r in one] == [[r[k] for k in keys] for r in two]
+    for a, b in zip(one, two, strict=True):
+        for name in ("epg", "nra", "nra_calibrated"):
+            assert a[name] == pytest.approx(b[name], abs=1e-4, nan_ok=True)
+    rows = [tables.summarize(r, ["object", "part", "color", "material"], 4).rows for r in (one, two)]
+    for a, b in zip(*rows, strict=True):
+        assert (a.method, a.pairs, a.undefined) == (b.method, b.pairs, b.undefined)
+        for metric in ("epg", "nra", "nra_calibrated", "hit"):
+            assert a.means[metric] == pytest.approx(b.means[metric], abs=1e-5)
+    assert not list((tmp_path / "two").glob("*.part"))
+
+
+@pytest.mark.processes
+def test_two_processes_train_alike_and_validate_exactly(world, prepared, tmp_path):
+    """11 validation rows and 3 shards over two processes: unequal shares, nothing repeated, nobody waits."""
+    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: NAME, version: ''}}}}"
+    shared = [
+        *feature_options(world, prepared),
+        f"--data.init_args.regions={prepared}/broden",
+        "--trainer.max_epochs=2",
+    ]
+    one = [*shared, f"--trainer.logger={logger.replace('NAME', 'one')}"]
+    assert run("fit", *one) == 0
+    two = [*shared, "--config", "trainer/ddp_cpu", f"--trainer.logger={logger.replace('NAME', 'two')}"]
+    two += ["--data.init_args.batch_size=4"]  # two processes x 4 = the batch of 8
+    status, printed = command(sys.executable, "-m", "cefam", "fit", *two)
+    assert status == 0, printed
+    validated = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "metrics.csv").open() as lines:
+            validated.append([row for row in csv.DictReader(lines) if row["val/loss"]])
+    for a, b in zip(*validated, strict=True):
+        for key in ("val/loss", "val/cosine", "regions/top1/nra/mean", "regions/oracle/epg/part"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=0.05)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("verb", ["prepare", "features", "fit", "evaluate", "export"])
+def test_the_exit_status_of_a_command(verb, tmp_path):
+    bad = {
+        "prepare": ["--kind", "images", "--source", "nowhere", "--folder", "x"],
+        "features": ["--config", "nowhere.yaml"],
+        "fit": ["--config", "nowhere"],
+        "evaluate": ["--model.artefact", "nowhere", "--data.shards", "nowhere"],
+        "export": ["--checkpoint", "nowhere", "--folder", "x"],
+    }
+    status, printed = command(sys.executable, "-m", "cefam", verb, *bad[verb])
+    assert status == 1, printed
+    assert "nowhere" in printed
+    assert "Traceback" not in printed

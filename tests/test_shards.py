@@ -1,0 +1,198 @@
+"""The sample contract: what goes in comes out, counted; unfinished and broken sets are told apart from whole ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cefam.cli import main
+from cefam.datamodules import RegionsData
+from cefam.datamodules.loaders import check_workers
+from cefam.prepare import broden_samples, list_images
+from cefam.shards import Manifest, Mask, Sample, ShardWriter, open_picture, read_shard
+
+
+def prepared(world, tmp_path, per_shard=4):
+    folder = tmp_path / "shards"
+    arguments = ["--kind", "broden", "--source", f"{world}/broden", "--folder", str(folder)]
+    assert main(["prepare", *arguments, "--samples_per_shard", str(per_shard)]) == 0
+    return folder
+
+
+def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
+    folder = prepared(world, tmp_path)
+    manifest = Manifest.read(folder)
+    originals = list(broden_samples(world / "broden"))
+    assert manifest.num_samples == len(originals) == 14
+    assert [shard["samples"] for shard in manifest.shards] == [4, 4, 4, 2]
+    assert manifest.mask_size == [32, 32]
+    assert {label["number"] for label in manifest.labels} == {1, 10, 30, 38, 19, 73}
+    found = [sample for path in manifest.files(folder) for sample in read_shard(path)]
+    pairs = 0
+    for one, other in zip(found, originals, strict=True):
+        assert (one.id, one.image) == (other.id, other.image)
+        assert [m.category for m in one.masks] == [m.category for m in other.masks]
+        for a, b in zip(one.masks, other.masks, strict=True):
+            assert np.array_equal(a.index_map, b.index_map)
+            pairs += len(set(np.unique(a.index_map)) - {0})
+    assert manifest.num_pairs == pairs > 50
+    assert [len(sample.masks) for sample in found][3:6] == [5, 4, 0]
+
+
+def test_a_label_number_beyond_255_survives(tmp_path):
+    index_map = np.full((4, 4), 1196)
+    with ShardWriter(tmp_path / "s", "test") as writer:
+        writer.write(Sample("a", b"x", ".jpg", None, (Mask("object", index_map),)))
+    (sample,) = read_shard(tmp_path / "s" / "shard-000000.tar")
+    assert np.array_equal(sample.masks[0].index_map, index_map)
+
+
+def test_a_folder_of_images_keeps_bytes_and_classes(world, tmp_path):
+    folder = tmp_path / "shards"
+    assert main(["prepare", "--kind", "images", "--source", f"{world}/images/val", "--folder", str(folder)]) == 0
+    samples = list(read_shard(folder / "shard-000000.tar"))
+    paths = list_images(world / "images" / "val")
+    assert [s.image for s in samples] == [path.read_bytes() for path, _ in paths]
+    assert [s.label for s in samples] == [label for _, label in paths] == sorted(label for _, label in paths)
+
+
+def test_a_stopped_writer_leaves_nothing_that_looks_finished(tmp_path):
+    def stopped():
+        with ShardWriter(tmp_path / "s", "test", samples_per_shard=2) as writer:
+            for index in range(3):
+                writer.write(Sample(str(index), b"x", ".jpg"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["shard-000000.tar"]
+    with pytest.raises(FileNotFoundError, match="make them with `cefam prepare`"):
+        Manifest.read(tmp_path / "s")
+
+
+def test_a_finished_set_is_never_overwritten(world, tmp_path, capsys):
+    folder = prepared(world, tmp_path)
+    before = (folder / "manifest.json").read_bytes()
+    assert main(["prepare", "--kind", "broden", "--source", f"{world}/broden", "--folder", str(folder)]) == 1
+    assert "already holds a finished set" in capsys.readouterr().err
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def broken_broden(world, tmp_path, how):
+    root = tmp_path / "broken"
+    shutil.copytree(world / "broden", root)
+    how(root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("how", "advice"),
+    [
+        (lambda root: (root / "index.csv").unlink(), "no index.csv"),
+        (lambda root: (root / "label.csv").unlink(), "no label.csv"),
+        (lambda root: (root / "images/src/002.jpg").unlink(), "lists src/002.jpg, which is not in"),
+        (lambda root: (root / "images/src/002_part.png").unlink(), "lists the mask 002_part.png"),
+        (lambda root: (root / "images/src/002.jpg").write_bytes(b""), "src/002.jpg cannot be read"),
+        (lambda root: (root / "images/src/002.jpg").write_bytes(b"\xff\xd8\xff broken"), "src/002.jpg cannot be read"),
+        (
+            lambda root: (root / "label.csv").write_text("number,name,category\n1,a,color\n"),
+            "which label.csv does not list",
+        ),
+    ],
+)
+def test_a_broken_broden_is_said_and_leaves_no_set(world, tmp_path, how, advice, capsys):
+    root, folder = broken_broden(world, tmp_path, how), tmp_path / "out"
+    assert main(["prepare", "--kind", "broden", "--source", str(root), "--folder", str(folder)]) == 1
+    assert advice in capsys.readouterr().err
+    assert not (folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["--kind", "coco", "--source", "."], "kind must be"),
+        (["--kind", "images", "--source", "nowhere"], "There is no folder nowhere"),
+        (["--kind", "images", "--source", "."], "No image"),
+    ],
+)
+def test_bad_sources_are_refused(arguments, advice, capsys):
+    assert main(["prepare", *arguments, "--folder", "out"]) == 1
+    assert advice in capsys.readouterr().err
+
+
+def test_masks_of_different_sizes_are_refused(tmp_path):
+    masks = [Mask("object", np.ones((4, 4))), Mask("part", np.ones((5, 4)))]
+    with pytest.raises(ValueError, match="bring them to one size"), ShardWriter(tmp_path / "s", "t") as writer:
+        writer.write(Sample("a", b"x", ".jpg", None, tuple(masks)))
+
+
+def test_a_missing_shard_is_said(world, tmp_path):
+    folder = prepared(world, tmp_path)
+    (folder / "shard-000002.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lists shard-000002.tar, which is not there"):
+        RegionsData(str(folder)).test_dataloader()
+
+
+def test_another_format_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "cefam-shards", "version": 99}))
+    with pytest.raises(ValueError, match="run `cefam prepare` again"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
+    loader = RegionsData(str(prepared(world, tmp_path)), batch_size=3, num_workers=workers).test_dataloader()
+    seen = {}
+    for batch in loader:
+        for pair in range(len(batch["pair_label"])):
+            mask = batch["pair_mask"][pair]
+            label = int(batch["pair_label"][pair])
+            name = batch["ids"][batch["mask_image"][mask]]
+            area = int((batch["masks"][mask] == label).sum())
+            seen.setdefault(name, []).append((batch["mask_category"][mask], label, area))
+    expected = {
+        s.id: [
+            (m.category, int(v), int((m.index_map == v).sum())) for m in s.masks for v in np.unique(m.index_map) if v
+        ]
+        for s in broden_samples(world / "broden")
+    }
+    assert seen == {name: pairs for name, pairs in expected.items() if pairs}
+
+
+def test_too_many_workers_are_refused_with_the_number_that_would_do(monkeypatch):
+    with pytest.raises(ValueError, match=r"`data.init_args.num_workers` to at most 3"):
+        check_workers(3, 4, "shards")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="use fewer devices"):
+        check_workers(3, 0, "shards")
+
+
+def test_a_picture_of_one_pixel_and_an_animation_are_read(tmp_path):
+    from PIL import Image
+
+    from cefam.views import View
+
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert View(8, 8)(open_picture(tmp_path / "a.gif", "a"))[:, 0, 0].tolist() == [255, 0, 0]
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
+    assert View(8, 8)(open_picture(tmp_path / "one.png", "one")).float().mean(dim=(1, 2)).tolist() == [255, 0, 0]
+
+
+@pytest.mark.realset
+def test_the_real_broden_format_is_read(realset, tmp_path):
+    samples = list(broden_samples(realset / "broden_sample"))
+    assert len(samples) == 251
+    assert {mask.index_map.shape for sample in samples for mask in sample.masks} == {(112, 112)}
+    labels = {int(v) for s in samples for m in s.masks for v in np.unique(m.index_map) if v}
+    assert {1, 19, 48} <= labels
+    assert max(labels) > 255
+
+
+def test_an_empty_batch_of_masks_collates():
+    from cefam.datamodules.loaders import _collate_regions
+
+    batch = _collate_regions(None, [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
+    assert len(batch["masks"]) == len(batch["pair_label"]) == 0
