@@ -35,7 +35,7 @@ def describe(module: "CEFAM") -> dict[str, Any]:
             "hidden_dims": module.translator.hidden_dims,
         },
         "classifier": {**classifier_identity(module.classifier), "class_names": module.classifier.class_names},
-        "vlm": None if module.vlm is None else module.vlm.identity(),
+        "vlm": module.vlm_identity,
         "concepts": {
             "identity": concepts.identity,
             "logit_scale": concepts.logit_scale,

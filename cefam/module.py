@@ -80,6 +80,7 @@ class CEFAM(L.LightningModule):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the translator alone
         self.classifier, self.vlm = classifier, vlm
+        self.vlm_identity = None if vlm is None else vlm.identity()
         self.concepts = _embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
@@ -124,6 +125,12 @@ class CEFAM(L.LightningModule):
         optimizer = self.optimizer(self.translator.parameters())
         scheduler = WarmupPlateau(optimizer, self.warmup_epochs, self.plateau_patience)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Nothing: the schedule steps at the end of the validation.
+
+        Lightning would step it after the checkpoint of that epoch was written, and a resumed run would miss the step.
+        """
 
     def setup(self, stage: str) -> None:
         """Refuse features that were computed with other towers."""
@@ -204,6 +211,9 @@ class CEFAM(L.LightningModule):
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
             logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            schedule: Any = self.lr_schedulers()
+            schedule.step(float(logged["val/loss"]))
         # Computed over all processes already: the same value everywhere.
         self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
 
@@ -253,6 +263,7 @@ class CEFAM(L.LightningModule):
         )
         artefact.check(module, stored)
         module.translator.load_state_dict(translator)
+        module.vlm_identity = stored["vlm"]
         return module.eval()
 
 

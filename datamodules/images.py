@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from cefam.datamodules.loaders import (
     ImageFiles,
@@ -73,7 +73,7 @@ class ImagesData(L.LightningDataModule):
             # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever.
             stream = resampled(self.train, partial(_picture_view, view), seed=self.seed * 1009 + world()[0])
             loader = wds.WebLoader(
-                stream.batched(self.batch_size, collation_fn=_collate, partial=False),
+                stream.compose(wds.batched(self.batch_size, collation_fn=default_collate, partial=False)),
                 batch_size=None,
                 num_workers=self.num_workers,
                 persistent_workers=self.num_workers > 0,
@@ -129,9 +129,3 @@ def _is_shards(folder: str) -> bool:
 
 def _picture_view(view: Callable[..., Tensor], sample: Sample) -> dict[str, Tensor]:
     return {"image": view(sample.picture())}
-
-
-def _collate(samples: list[dict[str, Tensor]]) -> Any:
-    from torch.utils.data import default_collate
-
-    return default_collate(samples)

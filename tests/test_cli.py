@@ -25,6 +25,18 @@ QUIET = [
 CONVNEXT = "{class_path: cefam.load_classifier, init_args: {name: 'timm:convnext_atto', weights: null, num_classes: 5}}"
 
 
+def images_data(train, val, **options):
+    init_args = {"train": str(train), "val": str(val), "size": 32, "resize": 36, "batch_size": 8, "num_workers": 0}
+    return json.dumps({"class_path": "ImagesData", "init_args": {**init_args, **options}})
+
+
+def csv_logger(folder, name="log"):
+    init_args = {"save_dir": str(folder), "name": name, "version": ""}
+    return "--trainer.logger=" + json.dumps(
+        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": init_args}
+    )
+
+
 def run(*arguments):
     return main([str(argument) for argument in arguments])
 
@@ -56,6 +68,7 @@ def feature_options(world, prepared):
     return [
         "--config", "train/features", "--config", world / "model.yaml",
         "--model.concepts", world / "broden" / "label.csv",
+        "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.02", "--model.warmup_epochs=0",
         f"{data}train", prepared / "features" / "train", f"{data}val", prepared / "features" / "val", f"{data}batch_size=8",
         "--trainer.log_every_n_steps=1", *QUIET,
     ]  # fmt: skip
@@ -65,8 +78,7 @@ def feature_options(world, prepared):
 def trained(world, prepared, tmp_path_factory):
     """A checkpoint of ``cefam fit`` from features, with regions measured in validation, and its export."""
     folder = tmp_path_factory.mktemp("trained")
-    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {folder}, name: log, version: ''}}}}"
-    options = [f"--data.init_args.regions={prepared}/broden", "--trainer.max_epochs=3", f"--trainer.logger={logger}"]
+    options = [f"--data.init_args.regions={prepared}/broden", "--trainer.max_epochs=3", csv_logger(folder)]
     assert run("fit", *feature_options(world, prepared), *options) == 0
     assert run("export", "--checkpoint", folder / "log/checkpoints/best.ckpt", "--folder", folder / "artefact") == 0
     return folder
@@ -140,7 +152,7 @@ def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, t
     # Every number of the table, from the records, by hand.
     with (output / "table.csv").open() as lines:
         rows = {(row["protocol"], row["method"]): row for row in csv.DictReader(lines)}
-    assert [key for key in rows][:2] == [("top1", "CE-FAM"), ("top1", "random channel")]
+    assert list(rows)[:2] == [("top1", "CE-FAM"), ("top1", "random channel")]
     for (protocol, method), row in rows.items():
         mine = [r for r in found if (r["protocol"], r["method"]) == (protocol, method)]
         means = []
@@ -178,15 +190,11 @@ def test_the_paper_preset_and_the_branch_derivative_run_too(trained, prepared, t
 @pytest.mark.parametrize("source", ["folder", "shards"])
 def test_fit_from_images_with_a_second_kind_of_classifier(world, prepared, tmp_path, source):
     train, val = (world / "images" / n if source == "folder" else prepared / n for n in ("train", "val"))
-    data = (
-        f"{{class_path: ImagesData, init_args: {{train: {train}, val: {val}, regions: {prepared}/broden, size: 32, resize: 36, "
-        f"batch_size: 8, num_workers: 0}}}}"
-    )
+    data = images_data(train, val, regions=str(prepared / "broden"))
     vlm = yaml.safe_load((world / "towers.yaml").read_text())["vlm"]
-    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: log, version: ''}}}}"
     options = [
         f"--model.classifier={CONVNEXT}", f"--model.vlm={json.dumps(vlm)}", "--model.concepts", "broden",
-        f"--data={data}", "--trainer.max_epochs=1", f"--trainer.logger={logger}", "--trainer.log_every_n_steps=1", *QUIET,
+        f"--data={data}", "--trainer.max_epochs=1", csv_logger(tmp_path), "--trainer.log_every_n_steps=1", *QUIET,
     ]  # fmt: skip
     assert run("fit", *options) == 0
     checkpoint = torch.load(tmp_path / "log" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -198,7 +206,7 @@ def test_one_stage_without_similarity_loss_and_with_the_paper_preset(world, tmp_
     config = yaml.safe_load((world / "model.yaml").read_text())
     config["model"]["classifier"]["init_args"]["stages"] = ["layer4"]
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
-    images = f"{{class_path: ImagesData, init_args: {{train: {world}/images/train, val: {world}/images/val, size: 32, resize: 36, batch_size: 8, num_workers: 0}}}}"
+    images = images_data(world / "images/train", world / "images/val")
     options = ["--config", "one.yaml", f"--data={images}", "--model.similarity_weight=0", "--model.preset=paper"]
     assert run("fit", *options, "--model.concepts=[wing, red]", "--trainer.fast_dev_run=true", *QUIET) == 0
 
@@ -218,19 +226,18 @@ def test_a_teacher_of_ones_own_by_class_path(world, tmp_path, monkeypatch):
         "    def encode_text(self, texts):\n"
         "        return torch.eye(3)[[len(t) % 3 for t in texts]]\n"
     )
-    images = f"{{class_path: ImagesData, init_args: {{train: {world}/images/train, val: {world}/images/val, size: 32, resize: 36, batch_size: 8, num_workers: 0}}}}"
+    images = images_data(world / "images/train", world / "images/val")
     options = [
         "--config",
         world / "model.yaml",
         "--model.vlm",
         "{class_path: my_teacher.Colors, init_args: {shift: 0.5}}",
     ]
-    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: log, version: ''}}}}"
     arguments = [
         f"--data={images}",
         "--model.concepts=[red, green, blue sky]",
         "--trainer.max_epochs=1",
-        f"--trainer.logger={logger}",
+        csv_logger(tmp_path),
     ]
     assert run("fit", *options, *arguments, *QUIET) == 0
     stored = torch.load(tmp_path / "log/checkpoints/last.ckpt", weights_only=True)["cefam"]
@@ -240,8 +247,7 @@ def test_a_teacher_of_ones_own_by_class_path(world, tmp_path, monkeypatch):
 
 def test_a_resumed_run_is_the_uninterrupted_one(world, prepared, tmp_path):
     def fit(name, epochs, *more):
-        logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: {name}, version: ''}}}}"
-        options = [f"--trainer.max_epochs={epochs}", f"--trainer.logger={logger}", *more]
+        options = [f"--trainer.max_epochs={epochs}", csv_logger(tmp_path, name), *more]
         assert run("fit", *feature_options(world, prepared), *options) == 0
         return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -251,6 +257,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(world, prepared, tmp_path):
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
     assert resumed["lr_schedulers"] == whole["lr_schedulers"]
+    assert resumed["lr_schedulers"][0]["epochs"] == 4
 
 
 def test_frozen_towers_are_byte_equal_after_fit(world, prepared, trained):
@@ -421,15 +428,14 @@ def test_two_processes_give_the_table_of_one(trained, prepared, tmp_path):
 @pytest.mark.processes
 def test_two_processes_train_alike_and_validate_exactly(world, prepared, tmp_path):
     """11 validation rows and 3 shards over two processes: unequal shares, nothing repeated, nobody waits."""
-    logger = f"{{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}, name: NAME, version: ''}}}}"
     shared = [
         *feature_options(world, prepared),
         f"--data.init_args.regions={prepared}/broden",
         "--trainer.max_epochs=2",
     ]
-    one = [*shared, f"--trainer.logger={logger.replace('NAME', 'one')}"]
+    one = [*shared, csv_logger(tmp_path, "one")]
     assert run("fit", *one) == 0
-    two = [*shared, "--config", "trainer/ddp_cpu", f"--trainer.logger={logger.replace('NAME', 'two')}"]
+    two = [*shared, "--config", "trainer/ddp_cpu", csv_logger(tmp_path, "two")]
     two += ["--data.init_args.batch_size=4"]  # two processes x 4 = the batch of 8
     status, printed = command(sys.executable, "-m", "cefam", "fit", *two)
     assert status == 0, printed
