@@ -1,0 +1,175 @@
+"""The plan of the house as tests: who may import whom, what is installed, and that the README's commands are real."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIGHTNING = ("lightning", "pytorch_lightning")
+UPPER = ("cefam.module", "cefam.evaluation", "cefam.datamodules", "cefam.callbacks", "cefam.cli", "cefam.lightning_cli")
+GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts")
+FORBIDDEN = {
+    "metrics": ("cefam.", *LIGHTNING),
+    "regions": ("cefam.", *LIGHTNING),
+    "impact": ("cefam.", *LIGHTNING),
+    "translator": ("cefam.", *LIGHTNING),
+    "shards": ("cefam.", *LIGHTNING),
+    "views": ("cefam.", *LIGHTNING),
+    "concepts": ("cefam.", *LIGHTNING),
+    "schedule": ("cefam.", *LIGHTNING),
+    "classifier": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "vlm": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.classifier", *UPPER, *LIGHTNING),
+    "explain": ("cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),
+    "methods": ("cefam.evaluator", "cefam.report", "cefam.vlm", *UPPER, *LIGHTNING),
+    "evaluator": ("cefam.report", *UPPER, *LIGHTNING),
+    "features": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "prepare": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "report": ("cefam.classifier", "cefam.methods", "cefam.translator", *UPPER, *LIGHTNING),
+    "datamodules": ("cefam.module", "cefam.callbacks", "cefam.evaluation", "cefam.methods", "cefam.cli"),
+    "callbacks": ("cefam.module", "cefam.datamodules", "cefam.evaluation", "cefam.cli"),
+    "module": ("cefam.datamodules", "cefam.callbacks", "cefam.evaluation", "cefam.report", "cefam.cli"),
+    "evaluation": ("cefam.datamodules", "cefam.callbacks", "cefam.cli"),
+}
+
+
+def files_of(room):
+    path = ROOT / "cefam" / room
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def imported_names(room):
+    """Whole dotted names that a room imports at run time; what stands under TYPE_CHECKING is for readers only."""
+    for path in files_of(room):
+        tree = ast.parse(path.read_text())
+        skipped = {
+            id(child)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+            for child in ast.walk(node)
+        }
+        package = ["cefam", *path.relative_to(ROOT / "cefam").with_suffix("").parts][:-1]
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                module = ".".join([*base, *([node.module] if node.module else [])])
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(("room", "never"), FORBIDDEN.items())
+def test_arrows_point_down(room, never):
+    own = f"cefam.{room}"
+    found = {name for name in imported_names(room) if f"{name}.".startswith(tuple(f"{n.rstrip('.')}." for n in never))}
+    assert not {name for name in found if not f"{name}.".startswith(f"{own}.")}, (
+        f"{room} may not know {sorted(found)}: see docs/design.md"
+    )
+
+
+def test_every_room_has_its_arrows():
+    rooms = {
+        path.stem for path in (ROOT / "cefam").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    top = {"__init__", "__main__", "cli", "lightning_cli", "artefact", "zoo"}
+    assert rooms - top == set(FORBIDDEN)
+
+
+def in_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize("room", GROUND)
+def test_ground_rooms_stand_without_lightning(room):
+    result = in_process(f"import sys, cefam.{room}; sys.exit('lightning.pytorch' in sys.modules)")
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_cefam_loads_neither_torch_nor_lightning():
+    result = in_process("import sys, cefam; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)")
+    assert result.returncode == 0, result.stderr
+    assert in_process("import cefam; cefam.ConceptSett").stderr.count("its public names are")
+
+
+@pytest.mark.processes
+def test_the_wheel_holds_the_folders_and_works_alone(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("cefam/")}
+        tops = {name.split("/")[0] for name in archive.namelist()}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("cefam", "cefam/datamodules", "cefam/callbacks", "cefam/configs")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    assert held == expected
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"cefam"}
+    # An environment of its own that sees this one's dependencies, but not its editable cefam.
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    dependencies = Path(pytest.__file__).parent.parent
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    python = tmp_path / "env" / "bin" / "python"
+    arguments = ["-m", "cefam", "fit", "--config", "train/resnet50_clip", "--print_config"]
+    result = subprocess.run(
+        [python, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "cefam.datamodules.ImagesData" in result.stdout
+    where = subprocess.run(
+        [python, "-c", "import cefam; print(cefam.__file__)"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert str(tmp_path) in where.stdout
+
+
+def commands_of(page):
+    """Commands of ``cefam``, train.py and evaluate.py in a page's shell blocks, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith(("cefam ", "python train.py", "python evaluate.py"))]
+
+
+PAGES = ["README.md", "examples/real_photos/README.md"]
+COMMANDS = [(page, line) for page in PAGES for line in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[line[:60] for _, line in COMMANDS])
+def test_every_command_of_the_pages_parses(page, line, monkeypatch, capsys):
+    """Whole runs of these commands stand in test_cli.py; here every option that a page names must exist."""
+    from cefam.cli import main
+
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line, comments=True)
+    arguments = (
+        words[1:] if words[0] == "cefam" else [words[1].replace("train.py", "fit").removesuffix(".py"), *words[2:]]
+    )
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--print_config"])
+    assert capsys.readouterr().out
+
+
+def test_nothing_tells_where_it_was_written():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in listed:
+        path = ROOT / name
+        if (
+            path.suffix in (".py", ".md", ".toml", ".yaml", ".cff", ".txt")
+            and path.is_file()
+            and path != Path(__file__)
+        ):
+            text = path.read_text(encoding="utf-8")
+            assert "/work/" not in text, name
+            assert "files.pythonhosted" not in text, name
