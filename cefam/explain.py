@@ -106,6 +106,11 @@ class Explanation:
     concepts: list[ConceptExplanation]
 
 
+def _single_precision(images: Tensor) -> torch.autocast:
+    """While open, autocast is off: the towers may run in half precision, the mathematics of regions does not."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 class Explainer:
     """CE-FAM for a frozen classifier and a trained translator.
 
@@ -177,10 +182,9 @@ class Explainer:
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the classifier (unless its output is given) and the translator on images (B, 3, H, W)."""
         output = self.classifier(images) if output is None else output
-        # Towers may run in half precision; the mathematics of regions is done in single.
         output = ClassifierOutput(output.logits.float(), [a.float() for a in output.activations], output.context)
         pooled = [R.pool(activation) for activation in output.activations]
-        with torch.autocast(images.device.type, enabled=False):
+        with _single_precision(images):
             embedding, pull_back = self.translator.linearize(pooled)
             return Encoding(images, output, pooled, embedding, self._similarity(embedding), pull_back)
 
@@ -213,21 +217,24 @@ class Explainer:
         if derivative not in ("total", "branch"):
             raise ValueError(f"derivative must be 'total' or 'branch', got {derivative!r}.")
         encoding = self._encoded(images)
-        pooled_gradients = encoding.pull_back(self._embedding_gradient(encoding, pairs), pairs.image)
-        weights = [
-            R.branch_weights(gradient, *activation.shape[-2:])
-            for gradient, activation in zip(pooled_gradients, encoding.output.activations, strict=True)
-        ]
+        activations = encoding.output.activations
+        with _single_precision(encoding.images):
+            pooled_gradients = encoding.pull_back(self._embedding_gradient(encoding, pairs), pairs.image)
+            weights = [
+                R.branch_weights(gradient, *activation.shape[-2:])
+                for gradient, activation in zip(pooled_gradients, activations, strict=True)
+            ]
         if derivative == "total" and len(weights) > 1:
             weights[:-1] = self._total_weights(encoding, pairs, pooled_gradients)
-        if self.preset == "published":
-            weights = [self._before_norm(encoding, pairs, stage, w) for stage, w in enumerate(weights)]
-        stages = list(zip(encoding.output.activations, weights, strict=True))
-        return Regions(
-            maps=[R.fuse(activation, w, pairs.image) for activation, w in stages],
-            weights=weights,
-            importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
-        )
+        with _single_precision(encoding.images):
+            if self.preset == "published":
+                weights = [self._before_norm(encoding, pairs, stage, w) for stage, w in enumerate(weights)]
+            stages = list(zip(activations, weights, encoding.pooled, strict=True))
+            return Regions(
+                maps=[R.fuse(activation, w, pairs.image) for activation, w, _ in stages],
+                weights=weights,
+                importance=[w * z[pairs.image] for _, w, z in stages],
+            )
 
     def _embedding_gradient(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
         embedding, text = encoding.embedding[pairs.image], self._text[pairs.concept]
@@ -243,7 +250,7 @@ class Explainer:
             maps, sources = self.classifier.rerun(encoding.output, encoding.images, pairs.image[chunk])
             gradients = R.total_weights(maps, sources[:-1], [g[chunk] for g in pooled_gradients])
             for stage, gradient in enumerate(gradients):
-                parts[stage].append(R.pool(self.classifier.as_map(stage, gradient, activations[stage])))
+                parts[stage].append(R.pool(self.classifier.as_map(stage, gradient.float(), activations[stage])))
         empty = [pooled_gradients[stage][:0] for stage in range(len(parts))]
         return [torch.cat(part) if part else nothing for part, nothing in zip(parts, empty, strict=True)]
 
@@ -296,10 +303,11 @@ class Explainer:
         parts = [encoding.embedding.new_zeros(0, len(regions.maps), dtype=torch.double)]
         for chunk in self._chunks(len(pairs), bytes_each):
             pooled = [z[pairs.image[chunk]] for z in encoding.pooled]
-            stages = [
-                self._stage_association(pooled, stage, importance[chunk], pairs.concept[chunk], num_channels)
-                for stage, importance in enumerate(regions.importance)
-            ]
+            with _single_precision(encoding.images):
+                stages = [
+                    self._stage_association(pooled, stage, importance[chunk], pairs.concept[chunk], num_channels)
+                    for stage, importance in enumerate(regions.importance)
+                ]
             parts.append(torch.stack(stages, dim=1))
         return torch.cat(parts)
 

@@ -153,7 +153,8 @@ class CEFAM(L.LightningModule):
         return self.vlm.encode_image(batch["image"]).float(), pooled
 
     def _scores(self, embedding: Tensor) -> Tensor:
-        return similarity(embedding, self.text, self.concepts.logit_scale, self.concepts.logit_bias)
+        with torch.autocast(embedding.device.type, enabled=False):
+            return similarity(embedding.float(), self.text, self.concepts.logit_scale, self.concepts.logit_bias)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of eq. 8."""
@@ -206,8 +207,7 @@ class CEFAM(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log means over all processes; every process takes part, whatever it has seen."""
         logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
-        # A concept that the teacher scores alike everywhere has no correlation.
-        logged["val/concept_correlation"] = self.val_correlation.compute().nanmean()
+        logged.update(self._correlations())
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
             logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
@@ -216,6 +216,18 @@ class CEFAM(L.LightningModule):
             schedule.step(float(logged["val/loss"]))
         # Computed over all processes already: the same value everywhere.
         self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
+
+    def _correlations(self) -> dict[str, Tensor]:
+        """Mean over concepts, and over those of each category, of the correlation of our scores with the teacher's.
+
+        A concept that the teacher scores alike everywhere has none.
+        """
+        each = self.val_correlation.compute()
+        categories: dict[str, list[int]] = {}
+        for index, concept in enumerate(self.concepts.concepts):
+            categories.setdefault(concept.category, []).append(index)
+        means = {f"val/concept_correlation/{name}": each[rows].nanmean() for name, rows in categories.items()}
+        return {"val/concept_correlation": each.nanmean(), **means}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the translator belongs to, in plain types and tensors."""

@@ -63,7 +63,7 @@ def total_weights(
     """
     # One backward serves all pairs: in eval mode no pair's score touches another pair's maps.
     with torch.enable_grad():
-        pooled = [pool(activation) for activation in activations]
+        pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
     return list(torch.autograd.grad(pooled, list(sources), grad_outputs=list(pooled_gradients)))
 
 

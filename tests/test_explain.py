@@ -260,6 +260,20 @@ def test_inference_mode_is_no_obstacle():
     assert effect.value.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_towers_in_half_precision_leave_the_mathematics_in_single(kind):
+    explainer, images = explainer_of(kind)
+    expected = explainer.regions(images, RAGGED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = explainer.regions(images, RAGGED)
+        association = explainer.association(images, RAGGED, regions=found)
+        assert explainer.contribution(images, RAGGED, regions=found).value.isfinite().all()
+    assert association.isfinite().all()
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.3 * other.norm()  # bf16 keeps 8 bits, and regions are differences
+
+
 def test_no_pairs_give_empty_results():
     explainer, images = explainer_of("resnet")
     none = ConceptPairs(torch.zeros(0).long(), torch.zeros(0).long())

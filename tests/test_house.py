@@ -139,7 +139,8 @@ def commands_of(page):
     """Commands of ``cefam``, train.py and evaluate.py in a page's shell blocks, continuation lines joined."""
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith(("cefam ", "python train.py", "python evaluate.py"))]
+    ours = ("cefam ", "python train.py", "python evaluate.py")
+    return [line for line in lines if line.startswith(ours) and line != "cefam --help"]
 
 
 PAGES = ["README.md", "examples/real_photos/README.md"]
