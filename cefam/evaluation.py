@@ -176,8 +176,15 @@ class RegionEvaluation(L.LightningModule):
             if outside
             else "",
             "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express.",
-            f"Preset: {self.preset}. Source: records.csv.",
+            f"Preset: {self.preset}. K = {self.cefam.num_channels}. Source: records.csv.",
         ]
+        narrow = [s for s in self.classifier.stages if s.channels < 4 * self.cefam.num_channels]
+        if narrow and len(self.classifier.stages) > 1:
+            names = ", ".join(f"{stage.name} ({stage.channels})" for stage in narrow)
+            notes.append(
+                f"Masking K = {self.cefam.num_channels} channels is more than a quarter of stage(s) {names}: their association, "
+                f"and so the choice of top-1, says little. Try a smaller `model.num_channels`."
+            )
         evaluator = self.evaluator
         table = tables.summarize(
             records.read(path), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]

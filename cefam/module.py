@@ -80,7 +80,7 @@ class CEFAM(L.LightningModule):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the translator alone
         self.classifier, self.vlm = classifier, vlm
-        self.vlm_identity = None if vlm is None else vlm.identity()
+        self._stored_vlm: dict[str, Any] | None = None
         self.concepts = _embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
@@ -114,6 +114,11 @@ class CEFAM(L.LightningModule):
     def explainer(self) -> Explainer:
         """The explainer of the translator as it is now."""
         return Explainer(self.classifier, self.translator, self.concepts, self.vlm, self.preset, self.memory_limit)
+
+    @property
+    def vlm_identity(self) -> dict[str, Any] | None:
+        """What the teacher is, in plain types; an artefact remembers it where the teacher itself is not loaded."""
+        return self._stored_vlm if self.vlm is None else self.vlm.identity()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The translator alone: the frozen towers are named, not stored."""
@@ -275,7 +280,7 @@ class CEFAM(L.LightningModule):
         )
         artefact.check(module, stored)
         module.translator.load_state_dict(translator)
-        module.vlm_identity = stored["vlm"]
+        module._stored_vlm = stored["vlm"]
         return module.eval()
 
 

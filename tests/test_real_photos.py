@@ -1,0 +1,91 @@
+"""The real-photographs example, shortened: the same commands on a few of the same photographs, with the real weights."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cefam.cli import main
+from cefam.prepare import list_images
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.realset
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture
+def few(realset, tmp_path):
+    """40 photographs, and a Broden folder of 12."""
+    for path, _ in list_images(realset / "imagenet_sample")[::25]:
+        (tmp_path / "images" / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "images" / path.parent.name)
+    source, target = realset / "broden_sample", tmp_path / "broden"
+    target.mkdir()
+    (target / "images").symlink_to(source / "images")
+    shutil.copy(source / "label.csv", target)
+    lines = (source / "index.csv").read_text().splitlines()
+    (target / "index.csv").write_text("\n".join([lines[0], *lines[1::22]]) + "\n")
+    return tmp_path
+
+
+def test_the_example_runs_from_photographs_to_the_table(few, monkeypatch):
+    from examples.real_photos.weights import convert_lite0
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    Path("runs/real_photos").mkdir(parents=True)
+    convert_lite0(Path("runs/real_photos/lite0.safetensors"))
+    example = ROOT / "examples" / "real_photos"
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    run("prepare", "--kind", "broden", "--source", few / "broden", "--folder", "runs/real_photos/broden")
+    for name, views in (("train", 1), ("val", 0)):
+        folder = f"runs/real_photos/features/{name}"
+        run(
+            "features",
+            "--config",
+            example / "towers.yaml",
+            "--images",
+            few / "images",
+            "--folder",
+            folder,
+            "--views",
+            views,
+        )
+    options = ["--model.concepts", few / "broden/label.csv", "--data.init_args.batch_size=20", "--trainer.max_epochs=4"]
+    run("fit", "--config", example / "fit.yaml", *options, *quiet)
+    run("export", "--checkpoint", "runs/real_photos/fit/checkpoints/best.ckpt", "--folder", "runs/real_photos/artefact")
+    options = [
+        "--model.artefact=runs/real_photos/artefact",
+        "--data.shards=runs/real_photos/broden",
+        "--model.output=out",
+    ]
+    run("evaluate", "--config", "evaluate/broden", *options, "--model.derivative=branch", *quiet)
+    with Path("out/table.csv").open() as lines:
+        rows = {(row["protocol"], row["method"]): row for row in csv.DictReader(lines)}
+    # Real pixels through the real format: what cannot depend on the training is what the full set gives.
+    assert 0.1 < float(rows["top1", "random map"]["NRA avg"]) < 0.14
+    assert float(rows["oracle", "CE-FAM"]["NRA avg"]) > float(rows["oracle", "random map"]["NRA avg"])
+    assert "blocks.1 (24)" in Path("out/table.txt").read_text()
+
+
+def test_the_classifier_knows_its_photographs(realset):
+    """Preprocessing and weights are right: EfficientNet-Lite0 names most of ImageNet's photographs."""
+    import torch
+
+    from cefam import load_classifier
+    from cefam.shards import open_picture
+    from cefam.views import View
+    from examples.real_photos.weights import convert_lite0
+
+    convert_lite0(Path("lite0.safetensors"))
+    towers = yaml.safe_load((ROOT / "examples/real_photos/towers.yaml").read_text())
+    stages = towers["classifier"]["init_args"]["stages"]
+    classifier = load_classifier("timm:tf_efficientnet_lite0", "lite0.safetensors", stages=stages)
+    chosen = list_images(realset / "imagenet_sample")[::20]
+    images = torch.stack([View(256, 224)(open_picture(path, str(path))) for path, _ in chosen])
+    correct = classifier(images).logits.argmax(dim=1) == torch.tensor([label for _, label in chosen])
+    assert correct.double().mean() > 0.75
