@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from cefam.explain import ConceptPairs
 from cefam.report import figures
 from cefam.shards import open_picture
 from cefam.views import View
@@ -34,14 +35,13 @@ class RegionPanel(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and log, on the first process."""
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: before any of them turns back
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
         model: Any = pl_module
         explainer = model.explainer
         images = self.images.to(pl_module.device)
         encoding = explainer.encode(images)
-        from cefam.explain import ConceptPairs
-
         score, concept = explainer.scores(encoding).topk(self.top_k, dim=1)
         rows = torch.arange(len(images), device=images.device).repeat_interleave(self.top_k)
         pairs = ConceptPairs(rows, concept.flatten())
@@ -59,7 +59,7 @@ class RegionPanel(L.Callback):
             for row in range(len(pairs))
         ]
         sheet = figures.contact_sheet(examples, explainer.classifier.stage_names)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
+        path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
         figures.save(sheet, path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cefam import __version__
-from cefam.features import CLASSIFIER_KEYS, VLM_KEYS, check_identity, classifier_identity
+from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.shards import write_text
 from cefam.zoo import read_state_dict
 
@@ -34,7 +34,7 @@ def describe(module: "CEFAM") -> dict[str, Any]:
             "embedding_dim": module.translator.embedding_dim,
             "hidden_dims": module.translator.hidden_dims,
         },
-        "classifier": {**classifier_identity(module.classifier), "class_names": module.classifier.class_names},
+        "classifier": {**module.classifier.identity(), "class_names": module.classifier.class_names},
         "vlm": module.vlm_identity,
         "concepts": {
             "identity": concepts.identity,
@@ -131,6 +131,8 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]
     if stored.get("format") != "cefam":
         raise ValueError(f"{path / CONFIG} does not describe an artefact of cefam.")
     tensors = read_state_dict(path / WEIGHTS)
+    if "concepts.embeddings" not in tensors:
+        raise ValueError(f"{path / WEIGHTS} holds no text embeddings: export the artefact again.")
     weights = {n.removeprefix("translator."): v for n, v in tensors.items() if n.startswith("translator.")}
     return stored, weights, tensors["concepts.embeddings"]
 
@@ -145,14 +147,21 @@ def load_source(kind: str, source: dict[str, Any] | None) -> Any:
         raise ValueError(
             f"This artefact does not say how its {kind} was loaded: load it yourself and pass it as `{kind}`."
         )
-    module, _, name = source["class_path"].rpartition(".")
+    return _build(kind, source)
+
+
+def _build(kind: str, spec: Any) -> Any:
+    """Call what ``class_path`` names with its ``init_args``, which may hold such entries themselves."""
+    if not isinstance(spec, dict) or "class_path" not in spec:
+        return spec
+    module, _, name = spec["class_path"].rpartition(".")
     try:
         build = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"The {kind} was loaded by {source['class_path']!r}, which cannot be imported ({error})."
+            f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error})."
         ) from error
-    return build(**source.get("init_args", {}))
+    return build(**{key: _build(kind, value) for key, value in (spec.get("init_args") or {}).items()})
 
 
 def _card(stored: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ stand-in filled with NaN: nothing in front of the stage is computed again, and i
 reaches the logits. That is the cut check, made once at construction.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from cefam.identity import weights_fingerprint
 from cefam.views import Preprocessing
 
 Layout = Literal["auto", "channels_first", "channels_last", "tokens"]
@@ -155,6 +155,8 @@ class FrozenClassifier(nn.Module):
             raise ValueError("Name at least one stage of the classifier.")
         self.stages = [Stage(name, _final_norm(module, name) or name, layout) for name in stages]
         self._probe(num_prefix_tokens)
+        # Hashed now: later the weights may lie on a GPU, or in another precision.
+        self.fingerprint = weights_fingerprint(module, salt=repr(self.stage_names))
 
     @classmethod
     def from_module(cls, module: nn.Module, stages: Sequence[str], **options: Any) -> Self:
@@ -175,13 +177,15 @@ class FrozenClassifier(nn.Module):
         """Stay in eval mode: ``Trainer.fit`` must not move BatchNorm's running statistics."""
         return super().train(False)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the weights and stage names: tells whether an artefact was made for this classifier."""
-        digest = hashlib.sha256(repr(self.stage_names).encode())
-        for name, value in self.module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    def identity(self) -> dict[str, Any]:
+        """What an artefact must agree with to be used with this classifier, in plain types."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "stages": self.stage_names,
+            "channels": self.channels,
+            "preprocessing": self.preprocessing.to_dict(),
+        }
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> ClassifierOutput:
@@ -288,7 +292,7 @@ class FrozenClassifier(nn.Module):
             raise ValueError(
                 f"Stage {stage.name!r} has {stage.channels} channels, the given map {activation.shape[1]}: it belongs to another stage."
             )
-        raw = stage.to_raw(activation, prefix)
+        raw = stage.to_raw(activation, None if prefix is None else prefix.to(activation.dtype))
         nothing = raw.detach().new_full((), torch.nan)
 
         def answer(shapes: Any) -> Callable[..., Any]:
@@ -333,9 +337,10 @@ class FrozenClassifier(nn.Module):
                     again = self.module(nothing)
                 except RuntimeError:  # what by-passes the stage does not even fit
                     again = torch.full_like(logits, torch.nan)
-            self.stages[index].resumable = torch.allclose(
-                again, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max())
-            )
+            stage = self.stages[index]
+            stage.resumable = torch.allclose(again, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+            if not stage.resumable:  # then everything runs again
+                stage.elements = sum(elements for _, elements in trace.leaves)
 
 
 class _Trace:

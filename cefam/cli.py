@@ -52,9 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("CEFAM_TRACEBACK"):
             raise
-        print(f"cefam {verb}: {error}", file=sys.stderr)
+        print(f"cefam {verb}: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error; of one that a data worker passed on, what stands below its traceback."""
+    text = str(error).strip()
+    return text.splitlines()[-1].split(": ", 1)[-1] if "Original Traceback" in text else text
 
 
 def _shipped_configs() -> list[str]:

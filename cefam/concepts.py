@@ -6,6 +6,7 @@ A concept is known by its number: words repeat (Broden has a color "orange" and 
 import csv
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cefam.vlm import VisionLanguageModel
 
+log = logging.getLogger(__name__)
+
+FEW = 20  # below this many concepts a softmax over them is hardly a choice
 DEFAULT_TEMPLATE = "a photo of a {}"
 # Table A1 of the paper; scene and texture, which it leaves out, are the published program's.
 BRODEN_TEMPLATES = {
@@ -205,6 +209,9 @@ class ConceptSet:
             vlm: the encoder.
             cache_dir: where embeddings are kept, by the hash of prompts, model and a probe of its weights.
         """
+        vlm.freeze()
+        if vlm.probability == "softmax" and len(self) < FEW:
+            log.warning("Only %d concepts: scores are a softmax over them, and few of them say little.", len(self))
         embeddings = self._encoded(vlm) if cache_dir is None else self._cached(vlm, Path(cache_dir))
         return replace(
             self,
@@ -221,7 +228,7 @@ class ConceptSet:
         from safetensors.torch import load_file, save_file
 
         key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
-        # A file of weights may have changed under the same name: the embedding of one text tells.
+        # The identity holds a hash of the weights; the embedding of one text tells of whatever else makes a VLM.
         key.update(vlm.encode_text([DEFAULT_TEMPLATE]).detach().float().cpu().numpy().round(4).tobytes())
         path = folder / f"{key.hexdigest()[:32]}.safetensors"
         if path.is_file():

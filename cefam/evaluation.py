@@ -73,7 +73,7 @@ class RegionEvaluation(L.LightningModule):
             raise FileExistsError(
                 f"{output} already holds results: name another `model.output`, or set `model.overwrite`."
             )
-        trained = CEFAM.from_pretrained(artefact)
+        trained = CEFAM.from_pretrained(artefact, vlm=vlm)
         self.classifier, self.translator = trained.classifier, trained.translator
         self.concepts = _chosen(trained.concepts, concepts, vlm)
         self.preset: Preset = trained.preset if preset is None else preset
@@ -102,7 +102,8 @@ class RegionEvaluation(L.LightningModule):
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
 
     def on_test_start(self) -> None:
-        """Open this process's part of the records."""
+        """Start afresh, and open this process's part of the records."""
+        self._outside, self.examples = [], []
         self.output.mkdir(parents=True, exist_ok=True)
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
@@ -167,8 +168,8 @@ class RegionEvaluation(L.LightningModule):
 
     def _report(self, outside: int) -> None:
         parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
-        path = self.output / "records.csv"
-        records.merge(parts, path)
+        merged = self.output / ".records.csv.part"
+        records.merge(parts, merged)
         for part in parts:
             part.unlink()
         notes = [
@@ -187,10 +188,12 @@ class RegionEvaluation(L.LightningModule):
             )
         evaluator = self.evaluator
         table = tables.summarize(
-            records.read(path), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]
+            records.read(merged), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]
         )
         if not table.rows:
+            merged.unlink()
             raise ValueError("No pair was measured: none of the labels in the shards is a number of the concept set.")
+        merged.replace(self.output / "records.csv")
         tables.write_tables(table, self.output)
         if self.examples:
             sheet = figures.contact_sheet(self.examples[: self.num_examples], self.classifier.stage_names)

@@ -113,20 +113,21 @@ class RegionEvaluator:
     def evaluate(self, batch: RegionBatch, output: ClassifierOutput) -> PairValues:
         """Measure every method on every pair of a batch, given the classifier's output for its images."""
         device = batch.image.device
-        index = self._index_of_number.to(device)
+        self._index_of_number = index = self._index_of_number.to(device)
+        self._category_of_concept = self._category_of_concept.to(device)
         concept = index[batch.pair_label.clamp_max(len(index) - 1)]
         concept = torch.where(batch.pair_label < len(index), concept, -1)
         kept = (concept >= 0).nonzero().squeeze(1)
         concept, mask, label = concept[kept], batch.pair_mask[kept], batch.pair_label[kept]
         pairs = ConceptPairs(batch.mask_image[mask], concept, self._keys(batch, mask, label))
         if self.preset == "published":
-            category = self._category_of_concept.to(device)[concept]
+            category = self._category_of_concept[concept]
         else:
             of_mask = [self._position.get(name, -1) for name in batch.mask_category]
             category = torch.tensor(of_mask, device=device, dtype=torch.long)[mask]
         height, width = batch.masks.shape[-2:]
         # Candidate maps, their sort (values and 64-bit ranks) and the counts of the metrics.
-        bytes_each = height * width * self.num_candidates * 40
+        bytes_each = height * width * max(self.num_candidates, len(output.activations)) * 40
         size = max(1, int(self.memory_limit * 2**20 / bytes_each))
         chunks = [
             self._measure(batch, output, pairs[rows], batch.masks[mask[rows]] == label[rows].view(-1, 1, 1))

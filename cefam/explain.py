@@ -45,6 +45,11 @@ class ConceptPairs:
     def __getitem__(self, index: slice | Tensor) -> "ConceptPairs":
         return ConceptPairs(self.image[index], self.concept[index], None if self.key is None else self.key[index])
 
+    def to(self, device: torch.device) -> "ConceptPairs":
+        """The same pairs on another device."""
+        key = None if self.key is None else self.key.to(device)
+        return ConceptPairs(self.image.to(device), self.concept.to(device), key)
+
     def keys(self) -> Tensor:
         """``key``, or one made from the pair's indices."""
         return self.image * 1_000_003 + self.concept if self.key is None else self.key
@@ -107,7 +112,10 @@ class Explanation:
 
 
 def _single_precision(images: Tensor) -> torch.autocast:
-    """While open, autocast is off: the towers may run in half precision, the mathematics of regions does not."""
+    """While open, autocast is off: the first pass of the towers may run in half precision, nothing after it.
+
+    (Running the classifier on in bf16 moved associations by whole tenths: they are differences of small numbers.)
+    """
     return torch.autocast(images.device.type, enabled=False)
 
 
@@ -217,6 +225,7 @@ class Explainer:
         if derivative not in ("total", "branch"):
             raise ValueError(f"derivative must be 'total' or 'branch', got {derivative!r}.")
         encoding = self._encoded(images)
+        pairs = pairs.to(encoding.embedding.device)
         activations = encoding.output.activations
         with _single_precision(encoding.images):
             pooled_gradients = encoding.pull_back(self._embedding_gradient(encoding, pairs), pairs.image)
@@ -224,9 +233,8 @@ class Explainer:
                 R.branch_weights(gradient, *activation.shape[-2:])
                 for gradient, activation in zip(pooled_gradients, activations, strict=True)
             ]
-        if derivative == "total" and len(weights) > 1:
-            weights[:-1] = self._total_weights(encoding, pairs, pooled_gradients)
-        with _single_precision(encoding.images):
+            if derivative == "total" and len(weights) > 1:
+                weights[:-1] = self._total_weights(encoding, pairs, pooled_gradients)
             if self.preset == "published":
                 weights = [self._before_norm(encoding, pairs, stage, w) for stage, w in enumerate(weights)]
             stages = list(zip(activations, weights, encoding.pooled, strict=True))
@@ -237,7 +245,7 @@ class Explainer:
             )
 
     def _embedding_gradient(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
-        embedding, text = encoding.embedding[pairs.image], self._text[pairs.concept]
+        embedding, text = encoding.embedding[pairs.image], self._text.to(encoding.embedding)[pairs.concept]
         return R.similarity_gradient(embedding, text, self.concepts.logit_scale)
 
     def _total_weights(
@@ -297,6 +305,7 @@ class Explainer:
             regions: of the same pairs, if they are known; else they are computed with the total derivative.
         """
         encoding = self._encoded(images)
+        pairs = pairs.to(encoding.embedding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
         hidden = sum(self.translator.hidden_dims) + self.translator.hidden_dims[0]
         bytes_each = (num_channels + 1) * (4 * (hidden + self.translator.embedding_dim) + 24 * len(self.concepts))
@@ -344,9 +353,11 @@ class Explainer:
             ValueError: where a stage is not a cut of the network.
         """
         encoding = self._encoded(images)
+        pairs = pairs.to(encoding.embedding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
         if stage is None:
             stage = self.association(encoding, pairs, num_channels, regions).argmax(dim=1)
+        stage = stage.to(encoding.embedding.device)
         logits = encoding.output.logits
         classes = (
             logits.argmax(dim=1)
@@ -387,8 +398,10 @@ class Explainer:
         context = [StageContext() for _ in self.classifier.stages]
         prefix = encoding.output.context[stage].prefix
         if prefix is not None:  # a masked channel is masked in ALL tokens, else the last block would have no effect
-            context[stage] = StageContext(masked_variants(prefix[image], channels, replacement).flatten(0, 1))
-        logits = self.classifier.resume(stage, masked, context).view(len(image), -1, encoding.output.logits.shape[1])
+            context[stage] = StageContext(masked_variants(prefix[image].float(), channels, replacement).flatten(0, 1))
+        with _single_precision(encoding.images):
+            logits = self.classifier.resume(stage, masked, context)
+        logits = logits.view(len(image), -1, encoding.output.logits.shape[1])
         logs = logits.double().log_softmax(dim=-1)
         return impact(logs.gather(2, target.view(-1, 1, 1).expand(-1, logs.shape[1], 1)).squeeze(2))
 

@@ -5,6 +5,7 @@ A folder holds ``manifest.json`` and ``features-000000.safetensors`` ... with te
 the fresh crops of every epoch.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -52,39 +53,13 @@ class FeatureManifest:
             raise FileNotFoundError(
                 f"{folder} is no finished feature cache (no {MANIFEST}): make it with `cefam features`."
             )
-        values = json.loads(path.read_text())
-        if values.get("format") != FORMAT or values.get("version") != VERSION:
-            raise ValueError(f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
-        return cls(**values)
-
-
-def classifier_identity(classifier: FrozenClassifier) -> dict[str, Any]:
-    """What an artefact must agree with to be used with this classifier, in plain types."""
-    return {
-        "source": classifier.source,
-        "fingerprint": classifier.fingerprint(),
-        "stages": classifier.stage_names,
-        "channels": classifier.channels,
-        "preprocessing": classifier.preprocessing.to_dict(),
-    }
-
-
-def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> None:
-    """Refuse an artefact that was made with another tower.
-
-    Raises:
-        ValueError: with the first thing that differs.
-    """
-    for key in keys:
-        if stored.get(key) != given.get(key):
-            raise ValueError(
-                f"This artefact was made with another {kind}: its {key} is {stored.get(key)}, the given one has {given.get(key)}. "
-                f"Load the {kind} it was made with, or make the artefact again."
-            )
-
-
-CLASSIFIER_KEYS = ("stages", "channels", "preprocessing", "fingerprint")
-VLM_KEYS = ("embedding_dim", "logit_scale", "logit_bias", "probability", "preprocessing")
+        try:
+            values = json.loads(path.read_text())
+            if (values["format"], values["version"]) == (FORMAT, VERSION):
+                return cls(**values)
+        except (json.JSONDecodeError, TypeError, KeyError):
+            pass  # said below
+        raise ValueError(f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
 
 
 class _Views(Dataset[Tensor]):
@@ -154,17 +129,19 @@ def compute_features(
     from rich.progress import Progress
     from safetensors.torch import save_file
 
+    if views < 0:
+        raise ValueError(f"views must be 0 (one evaluation view) or more, got {views}.")
     folder = Path(folder)
-    view = {"views": views, "size": size, "resize": resize, "seed": seed, "images": str(images)}
-    manifest = FeatureManifest(classifier_identity(classifier), vlm.identity(), view)
-    _check_same_run(folder, manifest)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    total, photographs = _census(images)
+    view = {"views": views, "size": size, "resize": resize, "seed": seed, "photographs": photographs}
+    manifest = FeatureManifest(classifier.identity(), vlm.freeze().identity(), view)
+    where = _device(device)
     classifier.to(where)
     vlm.to(where)
+    _check_same_run(folder, manifest)
     crop = TrainingView(size) if views else View(resize, size)
-    total = _count(images) * max(views, 1)
     with Progress() as progress:
-        bar = progress.add_task("features", total=total)
+        bar = progress.add_task("features", total=total * max(views, 1))
         for repeat in range(max(views, 1)):
             for first, pictures in _numbered(picture_units(images)):
                 path = folder / f"features-{repeat:03d}-{first:08d}.safetensors"
@@ -196,10 +173,27 @@ def _check_same_run(folder: Path, manifest: FeatureManifest) -> None:
         write_text(run, mine)
 
 
-def _count(source: str | Path) -> int:
+def _census(source: str | Path) -> tuple[int, str]:
+    """Number of photographs, and a hash of their names and sizes: a changed folder is another one."""
     if (Path(source) / MANIFEST).is_file():
-        return Manifest.read(source).num_samples
-    return len(list_images(source))
+        manifest = Manifest.read(source)
+        paths, count = [Path(path) for path in manifest.files(source)], manifest.num_samples
+    else:
+        paths = [path for path, _ in list_images(source)]
+        count = len(paths)
+    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
+    return count, hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"There is no device {name!r} here ({str(error).splitlines()[0]}): try 'auto' or 'cpu'."
+        ) from error
+    return device
 
 
 def _numbered(

@@ -1,6 +1,7 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -77,6 +78,18 @@ class _FitCLI(_CLI):
                 "checkpoint.auto_insert_metric_name": False,
             }
         )
+
+    def before_fit(self) -> None:
+        """Refuse a folder that holds a finished run: its checkpoint would be taken for this one's.
+
+        Raises:
+            FileExistsError: where the folder is taken and the run is not resumed.
+        """
+        folder = self.trainer.log_dir
+        if folder and (Path(folder) / "checkpoints").is_dir() and not self.config.fit.ckpt_path:
+            raise FileExistsError(
+                f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
+            )
 
     def before_instantiate_classes(self) -> None:
         """Keep how the towers are loaded, in plain types, for the checkpoint."""

@@ -15,7 +15,7 @@ from cefam.classifier import FrozenClassifier
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PROTOCOLS, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Explainer, Preset
-from cefam.features import CLASSIFIER_KEYS, VLM_KEYS, check_identity, classifier_identity
+from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.methods import CEFAMRegions
 from cefam.metrics import PairMean
 from cefam.regions import pool, similarity
@@ -79,7 +79,7 @@ class CEFAM(L.LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the translator alone
-        self.classifier, self.vlm = classifier, vlm
+        self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
         self._stored_vlm: dict[str, Any] | None = None
         self.concepts = _embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
@@ -99,8 +99,11 @@ class CEFAM(L.LightningModule):
             memory_limit=memory_limit,
         )
         self.evaluator = RegionEvaluator({"CE-FAM": method}, self.concepts, num_candidates, preset, memory_limit)
-        # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike.
-        self.val_means = nn.ModuleDict({name: MeanMetric() for name in ("loss", "embedding", "similarity", "cosine")})
+        # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
+        # not a number stays one, and stops the run.
+        self.val_means = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in ("loss", "embedding", "similarity", "cosine")}
+        )
         self.val_correlation = PearsonCorrCoef(num_outputs=len(self.concepts))
         self.val_regions = nn.ModuleDict(
             {
@@ -139,12 +142,10 @@ class CEFAM(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse features that were computed with other towers."""
-        identity = getattr(getattr(self.trainer, "datamodule", None), "identity", None)
-        if identity is None:
-            return
-        check_identity("classifier", identity["classifier"], classifier_identity(self.classifier), CLASSIFIER_KEYS)
-        if self.vlm is not None:
-            check_identity("vision-language model", identity["vlm"], self.vlm.identity(), VLM_KEYS)
+        for manifest in getattr(getattr(self.trainer, "datamodule", None), "manifests", []):
+            check_identity("classifier", manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
+            if self.vlm is not None:
+                check_identity("vision-language model", manifest.vlm, self.vlm.identity(), VLM_KEYS)
 
     @torch.no_grad()
     def _teacher_and_pooled(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -154,7 +155,7 @@ class CEFAM(L.LightningModule):
             raise ValueError(
                 "Training from images needs the vision-language model: set `model.vlm`, or train from features."
             )
-        pooled = [pool(activation).float() for activation in self.classifier(batch["image"]).activations]
+        pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
         return self.vlm.encode_image(batch["image"]).float(), pooled
 
     def _scores(self, embedding: Tensor) -> Tensor:
@@ -173,9 +174,10 @@ class CEFAM(L.LightningModule):
 
     def _losses(self, student: Tensor, teacher: Tensor) -> Any:
         concepts = self.concepts
-        return distillation_losses(
-            student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
-        )
+        with torch.autocast(student.device.type, enabled=False):
+            return distillation_losses(
+                student.float(), teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
+            )
 
     def on_validation_epoch_start(self) -> None:
         """Start the metrics that are computed by hand afresh."""
@@ -198,7 +200,8 @@ class CEFAM(L.LightningModule):
             "cosine": cosine,
         }
         for name, value in values.items():
-            self.val_means[name].update(value, weight=len(teacher))
+            # Once per row instead of a weight: torchmetrics 1.9 drops weights where it does not look for NaN.
+            self.val_means[name].update(value.expand(len(teacher)))
         self.val_correlation.update(self._scores(student), self._scores(teacher))
 
     def _measure_regions(self, batch: RegionBatch) -> None:
@@ -227,7 +230,7 @@ class CEFAM(L.LightningModule):
 
         A concept that the teacher scores alike everywhere has none.
         """
-        each = self.val_correlation.compute()
+        each = self.val_correlation.compute().reshape(-1)  # one concept: a bare number
         categories: dict[str, list[int]] = {}
         for index, concept in enumerate(self.concepts.concepts):
             categories.setdefault(concept.category, []).append(index)
@@ -263,23 +266,21 @@ class CEFAM(L.LightningModule):
             ValueError: where it is broken, or was made for another classifier or VLM.
         """
         stored, translator, text = artefact.read(Path(path))
-        if classifier is None:
-            classifier = artefact.load_source("classifier", stored["classifier"]["source"])
-        concepts = ConceptSet.from_records(
-            stored["concepts"]["records"],
-            embeddings=text,
-            **{key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")},
-        )
-        module = cls(
-            classifier,
-            vlm,
-            concepts,  # type: ignore[arg-type]
-            hidden_dims=stored["translator"]["hidden_dims"],
-            similarity_weight=stored["settings"]["similarity_weight"],
-            preset=stored["settings"]["preset"],
-        )
-        artefact.check(module, stored)
-        module.translator.load_state_dict(translator)
+        try:
+            if classifier is None:
+                classifier = artefact.load_source("classifier", stored["classifier"]["source"])
+            kinds = {key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
+            concepts: Any = ConceptSet.from_records(stored["concepts"]["records"], embeddings=text, **kinds)
+            settings, hidden_dims = stored["settings"], stored["translator"]["hidden_dims"]
+            module = cls(
+                classifier, vlm, concepts, settings["similarity_weight"], hidden_dims, preset=settings["preset"]
+            )
+            artefact.check(module, stored)
+            module.translator.load_state_dict(translator)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"The artefact {path} is damaged ({type(error).__name__}: {error}): export it again."
+            ) from error
         module._stored_vlm = stored["vlm"]
         return module.eval()
 

@@ -1,14 +1,13 @@
 """Raw data sets -> shards: a folder of images (one folder a class), and Broden's on-disk format."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from cefam.shards import IMAGE_SUFFIXES, Mask, Sample, ShardWriter
+from cefam.shards import IMAGE_SUFFIXES, Mask, Sample, ShardWriter, open_picture
 
 MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
 
@@ -42,11 +41,21 @@ def read_broden_labels(root: str | Path) -> list[dict[str, Any]]:
     path = Path(root) / "label.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{root} is no Broden folder: it has no label.csv.")
+    rows = _read_csv(path, ("number", "name", "category"))
+    for line, row in enumerate(rows, start=2):
+        if not row["number"].isdigit():
+            raise ValueError(f"{path}, line {line}: the number {row['number']!r} is no whole number.")
+    return [{"number": int(row["number"]), "name": row["name"], "category": row["category"]} for row in rows]
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that must have these columns."""
     with path.open(newline="", encoding="utf-8") as lines:
-        return [
-            {"number": int(row["number"]), "name": row["name"], "category": row["category"]}
-            for row in csv.DictReader(lines)
-        ]
+        reader = csv.DictReader(lines)
+        missing = set(columns) - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(map(repr, sorted(missing)))}: is it Broden's?")
+        return list(reader)
 
 
 def broden_samples(root: str | Path) -> Iterator[Sample]:
@@ -75,14 +84,13 @@ def _index_rows(root: Path) -> list[dict[str, str]]:
     index = root / "index.csv"
     if not index.is_file():
         raise FileNotFoundError(f"{root} is no Broden folder: it has no index.csv.")
-    with index.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    return _read_csv(index, ("image", *MASK_CATEGORIES))
 
 
 def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"Broden's index lists the mask {path.name}, which is not in {path.parent}.")
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int32)
+    pixels = np.asarray(open_picture(path, str(path)).convert("RGB")).astype(np.int32)
     index_map = pixels[..., 0] + 256 * pixels[..., 1]
     unknown = set(np.unique(index_map).tolist()) - known - {0}
     if unknown:

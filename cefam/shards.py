@@ -71,7 +71,7 @@ def open_picture(source: bytes | Path, name: str) -> Image.Image:
 
 @dataclass
 class Manifest:
-    """What a folder of shards holds; the counts are exact."""
+    """What a folder of shards holds; the counts are exact. ``mask_size`` is ``None`` where masks have several sizes."""
 
     source: str
     num_samples: int = 0
@@ -95,11 +95,13 @@ class Manifest:
             raise FileNotFoundError(f"{folder} holds no shards (no {MANIFEST}): make them with `cefam prepare`.")
         try:
             values = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}): run `cefam prepare` again.") from error
-        if values.get("format") != FORMAT or values.get("version") != VERSION:
-            raise ValueError(f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam prepare` again.")
-        manifest = cls(**values)
+            if (values["format"], values["version"]) != (FORMAT, VERSION):
+                raise KeyError("version")
+            manifest = cls(**values)
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam prepare` again."
+            ) from error
         for shard in manifest.shards:
             if not (path.parent / shard["file"]).is_file():
                 raise FileNotFoundError(
@@ -140,6 +142,7 @@ class ShardWriter:
         self.manifest = Manifest(source=source, labels=list(labels))
         self._tar: Any = None
         self._count = self._pairs = 0
+        self._mask_sizes: set[tuple[int, ...]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -156,20 +159,9 @@ class ShardWriter:
         self._count += 1
         self._pairs += sum(len(mask["labels"]) for mask in json.loads(encoded["json"])["masks"])
         self.manifest.num_samples += 1
-        self._note_mask_size(sample)
+        self._mask_sizes |= {mask.index_map.shape for mask in sample.masks}
         if self._count == self.samples_per_shard:
             self._close_shard()
-
-    def _note_mask_size(self, sample: Sample) -> None:
-        for mask in sample.masks:
-            size = list(mask.index_map.shape)
-            if self.manifest.mask_size is None:
-                self.manifest.mask_size = size
-            if size != self.manifest.mask_size:
-                raise ValueError(
-                    f"The {mask.category} mask of {sample.id} is {size[0]} x {size[1]}, the others are "
-                    f"{self.manifest.mask_size[0]} x {self.manifest.mask_size[1]}: bring them to one size first."
-                )
 
     def _path(self) -> Path:
         return self.folder / f"shard-{len(self.manifest.shards):06d}.tar"
@@ -194,6 +186,8 @@ class ShardWriter:
             self._close_shard()
         if not self.manifest.num_samples:
             raise ValueError(f"No sample was found in {self.manifest.source}: nothing was written to {self.folder}.")
+        if len(self._mask_sizes) == 1:
+            self.manifest.mask_size = list(self._mask_sizes.pop())
         write_text(self.folder / MANIFEST, json.dumps(asdict(self.manifest), indent=1))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from cefam.identity import weights_fingerprint
 from cefam.views import Preprocessing
 
 Probability = Literal["softmax", "sigmoid"]
@@ -40,6 +41,7 @@ class VisionLanguageModel(nn.Module):
     probability: Probability = "softmax"
     preprocessing: Preprocessing = Preprocessing()
     source: dict[str, Any] | None = None
+    _fingerprint: str | None = None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """RAW embeddings (B, D), not normalized, of views (B, 3, H, W), uint8 or floats in [0, 1]."""
@@ -58,7 +60,19 @@ class VisionLanguageModel(nn.Module):
             "logit_bias": self.logit_bias,
             "probability": self.probability,
             "preprocessing": self.preprocessing.to_dict(),
+            "fingerprint": self.fingerprint,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = weights_fingerprint(self)
+        return self._fingerprint
+
+    def freeze(self) -> Self:
+        """No gradient, no dropout, no moving statistics; called by everything that uses a teacher."""
+        return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the teacher is frozen."""

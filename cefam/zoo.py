@@ -26,7 +26,7 @@ TORCHVISION_STAGES = {
     "vit": ["encoder.layers.-1"],
     "swin": ["features.1", "features.3", "features.5", "features.7"],
     "convnext": ["features.1", "features.3", "features.5", "features.7"],
-    "efficientnet": ["features.2", "features.3", "features.5", "features.8"],
+    "efficientnet": ["features.2", "features.3", "features.5", "features.-1"],
     "": ["layer1", "layer2", "layer3", "layer4"],  # ResNet, ResNeXt, Wide ResNet
 }
 OFFLINE = ("1", "true", "yes", "on")
@@ -108,12 +108,20 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
         num_classes = len(names) if names else 1000
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    preprocessing = IMAGENET
     if entry is not None:
-        module.load_state_dict(_fetched(entry))
+        transforms = entry.transforms()
+        preprocessing = Preprocessing(tuple(transforms.mean), tuple(transforms.std))
+        try:
+            module.load_state_dict(_fetched(entry))
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights {entry} need another input size or head; {str(error).splitlines()[1].strip()}"
+            ) from error
     elif weights is not None:
         _load_file(module, Path(weights))
     usual = next(stages for family, stages in TORCHVISION_STAGES.items() if name.startswith(family))
-    return module, IMAGENET, names, [_resolve_last(module, stage) for stage in usual]
+    return module, preprocessing, names, [_resolve_last(module, stage) for stage in usual]
 
 
 def _fetched(entry: Any) -> dict[str, Any]:

@@ -65,10 +65,9 @@ class FeaturesData(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The towers that the training cache was made with."""
-        manifest = FeatureManifest.read(self.train)
-        return {"classifier": manifest.classifier, "vlm": manifest.vlm}
+    def manifests(self) -> list[FeatureManifest]:
+        """What the two caches were made with."""
+        return [FeatureManifest.read(folder) for folder in (self.train, self.val)]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a random order; the last incomplete batch is dropped."""

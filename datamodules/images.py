@@ -70,8 +70,11 @@ class ImagesData(L.LightningDataModule):
                 raise ValueError(
                     f"{self.train} holds fewer images than {ranks} process(es) x a batch of {self.batch_size}."
                 )
-            # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever.
-            stream = resampled(self.train, partial(_picture_view, view), seed=self.seed * 1009 + world()[0])
+            # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever. A
+            # resumed run gets a fresh stream (not the one it would have seen: shards are drawn with replacement).
+            epoch = self.trainer.current_epoch if self.trainer else 0
+            seed = (self.seed * 1009 + world()[0]) * 1009 + epoch
+            stream = resampled(self.train, partial(_picture_view, view), seed)
             loader = wds.WebLoader(
                 stream.compose(wds.batched(self.batch_size, collation_fn=default_collate, partial=False)),
                 batch_size=None,

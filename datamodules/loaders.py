@@ -160,6 +160,9 @@ def _collate_regions(mask_view: View | None, samples: Sequence[tuple[Tensor, Sam
             pair_label += labels
             owner.append(index)
             category.append(mask.category)
+    _check_one_size("photographs", [(s.id, image.shape[-2:]) for image, s in samples], "`data.resize` and `data.crop`")
+    owners = [(samples[index][1].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
+    _check_one_size("masks", owners, "`data.resize`, `data.crop` and `data.view_masks`")
     return {
         "image": torch.stack([image for image, _ in samples]),
         "ids": [sample.id for _, sample in samples],
@@ -169,3 +172,12 @@ def _collate_regions(mask_view: View | None, samples: Sequence[tuple[Tensor, Sam
         "pair_mask": torch.tensor(pair_mask, dtype=torch.long),
         "pair_label": torch.tensor(pair_label, dtype=torch.long),
     }
+
+
+def _check_one_size(what: str, sizes: Sequence[tuple[str, Sequence[int]]], advice: str) -> None:
+    for name, size in sizes:
+        if tuple(size) != tuple(sizes[0][1]):
+            raise ValueError(
+                f"The {what} of {sizes[0][0]} and {name} differ in size ({tuple(sizes[0][1])} and {tuple(size)}): set {advice}, so that "
+                f"all have one."
+            )

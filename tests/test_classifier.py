@@ -233,8 +233,8 @@ def test_the_fingerprint_tells_weights_and_stages_apart():
     module = torchvision.models.resnet18()
     one = FrozenClassifier.from_module(module, ["layer4"])
     other = FrozenClassifier.from_module(module, ["layer3"])
-    first = one.fingerprint()
-    assert first != other.fingerprint()
+    assert one.fingerprint != other.fingerprint
     with torch.no_grad():
         module.fc.bias[0] += 1
-    assert one.fingerprint() != first
+    assert FrozenClassifier.from_module(module, ["layer4"]).fingerprint != one.fingerprint
+    assert one.to(torch.bfloat16).fingerprint == one.fingerprint  # known before it was moved

@@ -175,6 +175,11 @@ def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, t
         assert int(row["pairs"]) == len(mine)
         assert int(row["undefined"]) == sum(r["nra"] != r["nra"] for r in mine) == 1  # the mask that fills its image
         assert float(row["coverage"]) == 1
+    for record in found:  # eq. 13 ties the three areas to NRA
+        if record["nra"] == record["nra"]:
+            high, low = record["auc_high"], record["auc_low"]
+            assert record["nra"] == pytest.approx(max(record["auc"] - low, 0) / (high - low), abs=1e-9)
+            assert 0 < low < high
     oracle, top1 = rows["oracle", "CE-FAM"], rows["top1", "CE-FAM"]
     assert float(oracle["NRA avg"]) >= float(top1["NRA avg"])
 
@@ -320,6 +325,112 @@ def test_a_checkpoint_of_another_concept_set_or_vlm_is_refused(world, prepared, 
     assert "made with another vision-language model: its preprocessing" in capsys.readouterr().err
 
 
+def test_a_run_is_never_mixed_with_another(world, prepared, trained, capsys):
+    options = [*feature_options(world, prepared), csv_logger(trained), "--trainer.max_epochs=1"]
+    assert run("fit", *options) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_validation_cache_of_other_towers_is_refused(world, prepared, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(prepared / "features" / "val", tmp_path / "val")
+    manifest = json.loads((tmp_path / "val" / "manifest.json").read_text())
+    manifest["vlm"]["fingerprint"] = "another"
+    (tmp_path / "val" / "manifest.json").write_text(json.dumps(manifest))
+    assert run("fit", *feature_options(world, prepared), "--data.init_args.val", tmp_path / "val") == 1
+    assert "made with another vision-language model: its fingerprint is another" in capsys.readouterr().err
+
+
+def test_features_notice_changed_photographs(world, prepared, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(world / "images" / "val", tmp_path / "images")
+    options = [
+        "--config",
+        world / "towers.yaml",
+        "--images",
+        tmp_path / "images",
+        "--folder",
+        tmp_path / "cache",
+        "--size",
+        64,
+    ]
+    options += ["--resize", 64, "--device", "cpu"]
+    assert run("features", *options) == 0
+    shutil.copy(next((tmp_path / "images").rglob("*.png")), tmp_path / "images" / "one_more.png")
+    assert run("features", *options) == 1
+    assert "features of other towers, photographs or views" in capsys.readouterr().err
+    assert run("features", *options[:-2], "--device", "nothing", "--folder", tmp_path / "new") == 1
+    assert "There is no device 'nothing'" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "run.json").exists()
+    assert run("features", *options, "--views", -1) == 1
+    assert "views must be 0" in capsys.readouterr().err
+
+
+def test_other_concepts_need_the_very_teacher(world, trained, prepared, tmp_path, capsys):
+    vlm = yaml.safe_load((world / "towers.yaml").read_text())["vlm"]
+    other = ["--model.concepts", "broden", "--model.output", tmp_path / "out"]
+    shards = [
+        "--model.artefact",
+        trained / "artefact",
+        "--data.shards",
+        prepared / "broden",
+        "--data.batch_size=7",
+        *QUIET,
+    ]
+    assert run("evaluate", *other, *shards) == 1
+    assert "set `model.vlm` to the VLM it mimics" in capsys.readouterr().err
+    state = torch.load(world / "tiny_clip.pt", weights_only=True)
+    state["logit_scale"] += 1
+    torch.save(state, tmp_path / "other.pt")
+    changed = {**vlm, "init_args": {**vlm["init_args"], "pretrained": str(tmp_path / "other.pt")}}
+    assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(changed)}") == 1
+    assert "made with another vision-language model: its logit_scale" in capsys.readouterr().err
+    options = ["--model.chance=[center]", "--model.derivative=branch"]
+    assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(vlm)}", *options) == 0
+
+
+def test_one_concept_and_a_classifier_of_ones_own_class_path_make_the_round_trip(world, tmp_path):
+    own = {
+        "class_path": "cefam.FrozenClassifier",
+        "init_args": {
+            "module": {"class_path": "my_net.Net", "init_args": {"seed": 3}},
+            "stages": ["layer3", "layer4"],
+        },
+    }
+    (tmp_path / "my_net.py").write_text(
+        "import torch\n"
+        "from torchvision.models import ResNet\n"
+        "from torchvision.models.resnet import BasicBlock\n"
+        "class Net(ResNet):\n"
+        "    def __init__(self, seed: int = 0):\n"
+        "        torch.manual_seed(seed)\n"
+        "        super().__init__(BasicBlock, [1, 1, 1, 1], num_classes=4)\n"
+    )
+    vlm = yaml.safe_load((world / "towers.yaml").read_text())["vlm"]
+    options = [f"--model.classifier={json.dumps(own)}", f"--model.vlm={json.dumps(vlm)}", "--model.concepts=[wing]"]
+    data = f"--data={images_data(world / 'images/train', world / 'images/val')}"
+    assert run("fit", *options, data, "--trainer.max_epochs=1", csv_logger(tmp_path), *QUIET) == 0
+    restored = CEFAM.from_pretrained(tmp_path / "log/checkpoints/last.ckpt")
+    assert restored.classifier.channels == [256, 512]
+    assert restored.concepts.words == ["wing"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world, prepared, tmp_path, capsys):
+    options = [
+        *feature_options(world, prepared),
+        "--model.optimizer.lr=1e30",
+        csv_logger(tmp_path),
+        "--trainer.max_epochs=9",
+    ]
+    assert run("fit", *options) == 0
+    with (tmp_path / "log" / "metrics.csv").open() as lines:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"]]
+    assert len(losses) < 9
+    assert losses[-1] != losses[-1] or losses[-1] == float("inf")
+
+
 @pytest.mark.parametrize(
     ("content", "advice"),
     [
@@ -437,8 +548,26 @@ def test_two_processes_give_the_table_of_one(trained, prepared, tmp_path):
 
 
 @pytest.mark.processes
-def test_two_processes_train_alike_and_validate_exactly(world, prepared, tmp_path):
+def test_two_processes_validate_exactly(trained, world, prepared, tmp_path):
     """11 validation rows and 3 shards over two processes: unequal shares, nothing repeated, nobody waits."""
+    regions = f"--data.init_args.regions={prepared}/broden"
+    shared = [*feature_options(world, prepared), regions, "--ckpt_path", trained / "log/checkpoints/last.ckpt"]
+    assert run("validate", *shared, csv_logger(tmp_path, "one")) == 0
+    two = [*shared, csv_logger(tmp_path, "two"), "--config", "trainer/ddp_cpu"]
+    status, printed = command(sys.executable, "-m", "cefam", "validate", *two)
+    assert status == 0, printed
+    rows = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "metrics.csv").open() as lines:
+            rows.append(next(row for row in csv.DictReader(lines) if row["val/loss"]))
+    assert rows[0].keys() == rows[1].keys()
+    for key in rows[0]:
+        if key.startswith(("val/", "regions/")):
+            assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.processes
+def test_two_processes_train_alike(world, prepared, tmp_path):
     shared = [
         *feature_options(world, prepared),
         f"--data.init_args.regions={prepared}/broden",
@@ -448,6 +577,9 @@ def test_two_processes_train_alike_and_validate_exactly(world, prepared, tmp_pat
     assert run("fit", *one) == 0
     two = [*shared, "--config", "trainer/ddp_cpu", csv_logger(tmp_path, "two")]
     two += ["--data.init_args.batch_size=4"]  # two processes x 4 = the batch of 8
+    images = sorted(str(path) for path in (world / "images" / "val").rglob("*.png"))[:1]
+    panel = [{"class_path": "RegionPanel", "init_args": {"images": images, "resize": 64, "crop": 64}}]
+    two += [f"--trainer.callbacks={json.dumps(panel)}"]  # drawn by one process, which must not ask the others
     status, printed = command(sys.executable, "-m", "cefam", "fit", *two)
     assert status == 0, printed
     validated = []

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LIGHTNING = ("lightning", "pytorch_lightning")
 UPPER = ("cefam.module", "cefam.evaluation", "cefam.datamodules", "cefam.callbacks", "cefam.cli", "cefam.lightning_cli")
-GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts")
+GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts", "identity")
 FORBIDDEN = {
     "metrics": ("cefam.", *LIGHTNING),
     "regions": ("cefam.", *LIGHTNING),
@@ -23,6 +23,7 @@ FORBIDDEN = {
     "shards": ("cefam.", *LIGHTNING),
     "views": ("cefam.", *LIGHTNING),
     "concepts": ("cefam.", *LIGHTNING),
+    "identity": ("cefam.", *LIGHTNING),
     "schedule": ("cefam.", *LIGHTNING),
     "classifier": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "vlm": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.classifier", *UPPER, *LIGHTNING),

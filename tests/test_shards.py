@@ -80,6 +80,10 @@ def test_a_finished_set_is_never_overwritten(world, tmp_path, capsys):
     assert (folder / "manifest.json").read_bytes() == before
 
 
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:60])
+
+
 def broken_broden(world, tmp_path, how):
     root = tmp_path / "broken"
     shutil.copytree(world / "broden", root)
@@ -91,6 +95,10 @@ def broken_broden(world, tmp_path, how):
     ("how", "advice"),
     [
         (lambda root: (root / "index.csv").unlink(), "no index.csv"),
+        (lambda root: (root / "index.csv").write_text("picture\nx\n"), "has no column 'color', 'image'"),
+        (lambda root: (root / "label.csv").write_text("name\nx\n"), "has no column 'category', 'number'"),
+        (lambda root: (root / "label.csv").write_text("number,name,category\nx,a,b\n"), "line 2: the number 'x'"),
+        (lambda root: truncate(root / "images/src/002_part.png"), "002_part.png cannot be read"),
         (lambda root: (root / "label.csv").unlink(), "no label.csv"),
         (lambda root: (root / "images/src/002.jpg").unlink(), "lists src/002.jpg, which is not in"),
         (lambda root: (root / "images/src/002_part.png").unlink(), "lists the mask 002_part.png"),
@@ -122,10 +130,42 @@ def test_bad_sources_are_refused(arguments, advice, capsys):
     assert advice in capsys.readouterr().err
 
 
-def test_masks_of_different_sizes_are_refused(tmp_path):
-    masks = [Mask("object", np.ones((4, 4))), Mask("part", np.ones((5, 4)))]
-    with pytest.raises(ValueError, match="bring them to one size"), ShardWriter(tmp_path / "s", "t") as writer:
-        writer.write(Sample("a", b"x", ".jpg", None, tuple(masks)))
+@pytest.mark.parametrize("view", [True, False])
+def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
+    """ImageNet-S: photographs and masks of all sizes; Resize and CenterCrop on both."""
+    import io
+
+    from PIL import Image
+
+    with ShardWriter(tmp_path / "s", "test") as writer:
+        for name, (height, width) in (("a", (40, 60)), ("b", (64, 48))):
+            buffer, index_map = io.BytesIO(), np.zeros((height, width))
+            index_map[:, width // 2 :] = 3
+            Image.new("RGB", (width, height)).save(buffer, format="PNG")
+            writer.write(Sample(name, buffer.getvalue(), ".png", None, (Mask("object", index_map),)))
+    assert Manifest.read(tmp_path / "s").mask_size is None
+    data = RegionsData(str(tmp_path / "s"), resize=36, crop=32, view_masks=view)
+    if view:
+        (batch,) = data.test_dataloader()
+        assert batch["masks"].shape == (2, 32, 32)
+        assert (batch["masks"] == 3).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    else:
+        with pytest.raises(ValueError, match=r"masks of a and b differ in size .* `data.view_masks`"):
+            list(data.test_dataloader())
+
+
+def test_photographs_of_different_sizes_need_a_view(tmp_path):
+    import io
+
+    from PIL import Image
+
+    with ShardWriter(tmp_path / "s", "test") as writer:
+        for side in (8, 9):
+            buffer = io.BytesIO()
+            Image.new("RGB", (side, side)).save(buffer, format="PNG")
+            writer.write(Sample(str(side), buffer.getvalue(), ".png", None, (Mask("object", np.ones((4, 4))),)))
+    with pytest.raises(ValueError, match="photographs of 8 and 9 differ in size"):
+        list(RegionsData(str(tmp_path / "s")).test_dataloader())
 
 
 def test_a_missing_shard_is_said(world, tmp_path):

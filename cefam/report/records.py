@@ -1,8 +1,13 @@
 """Per-pair records: one line per (pair, method, protocol). They are the source of every table."""
 
 import csv
+import heapq
 import math
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +54,29 @@ def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: 
                 yield [*about, epg, nra, calibrated, hit, auc, high[row], low[row], stage, int(expressible)]
 
 
-def merge(parts: Iterable[Path], path: Path) -> None:
-    """Join the parts that processes wrote into one sorted file: its order does not tell how many there were."""
-    rows = []
-    for part in parts:
-        with part.open(newline="", encoding="utf-8") as lines:
-            rows += list(csv.reader(lines))
-    # By image, mask and label; the methods of a pair keep their order.
-    rows.sort(key=lambda row: (row[0], int(row[1]), int(row[2])))
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    temporary.replace(path)
+def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
+    """Join the parts that processes wrote into one sorted file: its order does not tell how many there were.
+
+    By image, mask and label; the methods of a pair keep their order. Sorted in runs on disk, since Broden has 11 million
+    lines.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ExitStack() as stack:
+        runs: list[Path] = []
+        for part in parts:
+            lines = csv.reader(stack.enter_context(part.open(newline="", encoding="utf-8")))
+            while rows := sorted(islice(lines, run_length), key=_place):
+                runs.append(Path(folder) / str(len(runs)))
+                with runs[-1].open("w", newline="", encoding="utf-8") as out:
+                    csv.writer(out).writerows(rows)
+        sources: Any = [csv.reader(stack.enter_context(run.open(newline="", encoding="utf-8"))) for run in runs]
+        with path.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out)
+            writer.writerow(COLUMNS)
+            writer.writerows(heapq.merge(*sources, key=_place))
+
+
+def _place(row: Any) -> tuple[str, int, int]:
+    return row[0], int(row[1]), int(row[2])
 
 
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -78,7 +92,7 @@ class Cell:
 
     def __init__(self) -> None:
         self.pairs = self.undefined = self.expressible = 0
-        self.values: dict[str, list[float]] = {name: [] for name in METRICS}
+        self.values = {name: array("d") for name in METRICS}
 
     def add(self, record: dict[str, Any]) -> None:
         """Count one record."""
