@@ -53,7 +53,7 @@ class Concept:
         return self.categories[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptSet:
     """Concepts in a fixed order, with or without embeddings.
 

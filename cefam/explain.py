@@ -22,7 +22,7 @@ Derivative = Literal["total", "branch"]
 Preset = Literal["published", "paper"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConceptPairs:
     """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long.
 

@@ -65,13 +65,15 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, computed once."""
-        if self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(self)
-        return self._fingerprint
+        """SHA-256 of the weights, as they were when the teacher was frozen."""
+        return self._fingerprint or weights_fingerprint(self)
 
     def freeze(self) -> Self:
-        """No gradient, no dropout, no moving statistics; called by everything that uses a teacher."""
+        """No gradient, no dropout, no moving statistics; called by everything that uses a teacher.
+
+        The weights are hashed here: later they may lie on a GPU, or in another precision.
+        """
+        self._fingerprint = self.fingerprint
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
