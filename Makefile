@@ -22,4 +22,4 @@ env: .venv/.made
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist *.egg-info

@@ -1,4 +1,4 @@
-"""Train a translator: ``python train.py --config train/features --data.init_args.train features/train ...``.
+"""Train a translator: ``python train.py --config train/resnet50_clip --data.init_args.train my_images``.
 
 The same as ``cefam fit``.
 """

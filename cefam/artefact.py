@@ -1,7 +1,8 @@
 """What a trained translator is stored as: translator weights, text embeddings, and what both belong to.
 
 An exported folder holds ``model.safetensors``, ``config.json`` and ``README.md`` (a model card); a training checkpoint
-holds the same description under the key "cefam". Everything is plain types and tensors: nothing is unpickled.
+holds the same description under the key "cefam". Everything is plain types and tensors: nothing is unpickled, and the class
+paths of the towers may name networks (``torch.nn.Module``) or functions annotated to return one, nothing else.
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cefam import __version__
 from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
@@ -55,7 +56,8 @@ def check(module: "CEFAM", stored: dict[str, Any] | None) -> None:
     """
     if not stored or stored.get("format") != "cefam":
         raise ValueError(
-            "This checkpoint was not made by cefam: it does not say which classifier and concepts it belongs to."
+            "This checkpoint was not made by cefam: it does not say which classifier and concepts it belongs to. Name a .ckpt of "
+            "`cefam fit`."
         )
     mine = describe(module)
     check_identity("classifier", stored["classifier"], mine["classifier"], CLASSIFIER_KEYS)
@@ -79,7 +81,7 @@ def export(module: "CEFAM", folder: Path, overwrite: bool = False) -> Path:
     from safetensors.torch import save_file
 
     if (folder / CONFIG).exists() and not overwrite:
-        raise FileExistsError(f"{folder} already holds an artefact: name another folder, or say `--overwrite`.")
+        raise FileExistsError(f"{folder} already holds an artefact: name another folder, or say `--overwrite true`.")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"translator.{name}": v.detach().cpu().contiguous() for name, v in module.translator.state_dict().items()
@@ -111,7 +113,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has many words for a broken file
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is truncated, empty, or holds pickled objects."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is truncated, empty, or holds pickled "
+            f"objects. Take another checkpoint of the run."
         ) from error
     if not isinstance(checkpoint, dict) or "cefam" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of cefam: it does not say what its translator belongs to.")
@@ -129,7 +132,9 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / CONFIG} is not JSON ({error}): export the artefact again.") from error
     if stored.get("format") != "cefam":
-        raise ValueError(f"{path / CONFIG} does not describe an artefact of cefam.")
+        raise ValueError(
+            f"{path / CONFIG} does not describe an artefact of cefam: name a folder made by `cefam export`."
+        )
     tensors = read_state_dict(path / WEIGHTS)
     if "concepts.embeddings" not in tensors:
         raise ValueError(f"{path / WEIGHTS} holds no text embeddings: export the artefact again.")
@@ -159,8 +164,16 @@ def _build(kind: str, spec: Any) -> Any:
         build = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error})."
+            f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error}): install it, put its file into the "
+            f"working folder, or load the {kind} yourself and pass it as `{kind}`."
         ) from error
+    returned = build if isinstance(build, type) else getattr(build, "__annotations__", {}).get("return")
+    if not (isinstance(returned, type) and issubclass(returned, nn.Module)):
+        # An artefact may come from anywhere: it can name networks, not programs.
+        raise ValueError(
+            f"The artefact says that its {kind} is loaded by {spec['class_path']!r}, which is no network and no function annotated to "
+            f"return one: it is not called. Load the {kind} yourself and pass it as `{kind}`."
+        )
     return build(**{key: _build(kind, value) for key, value in (spec.get("init_args") or {}).items()})
 
 

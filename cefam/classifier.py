@@ -189,7 +189,12 @@ class FrozenClassifier(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> ClassifierOutput:
-        """Logits, stage maps and context of images (B, 3, H, W), without a graph."""
+        """Logits, stage maps and context, without a graph.
+
+        Args:
+            images: views (B, 3, H, W), uint8 or floats in [0, 1], which ``preprocessing`` normalizes; without one, floats as
+                the module wants them.
+        """
         images = self.preprocessing(images)
         captured: list[Any] = [None] * len(self.stages)
         with self._tapped(captured, images.shape[-2:]):
@@ -323,7 +328,7 @@ class FrozenClassifier(nn.Module):
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(f"The classifier must return logits (B, classes), got {_describe(logits)}.")
         for stage in self.stages:
-            trace.describe(stage, num_prefix_tokens, self.module)
+            trace.describe(stage, num_prefix_tokens, self.module, self.input_size)
         starts = [trace.start(stage.tap) for stage in self.stages]
         if starts != sorted(starts):
             order = [stage.name for _, stage in sorted(zip(starts, self.stages, strict=True), key=lambda pair: pair[0])]
@@ -375,7 +380,9 @@ class _Trace:
         """When the module starts."""
         return self.events.index((name, True))
 
-    def describe(self, stage: Stage, num_prefix_tokens: int | None, module: nn.Module) -> None:
+    def describe(
+        self, stage: Stage, num_prefix_tokens: int | None, module: nn.Module, input_size: tuple[int, int]
+    ) -> None:
         """Fill in everything about a stage that the trace tells."""
         runs = self.events.count((stage.tap, True))
         if runs != 1:
@@ -389,7 +396,7 @@ class _Trace:
                 f"tokens (B, N, C)."
             )
         if stage.layout == "auto":
-            stage.layout = _layout(raw)
+            stage.layout = _layout(raw, stage.name, input_size)
         stage.channels = raw.shape[1] if stage.layout == "channels_first" else raw.shape[-1]
         if stage.layout == "tokens":
             stage.num_prefix = _prefix_tokens(module, raw.shape[1]) if num_prefix_tokens is None else num_prefix_tokens
@@ -434,10 +441,15 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean {', '.join(map(repr, near))}?"
 
 
-def _layout(raw: Tensor) -> Layout:
+def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
     """Tell the layout of a square image's map: the two equal sides are height and width."""
     if raw.dim() == 3:
         return "tokens"
+    if input_size[0] != input_size[1]:
+        raise ValueError(
+            f"Stage {name!r} gives a map {tuple(raw.shape)} for an image of {input_size[0]} x {input_size[1]}, whose layout can only be "
+            f"told from a square one: pass `layout` ('channels_first' or 'channels_last')."
+        )
     _, first, second, third = raw.shape
     return "channels_last" if first == second != third else "channels_first"
 

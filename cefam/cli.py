@@ -1,7 +1,7 @@
 """All verbs of ``cefam``: Lightning's CLI for those that run a Trainer, light parsers for the rest.
 
 Heavy imports stand inside the verbs, so that ``cefam --help`` comes at once. Bad input ends with one sentence and a
-non-zero exit, never with a traceback (set CEFAM_TRACEBACK=1 to see it).
+non-zero exit (set CEFAM_TRACEBACK=1 to see the traceback).
 """
 
 import os
@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"cefam {verb}: interrupted; finished files are kept.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("CEFAM_TRACEBACK"):
+    except Exception as error:
+        # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone.
+        said = isinstance(error, ValueError | OSError) or type(error).__name__ == "MisconfigurationException"
+        if not said or os.environ.get("CEFAM_TRACEBACK"):
             raise
         print(f"cefam {verb}: {_sentence(error)}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ from cefam.methods import (
     RandomMapRegions,
     RegionMethod,
 )
+from cefam.metrics.functional import normalized_region_accuracy
 from cefam.module import CEFAM
 from cefam.report import figures, records, tables
 from cefam.views import resize_regions
@@ -42,7 +43,7 @@ class RegionEvaluation(L.LightningModule):
         concepts: another concept set than the artefact's (name or file); needs ``vlm``.
         vlm: the VLM that the translator mimics; only for other concepts.
         chance: which chance rows stand beside CE-FAM.
-        num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S).
+        num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S); at most the number of stages.
         num_channels: K of the association.
         derivative: "total" or "branch".
         preset: "published", "paper", or ``None``: the artefact's.
@@ -96,6 +97,8 @@ class RegionEvaluation(L.LightningModule):
             "CE-FAM": self.cefam,
             **{name.replace("_", " "): known[name] for name in chance},
         }
+        # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
+        num_candidates = min(num_candidates, len(self.classifier.stages))
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.preset, memory_limit)
         self.num_examples = num_examples
         self.examples: list[figures.Example] = []
@@ -205,8 +208,6 @@ class RegionEvaluation(L.LightningModule):
 
 
 def _nra(region: Tensor, mask: Tensor) -> Tensor:
-    from cefam.metrics.functional import normalized_region_accuracy
-
     return normalized_region_accuracy(resize_regions(region, mask.shape[-2:]), mask)
 
 

@@ -3,6 +3,7 @@
 Its records are the source of every table; metric objects take the same values for logging.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from cefam.metrics import CATEGORIES, hits
 from cefam.metrics.functional import Areas, energy_pointing_game, nra_from_areas, region_areas
 
 PROTOCOLS = ("top1", "oracle")
+METRICS = ("epg", "nra", "nra_calibrated", "hit")
 IMAGE_LEVEL = ("scene", "texture")  # categories of Broden without masks (Table A1)
 
 
@@ -192,8 +194,6 @@ class RegionEvaluator:
 
 def stable_hash(name: str) -> int:
     """A 62-bit number from a name, the same in every process (Python's own hash is not)."""
-    import hashlib
-
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
 
 

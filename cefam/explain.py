@@ -90,7 +90,12 @@ class Contribution(NamedTuple):
 
 @dataclass(frozen=True)
 class ConceptExplanation:
-    """One concept in one image: score in [0, 1], raw similarity S, region of the chosen stage, contribution to the class."""
+    """One concept in one image.
+
+    ``score`` in [0, 1]; ``similarity``: raw S; ``stage``, from 0, the one with the largest ``association`` (L values);
+    ``region`` (H_l, W_l), at that stage's resolution and not negative; ``contribution``: signed share of the class
+    probability, or ``None`` where a stage is by-passed.
+    """
 
     concept: Concept
     score: float
@@ -127,8 +132,8 @@ class Explainer:
         translator: trained for this classifier's stages.
         concepts: a concept set with embeddings.
         vlm: only needed for :meth:`with_texts`.
-        preset: "published" (what the authors' program does) or "paper" (what the text says); ``docs/conformance.md``
-            lists every difference.
+        preset: "published" (what the authors' program does) or "paper" (the text's readings); ``docs/conformance.md`` lists
+            what differs.
         memory_limit: megabytes that one chunk of pairs may take for intermediate results.
 
     Raises:
@@ -188,7 +193,13 @@ class Explainer:
 
     @torch.no_grad()
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
-        """Run the classifier (unless its output is given) and the translator on images (B, 3, H, W)."""
+        """Run the classifier (unless its output is given) and the translator.
+
+        Args:
+            images: views (B, 3, H, W), uint8 or floats in [0, 1]: the classifier normalizes them itself (one without
+                ``preprocessing`` takes them as they are).
+            output: the classifier's output for them.
+        """
         output = self.classifier(images) if output is None else output
         output = ClassifierOutput(output.logits.float(), [a.float() for a in output.activations], output.context)
         pooled = [R.pool(activation) for activation in output.activations]
@@ -303,6 +314,9 @@ class Explainer:
             pairs: P pairs.
             num_channels: K; a stage with fewer channels masks all of them.
             regions: of the same pairs, if they are known; else they are computed with the total derivative.
+
+        Raises:
+            ValueError: for ``num_channels`` below 1.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.embedding.device)
@@ -349,8 +363,11 @@ class Explainer:
             stage: where to mask, (P,); ``None``: the stage of largest association.
             regions: of the same pairs, if they are known.
 
+        Returns:
+            Values, curves and the stages that were masked; a positive value: the concept speaks for the class.
+
         Raises:
-            ValueError: where a stage is not a cut of the network.
+            ValueError: where a stage is not a cut of the network, or ``num_channels`` is below 1.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.embedding.device)

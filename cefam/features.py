@@ -1,8 +1,8 @@
 """The feature cache: what the two frozen towers say about every view, computed once, trained from many times.
 
-A folder holds ``manifest.json`` and ``features-000000.safetensors`` ... with tensors ``pooled.0`` .. ``pooled.L-1``
-(n, C_l) and ``embedding`` (n, D). A view is one random crop of one photograph; several views per photograph stand in for
-the fresh crops of every epoch.
+A folder holds ``manifest.json`` and ``features-VVV-NNNNNNNN.safetensors`` (view, first photograph), with tensors
+``pooled.0`` .. ``pooled.L-1`` (n, C_l) and ``embedding`` (n, D). A view is one random crop of one photograph; several views
+per photograph stand in for the fresh crops of every epoch.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from cefam import artefact
 from cefam.classifier import FrozenClassifier
 from cefam.concepts import ConceptSet
-from cefam.evaluator import PROTOCOLS, RegionBatch, RegionEvaluator
+from cefam.evaluator import METRICS, PROTOCOLS, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Explainer, Preset
 from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.methods import CEFAMRegions
@@ -24,7 +24,6 @@ from cefam.translator import Translator, distillation_losses
 from cefam.vlm import VisionLanguageModel
 
 PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
-METRICS = {"epg": None, "nra": None, "nra_calibrated": None, "hit": 0.0}  # name -> value of an inexpressible concept
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -48,7 +47,7 @@ class CEFAM(L.LightningModule):
         optimizer: called with the translator's parameters.
         warmup_epochs: see :class:`cefam.schedule.WarmupPlateau`.
         plateau_patience: epochs; ``None``: the preset's (published 6, paper 4).
-        preset: "published" or "paper"; see ``docs/conformance.md``.
+        preset: "published" or "paper"; ``docs/conformance.md`` lists what differs.
         derivative: of the regions measured in validation.
         num_candidates: of the oracle, in validation.
         num_channels: K of the association, in validation.
@@ -107,9 +106,10 @@ class CEFAM(L.LightningModule):
         self.val_correlation = PearsonCorrCoef(num_outputs=len(self.concepts))
         self.val_regions = nn.ModuleDict(
             {
-                f"{protocol}_{name}": PairMean(self.evaluator.categories, value)
+                # A concept that a method cannot express is a miss in the Hit Rate, and left out elsewhere.
+                f"{protocol}_{name}": PairMean(self.evaluator.categories, 0.0 if name == "hit" else None)
                 for protocol in PROTOCOLS
-                for name, value in METRICS.items()
+                for name in METRICS
             }
         )
 
@@ -158,6 +158,11 @@ class CEFAM(L.LightningModule):
         pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
         return self.vlm.encode_image(batch["image"]).float(), pooled
 
+    def _student(self, pooled: list[Tensor]) -> Tensor:
+        # Autocast is for the towers; the translator is small, and its embedding is compared in single precision.
+        with torch.autocast(pooled[0].device.type, enabled=False):
+            return self.translator(pooled)
+
     def _scores(self, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
             return similarity(embedding.float(), self.text, self.concepts.logit_scale, self.concepts.logit_bias)
@@ -165,7 +170,7 @@ class CEFAM(L.LightningModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of eq. 8."""
         teacher, pooled = self._teacher_and_pooled(batch)
-        losses = self._losses(self.translator(pooled), teacher)
+        losses = self._losses(self._student(pooled), teacher)
         self.log_dict(
             {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
             batch_size=len(teacher),
@@ -176,7 +181,7 @@ class CEFAM(L.LightningModule):
         concepts = self.concepts
         with torch.autocast(student.device.type, enabled=False):
             return distillation_losses(
-                student.float(), teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
+                student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
             )
 
     def on_validation_epoch_start(self) -> None:
@@ -190,7 +195,7 @@ class CEFAM(L.LightningModule):
             self._measure_regions(RegionBatch(**batch))
             return
         teacher, pooled = self._teacher_and_pooled(batch)
-        student = self.translator(pooled)
+        student = self._student(pooled)
         losses = self._losses(student, teacher)
         cosine = nn.functional.cosine_similarity(student, teacher).mean()
         values = {

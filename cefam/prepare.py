@@ -20,7 +20,7 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
+        raise FileNotFoundError(f"There is no folder {root}: name one that holds images.")
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     index = {name: position for position, name in enumerate(classes)}
     found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -40,7 +40,9 @@ def read_broden_labels(root: str | Path) -> list[dict[str, Any]]:
     """Number, name and category of every row of Broden's ``label.csv``."""
     path = Path(root) / "label.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"{root} is no Broden folder: it has no label.csv.")
+        raise FileNotFoundError(
+            f"{root} is no Broden folder: it has no label.csv. Name the folder that holds index.csv, label.csv and images/."
+        )
     rows = _read_csv(path, ("number", "name", "category"))
     for line, row in enumerate(rows, start=2):
         if not row["number"].isdigit():
@@ -72,7 +74,9 @@ def broden_samples(root: str | Path) -> Iterator[Sample]:
     for row in _index_rows(root):
         path = root / "images" / row["image"]
         if not path.is_file():
-            raise FileNotFoundError(f"{root / 'index.csv'} lists {row['image']}, which is not in {root / 'images'}.")
+            raise FileNotFoundError(
+                f"{root / 'index.csv'} lists {row['image']}, which is not in {root / 'images'}: complete the copy."
+            )
         masks = []
         for category in MASK_CATEGORIES:
             for name in filter(None, (row.get(category) or "").split(";")):
@@ -83,18 +87,24 @@ def broden_samples(root: str | Path) -> Iterator[Sample]:
 def _index_rows(root: Path) -> list[dict[str, str]]:
     index = root / "index.csv"
     if not index.is_file():
-        raise FileNotFoundError(f"{root} is no Broden folder: it has no index.csv.")
+        raise FileNotFoundError(
+            f"{root} is no Broden folder: it has no index.csv. Name the folder that holds index.csv, label.csv and images/."
+        )
     return _read_csv(index, ("image", *MASK_CATEGORIES))
 
 
 def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
     if not path.is_file():
-        raise FileNotFoundError(f"Broden's index lists the mask {path.name}, which is not in {path.parent}.")
+        raise FileNotFoundError(
+            f"Broden's index lists the mask {path.name}, which is not in {path.parent}: complete the copy."
+        )
     pixels = np.asarray(open_picture(path, str(path)).convert("RGB")).astype(np.int32)
     index_map = pixels[..., 0] + 256 * pixels[..., 1]
     unknown = set(np.unique(index_map).tolist()) - known - {0}
     if unknown:
-        raise ValueError(f"The mask {path} has labels {sorted(unknown)[:5]}, which label.csv does not list.")
+        raise ValueError(
+            f"The mask {path} has labels {sorted(unknown)[:5]}, which label.csv does not list: add them there."
+        )
     return index_map
 
 

@@ -48,5 +48,5 @@ class WarmupPlateau(ReduceLROnPlateau):
         self.best = min(self.best, float(metrics))
         self.last_epoch = self.epochs
         for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group["lr"] = initial + initial * self.warmup_epochs * self.epochs / self.warmup_epochs
+            group["lr"] = initial * (1 + self.epochs)  # (peak - initial) / warmup_epochs is initial
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]

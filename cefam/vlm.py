@@ -195,7 +195,7 @@ def _register(config: Path, name: str) -> str:
     import open_clip
 
     if not config.is_file():
-        raise FileNotFoundError(f"There is no open_clip model config {config}.")
+        raise FileNotFoundError(f"There is no open_clip model config {config}: name a JSON file that is there.")
     try:
         keys = json.loads(config.read_text())
     except json.JSONDecodeError as error:

@@ -4,10 +4,10 @@ The one place where weights may be fetched. With ``HF_HUB_OFFLINE=1`` nothing is
 where to put it.
 """
 
-import logging
 import os
 import urllib.error
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from torch import nn
 
 from cefam.classifier import FrozenClassifier
 from cefam.views import IMAGENET, Preprocessing
-
-log = logging.getLogger(__name__)
 
 # The stages that a family is tapped at unless the user names others; a name prefix decides, the first match wins. The
 # last one is the map that is pooled for the classes (section 3.1).
@@ -54,7 +52,8 @@ def load_classifier(
         class_names: names of the classes; ``None``: those that come with the weights.
         mean: per channel, of pixels in [0, 1]; ``None``: what the weights were trained with.
         std: per channel, as ``mean``.
-        input_size: (H, W) of images; ``None``: what the model says.
+        input_size: (H, W) of the image that the network is probed with; ``None``: what the model says. (Views are resized
+            only for networks of a fixed size.)
 
     Raises:
         ValueError: for an unknown name (near ones are given), stage or weights entry, or a file that does not fit.
@@ -66,11 +65,16 @@ def load_classifier(
     build = _build_timm if name.startswith("timm:") else _build_torchvision
     module, preprocessing, known_names, usual = build(name.removeprefix("timm:"), weights, num_classes)
     if mean is not None or std is not None:
-        preprocessing = Preprocessing(
-            tuple(mean or preprocessing.mean), tuple(std or preprocessing.std), preprocessing.size
+        preprocessing = replace(
+            preprocessing, mean=tuple(mean or preprocessing.mean), std=tuple(std or preprocessing.std)
         )
     if class_names is None:
         class_names = known_names
+    if stages is None and not usual:
+        children = ", ".join(child for child, _ in module.named_children())
+        raise ValueError(
+            f"No usual stages are known for {name!r}: name submodules as `stages`, in the order they run (below {children})."
+        )
     return FrozenClassifier(
         module,
         list(stages) if stages is not None else usual,
@@ -121,7 +125,12 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
     elif weights is not None:
         _load_file(module, Path(weights))
     usual = next(stages for family, stages in TORCHVISION_STAGES.items() if name.startswith(family))
-    return module, preprocessing, names, [_resolve_last(module, stage) for stage in usual]
+    try:
+        usual = [_resolve_last(module, stage) for stage in usual]
+    except AttributeError:
+        usual = []  # a family that is not listed
+    known_modules = dict(module.named_modules())
+    return module, preprocessing, names, [stage for stage in usual if stage in known_modules]
 
 
 def _fetched(entry: Any) -> dict[str, Any]:
@@ -160,7 +169,10 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
         _load_file(module, Path(str(weights)))
     config = module.pretrained_cfg
     size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]), size)
+    interpolation = (
+        config["interpolation"] if size and config["interpolation"] in ("bilinear", "bicubic") else "bilinear"
+    )
+    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]), size, interpolation)
     if hasattr(module, "blocks") and hasattr(module, "patch_embed"):
         usual = [_resolve_last(module, "blocks.-1")]
     else:
@@ -200,7 +212,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ValueError: where it is empty, truncated, or a pickled object instead of tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {path}.")
+        raise FileNotFoundError(
+            f"There is no weights file {path}: name a .pth, .pt or .safetensors file that is there."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from cefam.datamodules.loaders import StripedSampler, region_loader, shuffled_sampler, world
 from cefam.features import FeatureManifest, load_features
-from cefam.shards import Manifest
 from cefam.views import View
 
 
@@ -94,6 +93,5 @@ class FeaturesData(L.LightningDataModule):
             DataLoader(rows, batch_size=self.val_batch_size, sampler=StripedSampler(len(rows)), collate_fn=_as_it_is)
         ]
         if self.regions:
-            workers = min(self.num_workers, len(Manifest.read(self.regions).shards) // world()[1])
-            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, workers))
+            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))
         return loaders

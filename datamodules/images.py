@@ -68,7 +68,8 @@ class ImagesData(L.LightningDataModule):
             batches = Manifest.read(self.train).num_samples // (ranks * self.batch_size)
             if not batches:
                 raise ValueError(
-                    f"{self.train} holds fewer images than {ranks} process(es) x a batch of {self.batch_size}."
+                    f"{self.train} holds fewer images than {ranks} process(es) x a batch of {self.batch_size}: set a smaller "
+                    f"`data.init_args.batch_size`."
                 )
             # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever. A
             # resumed run gets a fresh stream (not the one it would have seen: shards are drawn with replacement).
@@ -121,8 +122,7 @@ class ImagesData(L.LightningDataModule):
                 )
             ]
         if self.regions:
-            workers = min(self.num_workers, len(Manifest.read(self.regions).shards) // world()[1])
-            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, workers))
+            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))
         return loaders
 
 

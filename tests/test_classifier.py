@@ -164,6 +164,16 @@ def test_a_stage_that_runs_twice_is_refused():
         FrozenClassifier.from_module(module, ["layer1.0.relu"])
 
 
+def test_a_layout_is_not_guessed_from_an_image_that_is_not_square():
+    with pytest.raises(ValueError, match="pass `layout`"):
+        load_classifier("swin_t", weights=None, input_size=(224, 320))
+
+
+def test_a_family_without_usual_stages_asks_for_them():
+    with pytest.raises(ValueError, match="No usual stages are known for 'vgg11': name submodules as `stages`"):
+        load_classifier("vgg11", weights=None)
+
+
 def test_a_wrong_input_size_is_said():
     module = torchvision.models.vit_b_16()
     with pytest.raises(ValueError, match="pass the size it wants as `input_size`"):

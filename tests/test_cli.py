@@ -119,6 +119,46 @@ def test_checkpoints_hold_the_translator_alone_and_load_without_unpickling(train
     assert checkpoint["cefam"]["vlm"]["source"]["init_args"]["name"] == "tiny_clip"
 
 
+def test_the_defaults_are_the_published_recipe(trained):
+    """What the ledger says of early stop, checkpoint, optimizer and schedule, as a run without options has it."""
+    config = yaml.safe_load((trained / "log" / "config.yaml").read_text())
+    stop, keep = config["early_stopping"], config["checkpoint"]
+    assert (stop["monitor"], stop["patience"], stop["min_delta"]) == ("val/loss", 10, 0.0)
+    assert (keep["monitor"], keep["mode"], keep["save_top_k"]) == ("val/loss", "min", 1)
+    assert (config["model"]["similarity_weight"], config["model"]["preset"]) == (0.001, "published")
+    restored = CEFAM.from_pretrained(trained / "artefact")
+    for preset, patience in (("published", 6), ("paper", 4)):
+        module = CEFAM(restored.classifier, None, restored.concepts, preset=preset)
+        configured = module.configure_optimizers()
+        optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        group = optimizer.param_groups[0]
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0, 0)
+        assert len(group["params"]) == 6  # the translator alone
+        assert (schedule.warmup_epochs, schedule.patience + 1, schedule.factor) == (1, patience, 0.1)
+
+
+def test_under_half_precision_the_translator_trains_in_single(trained):
+    module = CEFAM.from_pretrained(trained / "artefact")
+    module.log_dict = lambda *args, **kwargs: None
+    batch = {"pooled": [torch.rand(4, c) for c in module.classifier.channels], "embedding": torch.rand(4, 32)}
+    expected = module.training_step(batch, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module.training_step(batch, 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_an_artefact_names_networks_not_programs(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained / "artefact", tmp_path / "evil")
+    config = json.loads((tmp_path / "evil" / "config.json").read_text())
+    config["classifier"]["source"] = {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/called"}}
+    (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"it is not called. Load the classifier yourself"):
+        CEFAM.from_pretrained(tmp_path / "evil")
+    assert not (tmp_path / "called").exists()
+
+
 def test_an_exported_folder_and_its_checkpoint_are_the_same_model(trained, world):
     one = CEFAM.from_pretrained(trained / "artefact")
     other = CEFAM.from_pretrained(trained / "log/checkpoints/best.ckpt")
@@ -137,7 +177,9 @@ def test_an_exported_folder_and_its_checkpoint_are_the_same_model(trained, world
 def test_export_never_overwrites_without_being_told(trained, capsys):
     options = ["--checkpoint", trained / "log/checkpoints/best.ckpt", "--folder", trained / "artefact"]
     assert run("export", *options) == 1
-    assert "already holds an artefact" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "already holds an artefact" in error
+    assert "`--overwrite true`" in error
     assert run("export", *options, "--overwrite", "true") == 0
 
 
@@ -463,6 +505,12 @@ def test_broken_artefacts_are_refused(content, advice, prepared, tmp_path, capsy
 def test_mistyped_commands_name_near_ones(arguments, status, advice, capsys):
     assert main(arguments) == status
     assert advice in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test must not find")
+def test_a_gpu_that_is_not_there_is_said(world, prepared, capsys):
+    assert run("fit", *feature_options(world, prepared), "--trainer.accelerator=gpu") == 1
+    assert "No supported gpu backend found" in capsys.readouterr().err
 
 
 def test_an_unknown_option_is_refused(world, prepared, capsys):

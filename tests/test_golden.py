@@ -8,6 +8,7 @@ from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
 from cefam.metrics.functional import energy_pointing_game, iou_curves, normalized_region_accuracy
+from cefam.module import sgd
 from cefam.translator import distillation_losses
 from cefam.views import resize_regions
 from tests.conftest import GOLDEN, assert_golden, fill
@@ -139,7 +140,7 @@ def test_metrics():
 def test_three_training_steps(kind, seed):
     stored = load(f"train_{kind}")
     translator = fill(Translator([64, 128, 256, 512], 64), seed)
-    optimizer = torch.optim.SGD(translator.parameters(), lr=0.1)
+    optimizer = sgd(translator.parameters())
     pooled = [stored[f"z{stage}"] for stage in range(1, 5)]
     for step in range(3):
         losses = distillation_losses(

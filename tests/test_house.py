@@ -149,11 +149,14 @@ COMMANDS = [(page, line) for page in PAGES for line in commands_of(page)]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[line[:60] for _, line in COMMANDS])
-def test_every_command_of_the_pages_parses(page, line, monkeypatch, capsys):
+def test_every_command_of_the_pages_parses(page, line, monkeypatch, capsys, tmp_path):
     """Whole runs of these commands stand in test_cli.py; here every option that a page names must exist."""
     from cefam.cli import main
 
-    monkeypatch.chdir(ROOT)
+    for name, content in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
+        (tmp_path / name).write_text(content)  # files that the page tells its reader to write
+    if page != "README.md":
+        monkeypatch.chdir(ROOT)
     words = shlex.split(line, comments=True)
     arguments = (
         words[1:] if words[0] == "cefam" else [words[1].replace("train.py", "fit").removesuffix(".py"), *words[2:]]
@@ -161,6 +164,13 @@ def test_every_command_of_the_pages_parses(page, line, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*arguments, "--print_config"])
     assert capsys.readouterr().out
+
+
+def test_every_test_that_the_ledger_names_exists():
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    files = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "conformance.md").read_text()))
+    assert not {name for name in named if name not in files and f"def {name}" not in tests}
 
 
 def test_nothing_tells_where_it_was_written():

@@ -81,12 +81,12 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     return torch.where(_undefined(mask), torch.nan, share)
 
 
-def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """Ranks r that carry weight, their weights w(r), and the step, by the published rule."""
+def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ranks r that carry weight, and their weights w(r), by the published rule."""
     step = num_pixels // BINS
     if step == 0:  # fewer than 100 pixels: the published grid does not exist; every rank counts the same
         ranks = torch.arange(num_pixels, device=device)
-        return ranks, torch.full((num_pixels,), 1 / num_pixels, dtype=torch.double, device=device), 1
+        return ranks, torch.full((num_pixels,), 1 / num_pixels, dtype=torch.double, device=device)
     fine = torch.arange(step, device=device)
     coarse = torch.arange(step, num_pixels, step, device=device)
     weights = torch.cat(
@@ -95,7 +95,7 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
             torch.full((len(coarse),), 1 / BINS, dtype=torch.double, device=device),
         ]
     )
-    return torch.cat([fine, coarse]), weights, step
+    return torch.cat([fine, coarse]), weights
 
 
 def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def region_areas(region: Tensor, mask: Tensor) -> Areas:
     if not num_pixels:
         return Areas(*(region.new_zeros(len(region), dtype=torch.double) for _ in Areas._fields))
     size = mask.flatten(1).sum(dim=1, keepdim=True).double()
-    ranks, weights, _ = _grid(num_pixels, region.device)
+    ranks, weights = _grid(num_pixels, region.device)
     taken = (ranks + 1).double()
     predicted = _iou(_true_positives(region, mask, ranks), taken, size)
     constant = _iou(taken * size / num_pixels, taken, size)

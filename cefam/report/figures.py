@@ -32,8 +32,7 @@ class Example:
 def contact_sheet(examples: Sequence[Example], stages: Sequence[str]) -> Figure:
     """Image, mask and the maps of all stages, a row per example; the chosen stage is framed.
 
-    All maps of a row share one scale, from 0 to the row's largest value times the map's own share: each map is scaled by
-    its own maximum, which its caption gives.
+    Every map has a scale of its own, from 0 to its largest value: maps of different stages have different units.
     """
     columns = 2 + len(stages)
     figure = Figure(figsize=(1.9 * columns, 2.1 * len(examples) + 0.3), layout="constrained")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cefam.concepts import ConceptSet
-from cefam.evaluator import PairValues
+from cefam.evaluator import METRICS, PairValues
 
+VALUES = (*METRICS, "auc", "auc_high", "auc_low")
 COLUMNS = (
     "image",
     "mask",
@@ -22,17 +23,10 @@ COLUMNS = (
     "category",
     "method",
     "protocol",
-    "epg",
-    "nra",
-    "nra_calibrated",
-    "hit",
-    "auc",
-    "auc_high",
-    "auc_low",
+    *VALUES,
     "stage",
     "expressible",
 )
-METRICS = ("epg", "nra", "nra_calibrated", "hit")
 
 
 def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
@@ -80,10 +74,10 @@ def _place(row: Any) -> tuple[str, int, int]:
 
 
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records as dicts, numbers as numbers."""
+    """Records as dicts; the values (``VALUES``) as floats, NaN where undefined, and ``expressible`` as a bool."""
     with Path(path).open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
-            numbers: dict[str, Any] = {name: float(row[name]) for name in COLUMNS[7:14]}
+            numbers: dict[str, Any] = {name: float(row[name]) for name in VALUES}
             yield {**row, **numbers, "expressible": row["expressible"] == "1"}
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.report.records import METRICS, Cell
+from cefam.evaluator import METRICS
+from cefam.report.records import Cell
 from cefam.shards import write_text
 
 TITLES = {"epg": "EPG", "nra": "NRA", "nra_calibrated": "NRA calibrated", "hit": "Hit Rate"}
 BLOCKS = {
     "top1": "Top-1: each method's own first choice",
-    "oracle": "Oracle: of {} candidates, the one with the best NRA against the ground truth",
+    "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
 }
 
 
