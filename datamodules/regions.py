@@ -6,7 +6,6 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from cefam.datamodules.loaders import region_loader
-from cefam.shards import Manifest
 from cefam.views import View
 
 
@@ -34,11 +33,6 @@ class RegionsData(L.LightningDataModule):
         super().__init__()
         self.shards, self.batch_size, self.num_workers = shards, batch_size, num_workers
         self.view, self.view_masks = View(resize, crop), view_masks
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the shards hold."""
-        return Manifest.read(self.shards)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Photographs with their masks."""

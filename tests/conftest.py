@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.commands import csv_logger, feature_options, run
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -156,3 +158,35 @@ def world(tmp_path_factory) -> Path:
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Commands write below the working folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def prepared(world):
+    """Shards and feature caches made by the commands."""
+    folder = world / "made"
+    for kind, source, name in (
+        ("broden", "broden", "broden"),
+        ("images", "images/train", "train"),
+        ("images", "images/val", "val"),
+    ):
+        options = ["--source", world / source, "--folder", folder / name, "--samples_per_shard", 6]
+        assert run("prepare", "--kind", kind, *options) == 0
+    for name, views in (("train", 2), ("val", 0)):
+        options = ["--images", world / "images" / name, "--folder", folder / "features" / name, "--views", views]
+        assert (
+            run(
+                "features", "--config", world / "towers.yaml", *options, "--size", 64, "--resize", 64, "--device", "cpu"
+            )
+            == 0
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(world, prepared, tmp_path_factory):
+    """A checkpoint of ``cefam fit`` from features, with regions measured in validation, and its export."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = [f"--data.init_args.regions={prepared}/broden", "--trainer.max_epochs=3", csv_logger(folder)]
+    assert run("fit", *feature_options(world, prepared), *options) == 0
+    assert run("export", "--checkpoint", folder / "log/checkpoints/best.ckpt", "--folder", folder / "artefact") == 0
+    return folder

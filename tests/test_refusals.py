@@ -1,0 +1,229 @@
+"""What the commands refuse: a sentence, a non-zero exit, nothing half-written."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+
+from cefam import CEFAM
+from cefam.cli import main
+from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, run
+
+
+def test_an_artefact_names_networks_not_programs(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained / "artefact", tmp_path / "evil")
+    config = json.loads((tmp_path / "evil" / "config.json").read_text())
+    config["classifier"]["source"] = {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/called"}}
+    (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"it is not called. Load the classifier yourself"):
+        CEFAM.from_pretrained(tmp_path / "evil")
+    assert not (tmp_path / "called").exists()
+
+
+def test_export_never_overwrites_without_being_told(trained, capsys):
+    options = ["--checkpoint", trained / "log/checkpoints/best.ckpt", "--folder", trained / "artefact"]
+    assert run("export", *options) == 1
+    error = capsys.readouterr().err
+    assert "already holds an artefact" in error
+    assert "`--overwrite true`" in error
+    assert run("export", *options, "--overwrite", "true") == 0
+
+
+def test_evaluate_refuses_to_overwrite_results(trained, prepared, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "records.csv").write_text("mine")
+    assert evaluated(trained, prepared, tmp_path / "out") == 1
+    assert "already holds results" in capsys.readouterr().err
+    assert (tmp_path / "out" / "records.csv").read_text() == "mine"
+
+
+def test_features_of_other_towers_are_refused(world, prepared, tmp_path, capsys):
+    torch.manual_seed(5)
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), tmp_path / "other.pth")
+    other = ["--model.classifier.init_args.weights", tmp_path / "other.pth"]
+    assert run("fit", *feature_options(world, prepared), *other) == 1
+    assert "made with another classifier: its fingerprint" in capsys.readouterr().err
+    options = ["--config", world / "towers.yaml", "--images", world / "images/val", "--size", 48, "--device", "cpu"]
+    assert run("features", *options, "--folder", prepared / "features" / "val") == 1
+    assert "features of other towers, photographs or views" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_concept_set_or_vlm_is_refused(world, prepared, trained, tmp_path, capsys):
+    checkpoint = f"--ckpt_path={trained}/log/checkpoints/last.ckpt"
+    options = feature_options(world, prepared)
+    assert run("fit", *options, "--model.concepts", "awa2", "--trainer.max_epochs=9", checkpoint) == 1
+    assert "made with another concept set: its identity" in capsys.readouterr().err
+    assert run("fit", *options, "--model.vlm.init_args.mean=[0.1, 0.2, 0.3]", "--trainer.max_epochs=9", checkpoint) == 1
+    assert "made with another vision-language model: its preprocessing" in capsys.readouterr().err
+
+
+def test_a_run_is_never_mixed_with_another(world, prepared, trained, capsys):
+    options = [*feature_options(world, prepared), csv_logger(trained), "--trainer.max_epochs=1"]
+    assert run("fit", *options) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_validation_cache_of_other_towers_is_refused(world, prepared, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(prepared / "features" / "val", tmp_path / "val")
+    manifest = json.loads((tmp_path / "val" / "manifest.json").read_text())
+    manifest["vlm"]["fingerprint"] = "another"
+    (tmp_path / "val" / "manifest.json").write_text(json.dumps(manifest))
+    assert run("fit", *feature_options(world, prepared), "--data.init_args.val", tmp_path / "val") == 1
+    assert "made with another vision-language model: its fingerprint is another" in capsys.readouterr().err
+
+
+def test_features_notice_changed_photographs(world, prepared, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(world / "images" / "val", tmp_path / "images")
+    options = [
+        "--config",
+        world / "towers.yaml",
+        "--images",
+        tmp_path / "images",
+        "--folder",
+        tmp_path / "cache",
+        "--size",
+        64,
+    ]
+    options += ["--resize", 64, "--device", "cpu"]
+    assert run("features", *options) == 0
+    shutil.copy(next((tmp_path / "images").rglob("*.png")), tmp_path / "images" / "one_more.png")
+    assert run("features", *options) == 1
+    assert "features of other towers, photographs or views" in capsys.readouterr().err
+    assert run("features", *options[:-2], "--device", "nothing", "--folder", tmp_path / "new") == 1
+    assert "There is no device 'nothing'" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "run.json").exists()
+    assert run("features", *options, "--views", -1) == 1
+    assert "views must be 0" in capsys.readouterr().err
+
+
+def test_other_concepts_need_the_very_teacher(world, trained, prepared, tmp_path, capsys):
+    vlm = yaml.safe_load((world / "towers.yaml").read_text())["vlm"]
+    other = ["--model.concepts", "broden", "--model.output", tmp_path / "out"]
+    shards = [
+        "--model.artefact",
+        trained / "artefact",
+        "--data.shards",
+        prepared / "broden",
+        "--data.batch_size=7",
+        *QUIET,
+    ]
+    assert run("evaluate", *other, *shards) == 1
+    assert "set `model.vlm` to the VLM it mimics" in capsys.readouterr().err
+    state = torch.load(world / "tiny_clip.pt", weights_only=True)
+    state["logit_scale"] += 1
+    torch.save(state, tmp_path / "other.pt")
+    changed = {**vlm, "init_args": {**vlm["init_args"], "pretrained": str(tmp_path / "other.pt")}}
+    assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(changed)}") == 1
+    assert "made with another vision-language model: its logit_scale" in capsys.readouterr().err
+    options = ["--model.chance=[center]", "--model.derivative=branch"]
+    assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(vlm)}", *options) == 0
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world, prepared, tmp_path, capsys):
+    options = [
+        *feature_options(world, prepared),
+        "--model.optimizer.lr=1e30",
+        csv_logger(tmp_path),
+        "--trainer.max_epochs=9",
+    ]
+    assert run("fit", *options) == 0
+    with (tmp_path / "log" / "metrics.csv").open() as lines:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"]]
+    assert len(losses) < 9
+    assert losses[-1] != losses[-1] or losses[-1] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"", "truncated, empty, or holds pickled objects"),
+        (None, "There is no artefact"),
+        ("pickle", "truncated, empty"),
+        ("other", "no checkpoint of cefam"),
+    ],
+)
+def test_broken_artefacts_are_refused(content, advice, prepared, tmp_path, capsys):
+    path = tmp_path / "broken.ckpt"
+    if content == "pickle":
+        torch.save(torch.nn.Linear(1, 1), path)
+    elif content == "other":
+        torch.save({"state_dict": {}}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    assert run("evaluate", "--model.artefact", path, "--data.shards", prepared / "broden", *QUIET) == 1
+    assert advice in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "advice"),
+    [
+        (["evalute"], 2, "Did you mean 'evaluate'?"),
+        (["fit", "--config", "train/featurs"], 1, "There is no config 'train/featurs'. Did you mean 'train/features'"),
+        (["export", "--checkpoint", "nowhere.ckpt", "--folder", "x"], 1, "There is no artefact nowhere.ckpt"),
+    ],
+)
+def test_mistyped_commands_name_near_ones(arguments, status, advice, capsys):
+    assert main(arguments) == status
+    assert advice in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the test must not find")
+def test_a_gpu_that_is_not_there_is_said(world, prepared, capsys):
+    assert run("fit", *feature_options(world, prepared), "--trainer.accelerator=gpu") == 1
+    assert "No supported gpu backend found" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_refused(world, prepared, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", *feature_options(world, prepared), "--model.similarty_weight=1")
+    assert "similarty_weight" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("verb", ["prepare", "features", "fit", "evaluate", "export"])
+def test_the_exit_status_of_a_command(verb, tmp_path):
+    bad = {
+        "prepare": ["--kind", "images", "--source", "nowhere", "--folder", "x"],
+        "features": ["--config", "nowhere.yaml"],
+        "fit": ["--config", "nowhere"],
+        "evaluate": ["--model.artefact", "nowhere", "--data.shards", "nowhere"],
+        "export": ["--checkpoint", "nowhere", "--folder", "x"],
+    }
+    status, printed = command(sys.executable, "-m", "cefam", verb, *bad[verb])
+    assert status == 1, printed
+    assert "nowhere" in printed
+    assert "Traceback" not in printed
+
+
+def test_help_and_version(capsys):
+    assert main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert "cefam 0." in capsys.readouterr().out
+
+
+SHIPPED = sorted(p.relative_to(ROOT / "configs").with_suffix("").as_posix() for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_parses(name, capsys, trained, prepared):
+    verb = "evaluate" if name.startswith("evaluate/") else "fit"
+    needed = ["--model.artefact=x", "--data.shards=y"] if verb == "evaluate" else []
+    if verb == "fit" and not name.startswith("train/"):
+        needed = ["--config", "train/resnet50_clip"]
+    if name == "train/features":
+        needed = ["--config", str(ROOT / "examples/real_photos/fit.yaml")]
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, *needed, "--config", name, "--print_config"])
+    assert "seed_everything" in capsys.readouterr().out
