@@ -1,5 +1,7 @@
 """CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
 
+import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +22,7 @@ from cefam.methods import CEFAMRegions
 from cefam.metrics import PairMean
 from cefam.regions import pool, similarity
 from cefam.schedule import WarmupPlateau
+from cefam.shards import write_text
 from cefam.translator import Translator, distillation_losses
 from cefam.vlm import VisionLanguageModel
 
@@ -231,11 +234,20 @@ class CEFAM(L.LightningModule):
         self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
 
     def _correlations(self) -> dict[str, Tensor]:
-        """Mean over concepts, and over those of each category, of the correlation of our scores with the teacher's.
+        """Correlation of our scores with the teacher's: its mean over concepts, and over those of each category.
 
-        A concept that the teacher scores alike everywhere has none.
+        ``concept_correlation.csv`` in the run's folder has that of every concept, as of the last validation. A concept that
+        the teacher scores alike everywhere has none (NaN).
         """
         each = self.val_correlation.compute().reshape(-1)  # one concept: a bare number
+        folder = self.trainer.log_dir  # asks all processes
+        if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            lines = io.StringIO()
+            rows = zip(self.concepts.concepts, each.tolist(), strict=True)
+            csv.writer(lines).writerows(
+                [("number", "word", "category", "correlation"), *((c.number, c.word, c.category, r) for c, r in rows)]
+            )
+            write_text(Path(folder) / "concept_correlation.csv", lines.getvalue())
         categories: dict[str, list[int]] = {}
         for index, concept in enumerate(self.concepts.concepts):
             categories.setdefault(concept.category, []).append(index)

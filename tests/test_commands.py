@@ -24,6 +24,11 @@ def test_fit_logs_losses_agreement_and_regions(trained):
             assert f"regions/{protocol}/{metric}/part" in last
     losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
     assert losses[-1] < losses[0]
+    with (trained / "log" / "concept_correlation.csv").open() as lines:
+        each = {row["word"]: row for row in csv.DictReader(lines)}
+    objects = [float(row["correlation"]) for row in each.values() if row["category"] == "object"]
+    assert sum(objects) / len(objects) == pytest.approx(float(last["val/concept_correlation/object"]), rel=1e-5)
+    assert each["red"]["number"] == "10"
 
 
 def test_validate_repeats_what_fit_measured(trained, world, prepared, tmp_path):

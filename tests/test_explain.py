@@ -9,6 +9,8 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
+from cefam.methods import CEFAMRegions
+from cefam.views import resize_regions
 from tests.conftest import fill
 from tests.test_classifier import Bypass
 
@@ -204,6 +206,25 @@ def test_contribution_is_the_literal_one_at_every_stage(kind, preset):
             curve, value = literal.contribution(stage, importance, 3, 6)
             torch.testing.assert_close(found.curve[row], torch.tensor(curve).double(), rtol=1e-3, atol=1e-5)
             assert found.value[row].item() == pytest.approx(value, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("derivative", ["total", "branch"])
+def test_candidates_are_the_stages_maps_by_association_descending(derivative):
+    explainer, images = explainer_of("resnet")
+    method = CEFAMRegions(explainer.classifier, explainer.translator, explainer.concepts, derivative, num_channels=5)
+    found = method.regions(images, explainer.classifier(images), RAGGED, (40, 30), num_candidates=3)
+    regions = explainer.regions(images, RAGGED, derivative)
+    association = explainer.association(images, RAGGED, 5, regions)
+    assert found.maps.shape == (5, 3, 40, 30)
+    for pair in range(len(RAGGED)):
+        order = sorted(range(4), key=lambda stage: -float(association[pair, stage]))[:3]
+        assert found.stage[pair].tolist() == order
+        for place, stage in enumerate(order):
+            assert found.score[pair, place] == association[pair, stage]
+            resized = resize_regions(regions.maps[stage][pair : pair + 1], (40, 30))[0]
+            torch.testing.assert_close(found.maps[pair, place], resized)
+    bare = method.regions(images, explainer.classifier(images).activations, RAGGED, (40, 30), num_candidates=3)
+    assert torch.equal(bare.stage, found.stage)
 
 
 def test_masking_more_channels_than_there_are_masks_all_of_them():
