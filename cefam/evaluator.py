@@ -63,13 +63,14 @@ class MethodValues:
 class PairValues:
     """Values of all methods for the P pairs of a batch that are in the concept set.
 
-    ``pairs``; ``mask`` (P,) index of the mask; ``label`` (P,); ``category`` (P,) index into the evaluator's categories, -1
-    where the category is not measured; ``auc_high``, ``auc_low`` (P,); ``values[method][protocol]``; ``outside``: number of
-    pairs whose label is not in the concept set.
+    ``pairs``; ``mask`` (P,): index of the mask in the batch; ``place`` (P,): the same among its image's masks; ``label`` (P,);
+    ``category`` (P,): index into the evaluator's categories, -1 where the category is not measured; ``auc_high``,
+    ``auc_low`` (P,); ``values[method][protocol]``; ``outside``: number of pairs whose label is not in the concept set.
     """
 
     pairs: ConceptPairs
     mask: Tensor
+    place: Tensor
     label: Tensor
     category: Tensor
     auc_high: Tensor
@@ -121,7 +122,8 @@ class RegionEvaluator:
         concept = torch.where(batch.pair_label < len(index), concept, -1)
         kept = (concept >= 0).nonzero().squeeze(1)
         concept, mask, label = concept[kept], batch.pair_mask[kept], batch.pair_label[kept]
-        pairs = ConceptPairs(batch.mask_image[mask], concept, self._keys(batch, mask, label))
+        place = mask - torch.searchsorted(batch.mask_image.contiguous(), batch.mask_image[mask])
+        pairs = ConceptPairs(batch.mask_image[mask], concept, self._keys(batch, mask, place, label))
         if self.preset == "published":
             category = self._category_of_concept[concept]
         else:
@@ -140,13 +142,14 @@ class RegionEvaluator:
             for method in self.methods
         }
         high, low = (torch.cat([getattr(chunk[0], name) for chunk in chunks]) for name in ("high", "low"))
-        return PairValues(pairs, mask, label, category, high, low, values, (batch.pair_label > 0).sum() - len(kept))
+        return PairValues(
+            pairs, mask, place, label, category, high, low, values, (batch.pair_label > 0).sum() - len(kept)
+        )
 
-    def _keys(self, batch: RegionBatch, mask: Tensor, label: Tensor) -> Tensor:
+    def _keys(self, batch: RegionBatch, mask: Tensor, place: Tensor, label: Tensor) -> Tensor:
         """A number per pair that depends on the image's name, the mask's place and the label, not on the batch."""
         named = torch.tensor([stable_hash(name) for name in batch.ids], device=mask.device)
-        first = torch.searchsorted(batch.mask_image.contiguous(), batch.mask_image[mask])
-        return named[batch.mask_image[mask]] + (mask - first) * 65_537 + label
+        return named[batch.mask_image[mask]] + place * 65_537 + label
 
     def _measure(
         self, batch: RegionBatch, output: ClassifierOutput, pairs: ConceptPairs, mask: Tensor

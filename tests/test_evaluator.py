@@ -13,6 +13,7 @@ from cefam.methods import CenterRegions, LuminanceRegions, RandomChannelRegions,
 from cefam.methods.base import Candidates
 from cefam.methods.chance import hashed_uniform
 from cefam.metrics.functional import energy_pointing_game, normalized_region_accuracy
+from cefam.report import records
 
 CONCEPTS = ConceptSet(
     (
@@ -60,7 +61,7 @@ def evaluate(method, preset="published", **options):
     evaluator = RegionEvaluator({"given": method}, CONCEPTS, preset=preset, **options)
     batch = batch_of()
     masks = batch.pair_mask[:4]
-    method.keys = evaluator._keys(batch, masks, batch.pair_label[:4])
+    method.keys = evaluator._keys(batch, masks, torch.tensor([0, 0, 0, 1]), batch.pair_label[:4])
     return evaluator, evaluator.evaluate(batch, NOTHING)
 
 
@@ -87,6 +88,18 @@ def test_top1_takes_the_first_candidate_and_the_oracle_the_best(memory_limit):
     assert best[1] == 2
     assert found.outside == 1
     assert found.pairs.image.tolist() == [0, 0, 1, 1]
+
+
+def test_a_mask_keeps_its_place_where_the_first_one_has_no_concept_of_the_set():
+    without_color = ConceptSet(tuple(c for c in CONCEPTS.concepts if c.number != 9))
+    evaluator = RegionEvaluator({"map": RandomMapRegions()}, without_color)
+    found = evaluator.evaluate(batch_of(), NOTHING)
+    assert found.label.tolist() == [3, 4, 3]
+    assert found.place.tolist() == [0, 0, 1]  # image "b": the color mask comes first, and has no pair here
+    rows = list(records.rows_of(found, ["a", "b"], evaluator.categories, without_color))
+    assert [row[:3] for row in rows[:3]] == [["a", 0, 3], ["a", 0, 4], ["b", 1, 3]]
+    whole = RegionEvaluator({"map": RandomMapRegions()}, CONCEPTS).evaluate(batch_of(), NOTHING)
+    assert found.pairs.keys().tolist() == whole.pairs.keys()[[0, 1, 3]].tolist()
 
 
 def test_the_published_category_is_the_labels_first_and_the_papers_is_the_masks():

@@ -31,8 +31,7 @@ COLUMNS = (
 
 def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
     """The records of one batch, in the order of ``COLUMNS``; a category that is not measured is ''."""
-    images, masks, labels = found.pairs.image.tolist(), found.mask.tolist(), found.label.tolist()
-    first = dict(reversed(list(zip(images, masks, strict=True))))  # of each image, so that its masks count from 0
+    images, places, labels = found.pairs.image.tolist(), found.place.tolist(), found.label.tolist()
     high, low, category = found.auc_high.tolist(), found.auc_low.tolist(), found.category.tolist()
     words = [concepts.concepts[c].word for c in found.pairs.concept.tolist()]
     for method, protocols in found.values.items():
@@ -43,8 +42,7 @@ def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: 
             ]
             for row, (epg, nra, calibrated, hit, auc, stage, expressible) in enumerate(zip(*columns, strict=True)):
                 name = categories[category[row]] if category[row] >= 0 else ""
-                place = masks[row] - first[images[row]]
-                about = [ids[images[row]], place, labels[row], words[row], name, method, protocol]
+                about = [ids[images[row]], places[row], labels[row], words[row], name, method, protocol]
                 yield [*about, epg, nra, calibrated, hit, auc, high[row], low[row], stage, int(expressible)]
 
 
