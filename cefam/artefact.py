@@ -44,7 +44,11 @@ def describe(module: "CEFAM") -> dict[str, Any]:
             "probability": concepts.probability,
             "records": concepts.to_records(),
         },
-        "settings": {"similarity_weight": module.similarity_weight, "preset": module.preset},
+        "settings": {
+            "similarity_weight": module.similarity_weight,
+            "preset": module.preset,
+            "channel_share": module.channel_share,
+        },
     }
 
 

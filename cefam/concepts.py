@@ -144,10 +144,16 @@ class ConceptSet:
 
     @classmethod
     def load(cls, name: str | Path | Sequence[str]) -> Self:
-        """Concepts by name ("broden", "imagenet", "awa2"), by file (:meth:`from_file`), or from a list of words."""
+        """Concepts by name ("broden", "imagenet" ...), by file (:meth:`from_file`), or from a list of words."""
         if not isinstance(name, str | Path):
             return cls.from_words(name)
-        built_in = {"broden": cls.broden, "imagenet": cls.imagenet, "awa2": cls.awa2}
+        built_in = {
+            "broden": cls.broden,
+            "brodenette": cls.brodenette,
+            "brodenette_zero_shot": cls.brodenette_zero_shot,
+            "imagenet": cls.imagenet,
+            "awa2": cls.awa2,
+        }
         if str(name) in built_in:
             return built_in[str(name)]()
         if not Path(name).is_file():
@@ -188,6 +194,20 @@ class ConceptSet:
     def broden(cls) -> Self:
         """The 1,197 labels of Broden with the prompts of Table A1 (by each label's first category)."""
         return cls.from_file(Path(str(files("cefam") / "data" / "broden_label.csv")))
+
+    @classmethod
+    def brodenette(cls) -> Self:
+        """The labels of the miniature world that comes with the package, with the prompts of Table A1."""
+        return cls.from_file(Path(str(files("cefam") / "data" / "brodenette_label.csv")))
+
+    @classmethod
+    def brodenette_zero_shot(cls) -> Self:
+        """The same, in other categories, with parts of a color that no caption named.
+
+        "captions only": words that the vision-language model met in captions, but in no concept prompt. "unseen
+        composition": a color and a part ("blue wing") that no text of its training put together.
+        """
+        return cls.from_file(Path(str(files("cefam") / "data" / "brodenette_zero_shot.csv")))
 
     @classmethod
     def imagenet(cls) -> Self:

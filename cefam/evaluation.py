@@ -12,6 +12,7 @@ from torch import Tensor
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Preset
+from cefam.impact import masked_count
 from cefam.methods import (
     CEFAMRegions,
     CenterRegions,
@@ -49,6 +50,7 @@ class RegionEvaluation(L.LightningModule):
         preset: "published", "paper", or ``None``: the artefact's.
         seed: of the random rows.
         memory_limit: megabytes for chunks of pairs.
+        channel_share: K is at most this share of a stage's channels; ``None``: the artefact's.
         num_examples: rows of the contact sheet.
     """
 
@@ -66,6 +68,7 @@ class RegionEvaluation(L.LightningModule):
         preset: Preset | None = None,
         seed: int = 0,
         memory_limit: float = 1024.0,
+        channel_share: float | None = None,
         num_examples: int = 8,
     ) -> None:
         super().__init__()
@@ -86,6 +89,7 @@ class RegionEvaluation(L.LightningModule):
             num_channels,
             preset=self.preset,
             memory_limit=memory_limit,
+            channel_share=trained.channel_share if channel_share is None else channel_share,
         )
         known: dict[str, RegionMethod] = {
             "random_channel": RandomChannelRegions(seed),
@@ -180,15 +184,10 @@ class RegionEvaluation(L.LightningModule):
             if outside
             else "",
             "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express.",
-            f"Preset: {self.preset}. K = {self.cefam.num_channels}. Source: records.csv.",
+            f"Preset: {self.preset}. K = {self._masked_counts()}. Source: records.csv.",
         ]
-        narrow = [s for s in self.classifier.stages if s.channels < 4 * self.cefam.num_channels]
-        if narrow and len(self.classifier.stages) > 1:
-            names = ", ".join(f"{stage.name} ({stage.channels})" for stage in narrow)
-            notes.append(
-                f"Masking K = {self.cefam.num_channels} channels is more than a quarter of stage(s) {names}: their association, "
-                f"and so the choice of top-1, says little. Try a smaller `model.num_channels`."
-            )
+        if len(self.classifier.stages) > 1:
+            notes += self._warning_of_narrow_stages()
         evaluator = self.evaluator
         table = tables.summarize(
             records.read(merged), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]
@@ -205,6 +204,26 @@ class RegionEvaluation(L.LightningModule):
         print(f"Results are in {self.output}.")
         for logger in self.loggers:
             logger.log_metrics(_flat(table))
+
+    def _masked_counts(self) -> str:
+        explainer = self.cefam.explainer
+        counts = [
+            masked_count(self.cefam.num_channels, explainer.channel_share, stage.channels)
+            for stage in self.classifier.stages
+        ]
+        return ", ".join(map(str, sorted(set(counts))))
+
+    def _warning_of_narrow_stages(self) -> list[str]:
+        """A note where more than a quarter of a stage is masked: its association hardly depends on the concept."""
+        share, most = self.cefam.explainer.channel_share, self.cefam.num_channels
+        narrow = [s for s in self.classifier.stages if 4 * masked_count(most, share, s.channels) > s.channels]
+        if not narrow:
+            return []
+        names = ", ".join(f"{stage.name} ({stage.channels})" for stage in narrow)
+        return [
+            f"Masking K = {most} channels is more than a quarter of stage(s) {names}: their association, and so the choice of "
+            f"top-1, says little. Try a smaller `model.num_channels`, or `model.channel_share` 0.125."
+        ]
 
 
 def _nra(region: Tensor, mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cefam import regions as R
 from cefam.classifier import ClassifierOutput, FrozenClassifier, StageContext
 from cefam.concepts import Concept, ConceptSet
-from cefam.impact import Impact, impact, leading_channels, masked_variants
+from cefam.impact import Impact, impact, leading_channels, masked_count, masked_variants
 from cefam.translator import Translator
 from cefam.vlm import VisionLanguageModel
 
@@ -135,6 +135,8 @@ class Explainer:
         preset: "published" (what the authors' program does) or "paper" (the text's readings); ``docs/conformance.md`` lists
             what differs.
         memory_limit: megabytes that one chunk of pairs may take for intermediate results.
+        channel_share: association and contribution mask at most this share of a stage's channels. The published K = 20
+            needs no bound in a wide network; it is a whole stage of a narrow one, whatever the concept.
 
     Raises:
         ValueError: where translator and classifier, or translator and embeddings, do not fit.
@@ -148,6 +150,7 @@ class Explainer:
         vlm: VisionLanguageModel | None = None,
         preset: Preset = "published",
         memory_limit: float = 1024.0,
+        channel_share: float = 1.0,
     ) -> None:
         text = concepts.require_embeddings()
         if translator.channels != classifier.channels:
@@ -164,8 +167,10 @@ class Explainer:
             raise ValueError(f"preset must be 'published' or 'paper', got {preset!r}.")
         if memory_limit <= 0:
             raise ValueError(f"memory_limit must be positive (megabytes), got {memory_limit}.")
+        if not 0 < channel_share <= 1:
+            raise ValueError(f"channel_share must be above 0 and at most 1, got {channel_share}.")
         self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm
-        self.preset, self.memory_limit = preset, memory_limit
+        self.preset, self.memory_limit, self.channel_share = preset, memory_limit, channel_share
         self._text = text
 
     @classmethod
@@ -189,7 +194,8 @@ class Explainer:
         if self.vlm is None:
             raise ValueError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
         concepts = self.concepts.extended(words, self.vlm)
-        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.preset, self.memory_limit)
+        options: Any = {"memory_limit": self.memory_limit, "channel_share": self.channel_share}
+        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.preset, **options)
 
     @torch.no_grad()
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
@@ -334,10 +340,13 @@ class Explainer:
             parts.append(torch.stack(stages, dim=1))
         return torch.cat(parts)
 
+    def _leading(self, importance: Tensor, num_channels: int) -> Tensor:
+        return leading_channels(importance, masked_count(num_channels, self.channel_share, importance.shape[1]))
+
     def _stage_association(
         self, pooled: list[Tensor], stage: int, importance: Tensor, concept: Tensor, num_channels: int
     ) -> Tensor:
-        channels = leading_channels(importance, num_channels)
+        channels = self._leading(importance, num_channels)
         values = pooled[stage].mean(dim=1, keepdim=True).expand(-1, channels.shape[1])
         scores = self._similarity(self.translator.masked(pooled, stage, channels, values))  # (P, K + 1, T)
         logs = R.log_probability(scores, self.concepts.probability)
@@ -405,7 +414,7 @@ class Explainer:
     def _stage_contribution(
         self, encoding: Encoding, stage: int, importance: Tensor, image: Tensor, target: Tensor, num_channels: int
     ) -> Impact:
-        channels = leading_channels(importance, num_channels)
+        channels = self._leading(importance, num_channels)
         z = encoding.pooled[stage][image]
         if self.preset == "paper" or stage == len(self.classifier.stages) - 1:
             replacement = z.mean(dim=1, keepdim=True).expand(-1, channels.shape[1])  # m^l: all channels, all positions

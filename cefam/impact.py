@@ -17,6 +17,15 @@ class Impact(NamedTuple):
     curve: Tensor
 
 
+def masked_count(num_channels: int, channel_share: float, channels: int) -> int:
+    """K of a stage: at most ``num_channels``, and at most this share of the stage's channels, but one at least.
+
+    >>> [masked_count(20, 1 / 8, channels) for channels in (4, 64, 2048)]
+    [1, 8, 20]
+    """
+    return min(num_channels, max(1, int(channel_share * channels)))
+
+
 def leading_channels(importance: Tensor, num_channels: int) -> Tensor:
     """Channels of largest SIGNED importance beta * z, descending: (P, C) -> (P, min(K, C)).
 

@@ -55,6 +55,7 @@ class CEFAM(L.LightningModule):
         num_candidates: of the oracle, in validation.
         num_channels: K of the association, in validation.
         memory_limit: megabytes for chunks of pairs.
+        channel_share: K is at most this share of a stage's channels (narrow networks: 0.125).
         text_cache: folder for text embeddings, or ``None``.
     """
 
@@ -77,6 +78,7 @@ class CEFAM(L.LightningModule):
         num_candidates: int = 4,
         num_channels: int = 20,
         memory_limit: float = 1024.0,
+        channel_share: float = 1.0,
         text_cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class CEFAM(L.LightningModule):
         self.similarity_weight, self.preset = similarity_weight, preset
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
         self.plateau_patience = PLATEAU_PATIENCE[preset] if plateau_patience is None else plateau_patience
-        self.memory_limit = memory_limit
+        self.memory_limit, self.channel_share = memory_limit, channel_share
         method = CEFAMRegions(
             classifier,
             self.translator,
@@ -99,6 +101,7 @@ class CEFAM(L.LightningModule):
             num_channels,
             preset=preset,
             memory_limit=memory_limit,
+            channel_share=channel_share,
         )
         self.evaluator = RegionEvaluator({"CE-FAM": method}, self.concepts, num_candidates, preset, memory_limit)
         # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
@@ -119,7 +122,8 @@ class CEFAM(L.LightningModule):
     @property
     def explainer(self) -> Explainer:
         """The explainer of the translator as it is now."""
-        return Explainer(self.classifier, self.translator, self.concepts, self.vlm, self.preset, self.memory_limit)
+        options: Any = {"memory_limit": self.memory_limit, "channel_share": self.channel_share}
+        return Explainer(self.classifier, self.translator, self.concepts, self.vlm, self.preset, **options)
 
     @property
     def vlm_identity(self) -> dict[str, Any] | None:
@@ -289,9 +293,8 @@ class CEFAM(L.LightningModule):
             kinds = {key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
             concepts: Any = ConceptSet.from_records(stored["concepts"]["records"], embeddings=text, **kinds)
             settings, hidden_dims = stored["settings"], stored["translator"]["hidden_dims"]
-            module = cls(
-                classifier, vlm, concepts, settings["similarity_weight"], hidden_dims, preset=settings["preset"]
-            )
+            options = {"preset": settings["preset"], "channel_share": settings["channel_share"]}
+            module = cls(classifier, vlm, concepts, settings["similarity_weight"], hidden_dims, **options)
             artefact.check(module, stored)
             module.translator.load_state_dict(translator)
         except (KeyError, TypeError, RuntimeError) as error:

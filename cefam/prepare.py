@@ -1,11 +1,14 @@
-"""Raw data sets -> shards: a folder of images (one folder a class), and Broden's on-disk format."""
+"""Raw data sets -> shards: a folder of images (one folder a class), Broden's on-disk format, and scenes of Brodenette."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cefam.shards import IMAGE_SUFFIXES, Mask, Sample, ShardWriter, open_picture
 
@@ -108,14 +111,46 @@ def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
     return index_map
 
 
-def prepare(kind: str, source: str | Path, folder: str | Path, samples_per_shard: int = 256) -> ShardWriter:
+def brodenette_samples(split: str, count: int, masks: Sequence[str] = MASK_CATEGORIES) -> Iterator[Sample]:
+    """The first ``count`` scenes of a split of Brodenette, with masks of these categories ("composition" is one too).
+
+    Raises:
+        ValueError: for an unknown split or category.
+    """
+    from cefam.brodenette import CLASSES, describe, draw
+
+    for index in range(count):
+        scene = describe(split, index)
+        drawing = draw(scene)
+        unknown = sorted(set(masks) - set(drawing.masks))
+        if unknown:
+            raise ValueError(
+                f"Brodenette has no masks of {', '.join(unknown)}; it has those of {', '.join(drawing.masks)}."
+            )
+        image = io.BytesIO()
+        Image.fromarray(drawing.image).save(image, format="PNG", compress_level=1)
+        label = None if scene.label is None else CLASSES.index(scene.label)
+        chosen = tuple(Mask(category, drawing.masks[category]) for category in masks)
+        yield Sample(f"{scene.name}.png", image.getvalue(), ".png", label, chosen)
+
+
+def prepare(
+    kind: str,
+    source: str | Path,
+    folder: str | Path,
+    samples_per_shard: int = 256,
+    count: int = 200,
+    masks: Sequence[str] = MASK_CATEGORIES,
+) -> ShardWriter:
     """Convert a raw data set into shards, with a progress bar.
 
     Args:
-        kind: "images" (a folder of images, one folder a class or flat) or "broden".
-        source: where the raw data lies.
+        kind: "images" (a folder of images, one folder a class or flat), "broden", or "brodenette" (drawn scenes).
+        source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation.
         folder: where the shards go.
         samples_per_shard: samples in a shard.
+        count: how many scenes of Brodenette.
+        masks: their categories; [] for none.
     """
     from rich.progress import track
 
@@ -124,8 +159,15 @@ def prepare(kind: str, source: str | Path, folder: str | Path, samples_per_shard
     elif kind == "broden":
         labels = read_broden_labels(source)
         samples, total = broden_samples(source), len(_index_rows(Path(source)))
+    elif kind == "brodenette":
+        from cefam.brodenette import COMPOSITIONS, LABELS
+
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}.")
+        labels = [asdict(label) for label in (*LABELS, *(COMPOSITIONS if "composition" in masks else ()))]
+        samples, total = brodenette_samples(str(source), count, masks), count
     else:
-        raise ValueError(f"kind must be 'images' or 'broden', got {kind!r}.")
+        raise ValueError(f"kind must be 'images', 'broden' or 'brodenette', got {kind!r}.")
     with ShardWriter(folder, f"{kind}: {Path(source).name}", samples_per_shard, labels) as writer:
         for sample in track(samples, description=f"prepare {kind}", total=total):
             sample.picture()  # a broken photograph is found now, not in the middle of a run

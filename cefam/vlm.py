@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -145,8 +146,9 @@ def load_vlm(
     """Load a vision-language model of open_clip.
 
     Args:
-        name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP") or "local-dir:/folder" with
-            ``open_clip_config.json`` and weights; with ``config``, the name that the config is registered under.
+        name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP"), "local-dir:/folder" with
+            ``open_clip_config.json`` and weights, or "brodenette", the small CLIP that comes with the package; with
+            ``config``, the name that the config is registered under.
         pretrained: a tag ("openai", "webli") or a checkpoint file; not used with "local-dir:".
         config: a JSON model config of one's own (open_clip's format).
         cache_dir: where fetched weights are kept.
@@ -162,6 +164,8 @@ def load_vlm(
     arguments = {k: v for k, v in locals().items() if v is not None and k != "open_clip"}
     if config is not None:
         name = _register(Path(config), name)
+    elif name == "brodenette":
+        name = f"local-dir:{files('cefam.brodenette') / 'weights' / 'vlm'}"
     elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
         near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4) or ["ViT-B-16-quickgelu"]
         raise ValueError(

@@ -43,8 +43,9 @@ def load_classifier(
     """Load a classifier by name and freeze it.
 
     Args:
-        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0") or a timm
-            architecture, with "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0").
+        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"), a timm
+            architecture, with "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"), or "brodenette", the small
+            ResNet that comes with the package.
         weights: name of a torchvision weights entry ("IMAGENET1K_V2", "DEFAULT"), a timm tag ("a1_in1k"), or a local
             state dict (.pth, .pt, .safetensors); ``None``: random weights, whose explanations mean nothing.
         stages: names of the tapped submodules in the order they run; ``None``: the family's usual ones.
@@ -63,6 +64,8 @@ def load_classifier(
     if weights is None:
         arguments["weights"] = None
     build = _build_timm if name.startswith("timm:") else _build_torchvision
+    if name == "brodenette":
+        build = _build_brodenette
     module, preprocessing, known_names, usual = build(name.removeprefix("timm:"), weights, num_classes)
     if mean is not None or std is not None:
         preprocessing = replace(
@@ -181,6 +184,21 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
         if hasattr(module, "conv_head") and hasattr(module, "bn2"):
             usual[-1] = "bn2"  # EfficientNet: the map that is pooled for the classes comes after the head's convolution
     return module, preprocessing, None, usual
+
+
+def _build_brodenette(name: str, weights: str | None, num_classes: int | None) -> Built:
+    from cefam.brodenette import towers
+    from cefam.brodenette.rules import CLASSES
+
+    if num_classes not in (None, len(CLASSES)):
+        raise ValueError(
+            f"The classifier of Brodenette has {len(CLASSES)} classes, not {num_classes}: leave `num_classes` out."
+        )
+    module = towers.build_classifier()
+    if weights is not None:
+        shipped = towers.weights_folder() / "classifier.safetensors"
+        _load_file(module, shipped if weights == "DEFAULT" else Path(weights))
+    return module, Preprocessing(towers.MEAN, towers.STD), CLASSES, list(towers.STAGES)
 
 
 def _is_file(weights: str) -> bool:

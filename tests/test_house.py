@@ -31,6 +31,7 @@ FORBIDDEN = {
     "methods": ("cefam.evaluator", "cefam.report", "cefam.vlm", *UPPER, *LIGHTNING),
     "evaluator": ("cefam.report", *UPPER, *LIGHTNING),
     "features": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "brodenette": ("cefam.", *LIGHTNING),
     "prepare": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "report": ("cefam.classifier", "cefam.methods", "cefam.translator", *UPPER, *LIGHTNING),
     "datamodules": ("cefam.module", "cefam.callbacks", "cefam.evaluation", "cefam.methods", "cefam.cli"),

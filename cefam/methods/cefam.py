@@ -23,7 +23,7 @@ class CEFAMRegions:
         concepts: with embeddings.
         derivative: "total" or "branch".
         num_channels: K of the association.
-        options: further options of :class:`cefam.explain.Explainer` (``preset``, ``memory_limit``).
+        options: further options of :class:`cefam.explain.Explainer` (``preset``, ``memory_limit``, ``channel_share``).
     """
 
     def __init__(

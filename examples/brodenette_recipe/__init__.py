@@ -1,0 +1,1 @@
+"""Trains the two towers that come with Brodenette."""
