@@ -8,4 +8,5 @@ import sys
 from cefam.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    arguments = sys.argv[1:]
+    sys.exit(main(arguments if arguments[:1] == ["evaluate"] else ["evaluate", *arguments]))

@@ -1,4 +1,4 @@
-"""Train a translator: ``python train.py --config train/resnet50_clip --data.init_args.train my_images``.
+"""Train a translator: ``python train.py fit --config demo``; the word ``fit`` may be left out.
 
 The same as ``cefam fit``.
 """
@@ -8,4 +8,5 @@ import sys
 from cefam.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["fit", *sys.argv[1:]]))
+    arguments = sys.argv[1:]
+    sys.exit(main(arguments if arguments[:1] == ["fit"] else ["fit", *arguments]))

@@ -14,7 +14,8 @@ from typing import Any
 
 USAGE = """usage: cefam VERB [options]     (cefam VERB --help explains a verb)
 
-  prepare    convert a folder of images, or Broden, into shards
+  demo       the whole job in a miniature world that comes with cefam: no download, minutes
+  prepare    convert a folder of images, Broden, or scenes of the miniature world, into shards
   features   run both frozen towers once and cache what they say
   fit        train a translator
   validate   losses, agreement with the VLM, and regions of a checkpoint
@@ -143,7 +144,14 @@ def _export(arguments: list[str]) -> None:
     print(f"Exported to {_function(arguments, 'export', export)}.")
 
 
+def _demo(arguments: list[str]) -> None:
+    from cefam.demo import demo
+
+    _function(arguments, "demo", demo)
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": _demo,
     "prepare": _prepare,
     "features": _features,
     "fit": lambda arguments: _lightning(arguments, "fit"),

@@ -23,7 +23,7 @@ from cefam.methods import (
 )
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.module import CEFAM
-from cefam.report import figures, records, tables
+from cefam.report import bootstrap, figures, records, tables
 from cefam.views import resize_regions
 from cefam.vlm import VisionLanguageModel
 
@@ -34,7 +34,7 @@ ALL_CHANCE: list[Chance] = ["random_channel", "random_map", "center", "luminance
 class RegionEvaluation(L.LightningModule):
     """Measure a trained translator's regions beside chance, on photographs with masks.
 
-    Writes ``table.txt``, ``table.md``, ``table.csv``, ``records.csv`` (one line per pair, method and protocol) and
+    Writes ``table.txt``, ``table.md``, ``table.csv``, ``differences.csv``, ``records.csv`` (one line per pair, method and protocol) and
     ``contact_sheet.png`` into ``output``.
 
     Args:
@@ -190,7 +190,11 @@ class RegionEvaluation(L.LightningModule):
             notes += self._warning_of_narrow_stages()
         evaluator = self.evaluator
         table = tables.summarize(
-            records.read(merged), evaluator.categories, evaluator.num_candidates, [note for note in notes if note]
+            records.read(merged),
+            evaluator.categories,
+            evaluator.num_candidates,
+            [note for note in notes if note],
+            bootstrap.differences(records.read(merged)),
         )
         if not table.rows:
             merged.unlink()

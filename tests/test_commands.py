@@ -100,7 +100,7 @@ def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, t
     assert evaluated(trained, prepared, output) == 0
     printed = capsys.readouterr().out
     assert sorted(path.name for path in output.iterdir()) == [
-        "contact_sheet.png", "records.csv", "table.csv", "table.md", "table.txt",
+        "contact_sheet.png", "differences.csv", "records.csv", "table.csv", "table.md", "table.txt",
     ]  # fmt: skip
     assert (output / "table.txt").read_text() in printed
     assert (output / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"

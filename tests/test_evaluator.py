@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,8 @@ from cefam.methods import CenterRegions, LuminanceRegions, RandomChannelRegions,
 from cefam.methods.base import Candidates
 from cefam.methods.chance import hashed_uniform
 from cefam.metrics.functional import energy_pointing_game, normalized_region_accuracy
-from cefam.report import records
+from cefam.report import records as record_files
+from cefam.report.bootstrap import differences
 
 CONCEPTS = ConceptSet(
     (
@@ -96,7 +98,7 @@ def test_a_mask_keeps_its_place_where_the_first_one_has_no_concept_of_the_set():
     found = evaluator.evaluate(batch_of(), NOTHING)
     assert found.label.tolist() == [3, 4, 3]
     assert found.place.tolist() == [0, 0, 1]  # image "b": the color mask comes first, and has no pair here
-    rows = list(records.rows_of(found, ["a", "b"], evaluator.categories, without_color))
+    rows = list(record_files.rows_of(found, ["a", "b"], evaluator.categories, without_color))
     assert [row[:3] for row in rows[:3]] == [["a", 0, 3], ["a", 0, 4], ["b", 1, 3]]
     whole = RegionEvaluator({"map": RandomMapRegions()}, CONCEPTS).evaluate(batch_of(), NOTHING)
     assert found.pairs.keys().tolist() == whole.pairs.keys()[[0, 1, 3]].tolist()
@@ -204,3 +206,44 @@ def test_a_batch_without_pairs_gives_none():
     found = RegionEvaluator({"map": RandomMapRegions()}, CONCEPTS).evaluate(empty, NOTHING)
     assert len(found.pairs) == 0
     assert found.values["map"]["top1"].nra.shape == (0,)
+
+
+def test_a_difference_is_that_of_the_tables_averages_and_its_interval_is_paired():
+    """Two methods that differ by exactly 0.1 on every pair: no draw can give another difference."""
+    random = np.random.default_rng(0)
+    records = [
+        {
+            "image": f"{image}",
+            "category": category,
+            "method": method,
+            "protocol": "top1",
+            "nra": base + extra,
+            "expressible": True,
+        }
+        for image in range(8)
+        for category in ("object", "color", "color")
+        for base in [random.random()]
+        for method, extra in (("ours", 0.1), ("other", 0.0))
+    ]
+    (found,) = differences(records, repeats=50)
+    assert (found.protocol, found.method, found.other) == ("top1", "ours", "other")
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert differences(records[:2]) == []
+
+
+def test_the_interval_covers_the_standard_error():
+    """One pair per image and one category: the bootstrap of a mean, whose standard error is known."""
+    random = np.random.default_rng(1)
+    values = random.normal(0.2, 1, 400)
+    common = {"category": "object", "protocol": "oracle", "expressible": True}
+    records = [
+        {"image": str(i), "method": method, "nra": value, **common}
+        for i, v in enumerate(values)
+        for method, value in (("ours", v), ("other", 0.0))
+    ]
+    (found,) = differences(records)
+    error = values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - 1.96 * error, found.value + 1.96 * error), abs=0.15 * error
+    )

@@ -42,7 +42,7 @@ class Drawing:
     def visible(self, position: int) -> np.ndarray:
         """Pixels (SIZE, SIZE), boolean, in which an element shows, be it in a quarter of the pixel."""
         halves = np.isin(self.parts, [part for part, owner in enumerate(self.owners) if owner == position])
-        return halves.reshape(SIZE, 2, SIZE, 2).any(axis=(1, 3))
+        return np.asarray(halves.reshape(SIZE, 2, SIZE, 2).any(axis=(1, 3)))
 
 
 def place(points: Points, element: Element) -> list[tuple[int, int]]:

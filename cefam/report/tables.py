@@ -3,11 +3,12 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cefam.evaluator import METRICS
+from cefam.report.bootstrap import Difference
 from cefam.report.records import Cell
 from cefam.shards import write_text
 
@@ -32,16 +33,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in order, the categories of their columns, and what stands below the table."""
+    """Rows in order, the categories of their columns, and what stands below: differences in NRA avg, and notes."""
 
     categories: list[str]
     rows: list[Row]
     num_candidates: int
     notes: list[str]
+    differences: list[Difference] = field(default_factory=list)
 
 
 def summarize(
-    records: Iterable[dict[str, Any]], categories: Sequence[str], num_candidates: int, notes: Sequence[str] = ()
+    records: Iterable[dict[str, Any]],
+    categories: Sequence[str],
+    num_candidates: int,
+    notes: Sequence[str] = (),
+    differences: Sequence[Difference] = (),
 ) -> Table:
     """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1)."""
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
@@ -52,7 +58,7 @@ def summarize(
     present = [name for name in categories if any(name in row for row in cells.values())]
     rows = [_row(protocol, method, row, present) for (protocol, method), row in cells.items()]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
-    return Table(present, rows, num_candidates, list(notes))
+    return Table(present, rows, num_candidates, list(notes), list(differences))
 
 
 def _row(protocol: str, method: str, cells: dict[str, Cell], categories: Sequence[str]) -> Row:
@@ -100,7 +106,16 @@ def to_text(table: Table) -> str:
                 " |" + "".join(f"{_cell(value):>{width}}" for value in row.means[metric]) for metric in METRICS
             )
             lines.append(f"{row.method:<{label}}{values} |{row.pairs:>7}{row.undefined:>7}{row.coverage:>10.3f}")
-    return "\n".join([*lines, "", *table.notes, ""]).lstrip("\n")
+    return "\n".join([*lines, "", *_below(table), ""]).lstrip("\n")
+
+
+def _below(table: Table) -> list[str]:
+    """Differences and notes, a line each."""
+    lines = []
+    if table.differences:
+        lines.append("Difference in NRA avg, 95 % interval of a paired bootstrap over images:")
+        lines += [f"  {difference.protocol:7} {difference}" for difference in table.differences] + [""]
+    return lines + table.notes
 
 
 def to_markdown(table: Table) -> str:
@@ -113,6 +128,11 @@ def to_markdown(table: Table) -> str:
             lines += [f"**{title.format(table.num_candidates)}**", "", f"| {' | '.join(header)} |"]
             lines.append("|---|" + "---:|" * (len(header) - 1))
             lines += [f"| {' | '.join(_body(row))} |" for row in rows] + [""]
+    if table.differences:
+        lines += ["| NRA avg | difference | low (95 %) | high |", "|---|---:|---:|---:|"]
+        for d in table.differences:
+            lines.append(f"| {d.protocol}: {d.method} - {d.other} | {d.value:+.3f} | {d.low:+.3f} | {d.high:+.3f} |")
+        lines.append("")
     return "\n".join([*lines, *table.notes, ""])
 
 
@@ -127,7 +147,19 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
+def differences_to_csv(table: Table) -> str:
+    """The differences in full precision."""
+    out = io.StringIO()
+    csv.writer(out).writerows([Difference._fields, *table.differences])
+    return out.getvalue()
+
+
 def write_tables(table: Table, folder: Path) -> None:
-    """Write ``table.txt``, ``table.md`` and ``table.csv``."""
-    for suffix, render in (("txt", to_text), ("md", to_markdown), ("csv", to_csv)):
-        write_text(folder / f"table.{suffix}", render(table))
+    """Write ``table.txt``, ``table.md``, ``table.csv`` and ``differences.csv``."""
+    for name, render in (
+        ("table.txt", to_text),
+        ("table.md", to_markdown),
+        ("table.csv", to_csv),
+        ("differences.csv", differences_to_csv),
+    ):
+        write_text(folder / name, render(table))
