@@ -1,8 +1,11 @@
-# Everything a fresh machine needs is Python 3.11+ and make; `make test` makes its own environment in .venv.
+# Everything a fresh machine needs is Python 3.11+ and make; the environment is made in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test check env clean
+.PHONY: demo test check env clean
+
+demo: env
+	$(BIN)/cefam demo
 
 test: env check
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,10 +1,10 @@
 """FrozenClassifier: any image classifier as stages and a head, tapped without touching its code.
 
 ``forward`` gives the logits and one map (B, C, H, W) per stage; ``resume`` runs the rest of the network from a changed
-map; ``rerun`` connects the maps of many (image, concept) pairs by autograd, from the first stage on. All three run the
-module's own ``forward``. For ``resume`` every submodule that has done all its work before the stage is answered by a
-stand-in filled with NaN: nothing in front of the stage is computed again, and if anything by-passes the stage, NaN
-reaches the logits. That is the cut check, made once at construction.
+map; ``rerun`` connects the maps of images by autograd, from the first stage on. All three run the module's own
+``forward``. For ``resume`` every submodule that has done all its work before the stage is answered by a stand-in filled
+with NaN: nothing in front of the stage is computed again, and if anything by-passes the stage, NaN reaches the logits.
+That is the cut check, made once at construction.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from cefam.identity import weights_fingerprint
@@ -221,28 +222,30 @@ class FrozenClassifier(nn.Module):
         with self._standing_in(stage, activation, context) as image:
             return self.module(image)
 
-    def rerun(self, output: ClassifierOutput, images: Tensor, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Stage maps of P pairs, connected by autograd to the first stage's.
+    def rerun(self, output: ClassifierOutput, images: Tensor, chosen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Stage maps of some images, connected by autograd to the first stage's.
 
         Args:
             output: of ``forward(images)``.
             images: (B, 3, H, W).
-            image: index of every pair's image (P,).
+            chosen: which of them (b,).
 
         Returns:
-            Maps, one (P, C_l, H_l, W_l) per stage, and the raw stage outputs they are views of, to derive by; a raw
+            Maps, one (b, C_l, H_l, W_l) per stage, and the raw stage outputs they are views of, to derive by; a raw
             gradient becomes a map's gradient by :meth:`as_map`.
         """
         captured: list[Any] = [None] * len(self.stages)
         size = self.preprocessing(images[:1]).shape[-2:]
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            # Fused attention has no rule for a backward pass with many gradients at once.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self.stages[0].resumable:
-                first = output.activations[0][image]
-                context = [c.select(image) for c in output.context]
+                first = output.activations[0][chosen]
+                context = [c.select(chosen) for c in output.context]
                 pixels = stack.enter_context(self._standing_in(0, first, context))
             else:  # nothing may stand in for what by-passes the first stage
-                pixels = self.preprocessing(images[image])
+                pixels = self.preprocessing(images[chosen])
             stack.enter_context(self._tapped(captured, size, differentiable=True))
             self.module(pixels)
         return [c[1] for c in captured], [c[0] for c in captured]

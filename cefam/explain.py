@@ -268,16 +268,27 @@ class Explainer:
     def _total_weights(
         self, encoding: Encoding, pairs: ConceptPairs, pooled_gradients: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Total derivative at all stages but the last, (P, C_l) each, chunk by chunk."""
-        activations = encoding.output.activations
-        parts: list[list[Tensor]] = [[] for _ in activations[:-1]]
-        for chunk in self._chunks(len(pairs), 2 * 4 * self._elements(encoding, 0)):
-            maps, sources = self.classifier.rerun(encoding.output, encoding.images, pairs.image[chunk])
-            gradients = R.total_weights(maps, sources[:-1], [g[chunk] for g in pooled_gradients])
-            for stage, gradient in enumerate(gradients):
-                parts[stage].append(R.pool(self.classifier.as_map(stage, gradient.float(), activations[stage])))
-        empty = [pooled_gradients[stage][:0] for stage in range(len(parts))]
-        return [torch.cat(part) if part else nothing for part, nothing in zip(parts, empty, strict=True)]
+        """Total derivative at all stages but the last, (P, C_l) each; groups of images keep to the memory limit."""
+        weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
+        slot = R.slots(pairs.image, len(encoding.images))
+        room = max(1, int(self.memory_limit * 2**20 / (2 * 4 * self._elements(encoding, 0))))
+        for group, most in _groups(pairs.image, len(encoding.images), room):
+            place = torch.full((len(encoding.images),), -1, device=slot.device).index_copy(
+                0, group, torch.arange(len(group), device=slot.device)
+            )
+            where = place[pairs.image]
+            maps, sources = self.classifier.rerun(encoding.output, encoding.images, group)
+            step = max(1, room // len(group))
+            for start in range(0, most, step):
+                rows = ((where >= 0) & (slot >= start) & (slot < start + step)).nonzero().squeeze(1)
+                at = (slot[rows] - start, where[rows])
+                shape = (min(step, most - start), len(group))
+                tables = [_scattered(gradient[rows], at, shape) for gradient in pooled_gradients]
+                for stage, gradient in enumerate(R.total_weights(maps, sources[:-1], tables)):
+                    raw = gradient.float().flatten(0, 1)
+                    pooled = R.pool(self.classifier.as_map(stage, raw, encoding.output.activations[stage]))
+                    weights[stage][rows] = pooled.unflatten(0, shape)[at]
+        return weights
 
     def _before_norm(self, encoding: Encoding, pairs: ConceptPairs, stage: int, weights: Tensor) -> Tensor:
         """Weights taken before the final LayerNorm where the map is taken after it (published rule for ViT)."""
@@ -489,3 +500,32 @@ class Explainer:
             region=regions.maps[stage][row],
             contribution=contribution[row] if contribution else None,
         )
+
+
+def _groups(image: Tensor, num_images: int, room: int) -> Iterator[tuple[Tensor, int]]:
+    """Images that have about as many pairs each, with the largest number: a group is worked on as a full rectangle.
+
+    Args:
+        image: index of every pair's image (P,).
+        num_images: B.
+        room: pairs that a group may have, if it has more than one image.
+    """
+    counts = torch.bincount(image, minlength=num_images)
+    order = counts.argsort(descending=True, stable=True)
+    number = counts[order].tolist()
+    start = 0
+    while start < num_images and number[start]:
+        stop = start + 1
+        while (
+            stop < num_images and 4 * number[stop] >= 3 * number[start] and (stop + 1 - start) * number[start] <= room
+        ):
+            stop += 1
+        yield order[start:stop], number[start]
+        start = stop
+
+
+def _scattered(values: Tensor, at: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
+    """Rows (R, C) at their places in a table (S, B, C) of zeros."""
+    table = values.new_zeros(*shape, values.shape[1])
+    table[at] = values
+    return table

@@ -54,17 +54,18 @@ def total_weights(
     """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
 
     Args:
-        activations: maps of all stages for P pairs, each (P, C_l, H_l, W_l), still connected by autograd.
+        activations: maps of all stages for B images, each (B, C_l, H_l, W_l), still connected by autograd.
         sources: the tensors to derive by, ancestors of the later activations, one per stage wanted.
-        pooled_gradients: dS/dz through the translator, one (P, C_l) per stage of ``activations``.
+        pooled_gradients: dS/dz through the translator for S concepts of each image, one (S, B, C_l) per stage of
+            ``activations``.
 
     Returns:
-        One gradient per entry of ``sources``, in its shape.
+        One gradient per entry of ``sources``, in its shape after S.
     """
-    # One backward serves all pairs: in eval mode no pair's score touches another pair's maps.
+    # One forward pass serves all concepts of an image, and one backward all pairs: in eval mode no image touches another.
     with torch.enable_grad():
         pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
-    return list(torch.autograd.grad(pooled, list(sources), grad_outputs=list(pooled_gradients)))
+    return list(torch.autograd.grad(pooled, list(sources), list(pooled_gradients), True, is_grads_batched=True))
 
 
 def fuse(activation: Tensor, weights: Tensor, image: Tensor) -> Tensor:

@@ -2,26 +2,32 @@
 
 import csv
 import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from cefam import load_classifier, load_vlm
 from cefam.brodenette import CLASSES, COMPOSITIONS, LABELS, RULES, SPLITS, caption, class_of, describe, draw
 from cefam.brodenette.broden import write_broden
 from cefam.brodenette.captions import phrases
 from cefam.brodenette.drawing import CATEGORIES, MIN_PIXELS, place
 from cefam.brodenette.rules import CAPTION_ONLY, held_out, uncaptioned
 from cefam.brodenette.scenes import FULL, SIZE, Scene, follows
+from cefam.brodenette.towers import weights_folder
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, NUMBER, OBJECTS, PATCHES
 from cefam.concepts import ConceptSet
 from cefam.prepare import broden_samples
 from cefam.shards import Manifest, read_shard
+from examples.brodenette_recipe.data import scenes
+from examples.brodenette_recipe.quality import accuracy, retrieval
 from tests.commands import run
 
 SCENES = st.builds(describe, st.sampled_from(sorted(SPLITS)), st.integers(0, 10_000))
@@ -252,3 +258,37 @@ def test_compositions_are_where_color_and_part_meet():
         here = drawing.masks["composition"] == label.number
         both = (drawing.masks["color"] == NUMBER["color", color]) & (drawing.masks["part"] == NUMBER["part", part])
         assert not here.any() or np.array_equal(here, both)
+
+
+def recorded_quality():
+    return json.loads((weights_folder() / "quality.json").read_text())
+
+
+def test_the_shipped_towers_are_small_and_load_like_others():
+    size = sum(path.stat().st_size for path in weights_folder().rglob("*") if path.is_file())
+    assert size < 12_000_000
+    classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
+    assert classifier.class_names == list(CLASSES)
+    assert classifier.stage_names == ["layer1", "layer2", "layer3", "layer4"]
+    assert all(stage.resumable for stage in classifier.stages)
+    assert vlm.source == {"class_path": "cefam.load_vlm", "init_args": {"name": "brodenette"}}
+    assert vlm.logit_scale == pytest.approx(100, rel=1e-3)
+    images = torch.stack([torch.from_numpy(draw(describe("test", i)).image).permute(2, 0, 1) for i in range(32)])
+    # CLIP's images have norm 10 in 512 dimensions; in 64 that is 3.5. With another norm L_emb and L_sim weigh otherwise.
+    assert vlm.encode_image(images).norm(dim=-1).mean() == pytest.approx(0.44 * 8, rel=0.05)
+    with pytest.raises(ValueError, match="has 24 classes, not 10"):
+        load_classifier("brodenette", num_classes=10)
+
+
+def test_the_shipped_towers_are_as_good_as_recorded(tmp_path):
+    """On a part of the scenes: within three standard errors for the classifier, within 0.05 for the retrieval."""
+    recorded = recorded_quality()
+    found = accuracy(load_classifier("brodenette"), scenes("test", 500, tmp_path))
+    assert found == pytest.approx(
+        recorded["accuracy"], abs=3 * (recorded["accuracy"] * (1 - recorded["accuracy"]) / 500) ** 0.5
+    )
+    again = retrieval(load_vlm("brodenette"), scenes("retrieval", 800, tmp_path))
+    for category in ("object", "part", "color", "material"):
+        values = recorded["retrieval"][category]
+        assert again[category]["mAP"] == pytest.approx(values["mAP"], abs=0.05)
+        assert values["mAP"] > values["chance"] + 0.1

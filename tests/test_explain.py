@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
-from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
+from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator, regions
+from cefam.explain import _groups
 from cefam.methods import CEFAMRegions
 from cefam.views import resize_regions
 from tests.conftest import fill
@@ -193,6 +194,26 @@ def test_association_is_the_literal_one(kind, probability, k):
         torch.testing.assert_close(found[row], torch.tensor(expected).double(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_share_of_the_channels_bounds_k():
+    """With a quarter of the channels, each stage has a K of its own; contributions mask as many."""
+    explainer, images = explainer_of("resnet")
+    narrow = Explainer(explainer.classifier, explainer.translator, explainer.concepts, channel_share=0.25)
+    found = narrow.association(images, RAGGED)
+    counts = [min(20, channels // 4) for channels in explainer.classifier.channels]
+    assert len(set(counts)) > 1
+    effect = narrow.contribution(images, RAGGED, target=3, stage=torch.zeros(len(RAGGED), dtype=torch.long))
+    for row in range(len(RAGGED)):
+        literal, concept = Literal(explainer, images[RAGGED.image[row]]), int(RAGGED.concept[row])
+        _, _, importance, pooled = literal.regions(concept, "total")
+        expected = [literal.association(concept, importance, pooled, k)[stage] for stage, k in enumerate(counts)]
+        torch.testing.assert_close(found[row], torch.tensor(expected).double(), rtol=1e-3, atol=1e-5)
+        assert effect.value[row].item() == pytest.approx(
+            literal.contribution(0, importance, 3, counts[0])[1], rel=1e-3, abs=1e-5
+        )
+    with pytest.raises(ValueError, match="channel_share must be above 0 and at most 1, got 2"):
+        Explainer(explainer.classifier, explainer.translator, explainer.concepts, channel_share=2)
+
+
 @pytest.mark.parametrize("preset", ["published", "paper"])
 @pytest.mark.parametrize("kind", ["resnet", "vit", "timm vit", "swin"])
 def test_contribution_is_the_literal_one_at_every_stage(kind, preset):
@@ -248,18 +269,26 @@ def test_contributions_are_refused_where_a_stage_is_no_cut_and_explanations_go_w
 @pytest.mark.parametrize("kind", ["resnet", "vit", "bypass"])
 def test_the_memory_limit_bounds_the_pairs_that_run_together(kind, monkeypatch):
     together = []
-    rerun = FrozenClassifier.rerun
+    total_weights = regions.total_weights
 
-    def counted(self, output, images, image):
-        together.append(len(image))
-        return rerun(self, output, images, image)
+    def counted(activations, sources, gradients):
+        together.append(gradients[0].shape[0] * gradients[0].shape[1])
+        return total_weights(activations, sources, gradients)
 
-    monkeypatch.setattr(FrozenClassifier, "rerun", counted)
+    monkeypatch.setattr(regions, "total_weights", counted)
     explainer, images = explainer_of(kind)
     each = 2 * 4 * explainer._elements(explainer.encode(images), 0)
     explainer.memory_limit = 2.5 * each / 2**20
     explainer.regions(images, RAGGED)
-    assert together == [2, 2, 1]
+    assert together == [2, 1, 2]  # three pairs of one image, one each of two others
+
+
+def test_images_with_like_numbers_of_pairs_are_worked_on_together():
+    image = torch.tensor([0] * 8 + [1] * 2 + [3] * 7 + [4] * 6 + [5] * 5)
+    found = [(group.tolist(), most) for group, most in _groups(image, 6, room=100)]
+    assert found == [([0, 3, 4], 8), ([5], 5), ([1], 2)]
+    assert [group.tolist() for group, _ in _groups(image, 6, room=16)] == [[0, 3], [4, 5], [1]]
+    assert list(_groups(image[:0], 6, room=16)) == []
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])

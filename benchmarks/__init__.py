@@ -1,0 +1,1 @@
+"""Measurements of speed and memory: one command each, a table and JSON. No test is timed."""

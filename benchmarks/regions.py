@@ -1,0 +1,208 @@
+"""Evaluation against its floor and against the published procedure: ragged pairs as in Broden, 1,197 concepts, masks at 112.
+
+    python -m benchmarks.regions --classifier resnet50 --images 16 --literal_pairs 12
+
+Random weights; the floor is the bare forward and backward pass of the classifier after its first stage, for the same pairs.
+Prints a table and writes JSON. Everything is measured in one run, on an otherwise idle machine, and the values of the
+first pairs are compared with the literal ones.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import literal
+from cefam import ConceptPairs, ConceptSet, Explainer, FrozenClassifier, Translator, load_classifier
+from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam.methods import CEFAMRegions
+from cefam.metrics.functional import normalized_region_accuracy
+from cefam.shards import write_text
+from cefam.views import resize_regions
+
+MASK, CONCEPTS, DIM = 112, 1197, 512
+
+
+class Setting:
+    """A classifier with random weights, a translator, concepts, and a batch like Broden's."""
+
+    def __init__(self, name: str, images: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.classifier = load_classifier(name, weights=None).to(device)
+        self.translator = Translator(self.classifier.channels, DIM).to(device)
+        words = ConceptSet.from_words([str(index) for index in range(CONCEPTS)])
+        text = F.normalize(torch.randn(CONCEPTS, DIM, device=device), dim=1)
+        self.concepts = ConceptSet(words.concepts, text, 100.0)
+        counts = torch.poisson(torch.full((images,), 17.5)).long().clamp_min(1)
+        label = torch.cat([torch.randperm(CONCEPTS)[:count] + 1 for count in counts.tolist()])
+        side = 14  # blobs: every pair has a mask of its own
+        blobs = torch.rand(len(label), 1, side, side) > 0.8
+        masks = F.interpolate(blobs.float(), MASK)[:, 0].int() * label.view(-1, 1, 1).int()
+        owner = torch.arange(images).repeat_interleave(counts)
+        self.batch = RegionBatch(
+            image=torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8).to(device),
+            ids=[f"{index}.jpg" for index in range(images)],
+            masks=masks.to(device),
+            mask_image=owner.to(device),
+            mask_category=["object"] * len(label),
+            pair_mask=torch.arange(len(label), device=device),
+            pair_label=label.to(device),
+        )
+        self.pairs = ConceptPairs(owner.to(device), (label - 1).to(device))
+        self.preset: Any = "paper" if len(self.classifier.stages) == 1 else "published"
+
+    def evaluate(self, derivative: Any, chunk: float = 1024.0) -> Any:
+        """The evaluation of a batch, as ``cefam evaluate`` does it (CE-FAM alone)."""
+        method = CEFAMRegions(
+            self.classifier, self.translator, self.concepts, derivative, preset=self.preset, memory_limit=chunk
+        )
+        evaluator = RegionEvaluator({"CE-FAM": method}, self.concepts, 4, self.preset, chunk)
+        return evaluator.evaluate(self.batch, self.classifier(self.batch.image))
+
+    @property
+    def explainer(self) -> Explainer:
+        """The explainer of this setting."""
+        return Explainer(self.classifier, self.translator, self.concepts, preset=self.preset)
+
+
+def floor(setting: Setting, together: int) -> None:
+    """Bare forward and backward of what follows the first stage, ``together`` pairs at a time."""
+    classifier: FrozenClassifier = setting.classifier
+    output = classifier(setting.batch.image)
+    for chosen in setting.pairs.image.split(together):
+        rest = [classifier.module.get_submodule(stage.tap) for stage in classifier.stages[1:]]
+        maps = [output.activations[0][chosen].requires_grad_()]
+        with torch.enable_grad():
+            for module in rest:
+                maps.append(module(maps[-1]))
+            pooled = [activation.mean(dim=(-2, -1)) for activation in maps]
+            torch.autograd.grad(pooled, maps[:-1], [torch.ones_like(z) for z in pooled])
+
+
+def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+    """The shortest of a few runs; the first one warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait()
+        start = time.perf_counter()
+        function()
+        _wait()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def literally(setting: Setting, count: int) -> tuple[float, float, float]:
+    """Seconds per pair of the published procedure, with EPG and NRA of every stage's map, and of one NRA; and the largest difference."""
+    found = setting.evaluate("total")
+    regions = setting.explainer.regions(setting.batch.image, setting.pairs[:count])
+    association = setting.explainer.association(setting.batch.image, setting.pairs[:count])
+    worst, alone = 0.0, 0.0
+    start = time.perf_counter()
+    for row in range(count):
+        image, concept = int(setting.pairs.image[row]), int(setting.pairs.concept[row])
+        pair = literal.LiteralPair(setting.explainer, setting.batch.image[image], concept)
+        mask = (setting.batch.masks[row] == setting.batch.pair_label[row]).cpu().numpy()
+        values = []
+        for region in pair.maps:
+            resized = resize_regions(region[None], (MASK, MASK))[0].cpu().numpy()
+            literal.epg(resized, mask)
+            before = time.perf_counter()
+            values.append(literal.nra(resized, mask))
+            alone += time.perf_counter() - before
+        theirs = pair.association() if len(pair.maps) > 1 else [1.0]
+        for stage, region in enumerate(pair.maps):
+            scale = float(region.abs().max()) + 1e-12
+            worst = max(worst, float((regions.maps[stage][row] - region).abs().max()) / scale)
+            if len(pair.maps) > 1:
+                worst = max(worst, abs(float(association[row, stage]) - theirs[stage]))
+    del found
+    total = time.perf_counter() - start
+    return total / count, alone / count / len(setting.classifier.stages), worst
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All rows for one classifier."""
+    setting = Setting(options.classifier, options.images, options.device)
+    pairs, explainer = len(setting.pairs), setting.explainer
+    encoding = explainer.encode(setting.batch.image)
+    regions = explainer.regions(encoding, setting.pairs)
+    masks = setting.batch.masks == setting.batch.pair_label.view(-1, 1, 1)
+
+    def metric_alone() -> None:
+        for start in range(0, pairs, 64):
+            for activation in regions.maps:
+                resized = resize_regions(activation[start : start + 64], (MASK, MASK))
+                normalized_region_accuracy(resized, masks[start : start + 64])
+
+    rows: dict[str, float] = {
+        "forward pass, per image": seconds(lambda: setting.classifier(setting.batch.image)) / options.images
+    }
+    multi = len(setting.classifier.stages) > 1
+    if multi:
+        rows["floor: bare forward and backward"] = seconds(lambda: floor(setting, options.together)) / pairs
+    rows["evaluation, total derivative"] = seconds(lambda: setting.evaluate("total")) / pairs
+    rows["evaluation, branch derivative"] = seconds(lambda: setting.evaluate("branch")) / pairs
+    rows["association alone"] = seconds(lambda: explainer.association(encoding, setting.pairs, regions=regions)) / pairs
+    rows["resize and NRA alone"] = seconds(metric_alone) / pairs
+    result: dict[str, Any] = {
+        "classifier": options.classifier, "images": options.images, "pairs": pairs, "device": options.device,
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds_per_pair": rows,
+    }  # fmt: skip
+    if options.literal_pairs:
+        whole, alone, worst = literally(setting, options.literal_pairs)
+        rows["published procedure"] = whole
+        ours = rows["resize and NRA alone"] / len(setting.classifier.stages)
+        result["ratios"] = {
+            "published / total": whole / rows["evaluation, total derivative"],
+            "published / branch": whole / rows["evaluation, branch derivative"],
+            "published NRA / ours, per map": alone / ours,
+        }
+        result["largest_difference"] = worst
+    if multi:
+        bare = rows["floor: bare forward and backward"]
+        light = rows["forward pass, per image"] * options.images / pairs + rows["resize and NRA alone"]
+        result.setdefault("ratios", {}).update(
+            {
+                "total / floor": rows["evaluation, total derivative"] / bare,
+                "association / floor": rows["association alone"] / bare,
+                "branch / (forward + resize + NRA)": rows["evaluation, branch derivative"] / light,
+            }
+        )
+    return result
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.regions", description=__doc__.split("\n")[0])
+    parser.add_argument("--classifier", default="resnet50")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--together", type=int, default=8, help="pairs in a batch of the floor")
+    parser.add_argument("--literal_pairs", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    result = measure(options)
+    print(f"{options.classifier}, {options.images} images, {result['pairs']} pairs, {result['threads']} thread(s)")
+    for name, value in result["seconds_per_pair"].items():
+        print(f"  {name:36} {1000 * value:10.2f} ms")
+    for name, value in result.get("ratios", {}).items():
+        print(f"  {name:36} {value:10.2f}")
+    if "largest_difference" in result:
+        print(f"  {'largest difference from the published':36} {result['largest_difference']:10.1e}")
+    write_text(
+        options.output or Path("runs/benchmarks") / f"regions_{options.classifier}.json", json.dumps(result, indent=1)
+    )
+
+
+if __name__ == "__main__":
+    main()

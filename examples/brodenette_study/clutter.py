@@ -1,0 +1,44 @@
+"""How hard the world is for rows that know nothing: what its clutter was tuned by, before any network was trained.
+
+python -m examples.brodenette_study.clutter --count 120
+"""
+
+import argparse
+import tempfile
+from typing import Any
+
+import torch
+
+from cefam.classifier import ClassifierOutput
+from cefam.concepts import ConceptSet
+from cefam.datamodules.loaders import region_loader
+from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
+from cefam.prepare import prepare
+from cefam.report import records, tables
+from cefam.views import View
+
+
+def main() -> None:
+    """Draw scenes of the split "tuning", measure, print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.brodenette_study.clutter", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--count", type=int, default=120)
+    count = parser.parse_args().count
+    concepts = ConceptSet.brodenette()
+    methods: Any = {"random map": RandomMapRegions(), "center": CenterRegions(), "luminance": LuminanceRegions()}
+    evaluator = RegionEvaluator(methods, concepts)
+    found: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        prepare("brodenette", "tuning", f"{folder}/shards", count=count)
+        for fields in region_loader(f"{folder}/shards", View(None, None), 8, 0):
+            batch = RegionBatch(**fields)  # type: ignore[arg-type]
+            values = evaluator.evaluate(batch, ClassifierOutput(torch.zeros(len(batch.ids), 1), [], []))
+            found += records.rows_of(values, list(batch.ids), evaluator.categories, concepts)
+    read = [dict(zip(records.COLUMNS, row, strict=True)) for row in found]
+    print(tables.to_text(tables.summarize(read, evaluator.categories, 4)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Draw the pictures of ``docs/brodenette.md`` and of the README.
+
+    python -m examples.brodenette_study.pictures --folder runs/demo --target docs/pictures
+
+``--folder`` is a finished ``cefam demo``.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cefam import CEFAM, ConceptPairs, Explainer
+from cefam.brodenette import LABELS, Scene, class_of, describe, draw
+from cefam.brodenette.vocabulary import NUMBER, SIZE
+from cefam.metrics.functional import normalized_region_accuracy
+from cefam.report.figures import COLORMAP, save
+from cefam.views import resize_regions
+
+PALETTE = np.concatenate([[[0, 0, 0]], np.random.default_rng(3).integers(60, 256, (500, 3))]).astype(np.uint8)
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], scale: int) -> Image.Image:
+    """Pictures (SIZE, SIZE, 3) side by side, with thin white gaps, enlarged without smoothing."""
+    gap = 255
+    framed = [[np.pad(cell, ((0, 1), (0, 1), (0, 0)), constant_values=gap) for cell in row] for row in rows]
+    pixels = np.concatenate([np.concatenate(row, axis=1) for row in framed])
+    return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def world(target: Path) -> None:
+    """Scenes, masks, and edits of one scene."""
+    shown = [draw(describe("evaluation", index)).image for index in range(24)]
+    sheet([shown[:8], shown[8:16], shown[16:]], 1).save(target / "scenes.png")
+    drawings = [draw(describe("evaluation", index)) for index in (0, 6, 9, 10, 13)]
+    colored = [
+        [PALETTE[drawing.masks[category]] for drawing in drawings]
+        for category in ("object", "part", "color", "material")
+    ]
+    sheet([[drawing.image for drawing in drawings], *colored], 2).save(target / "masks.png")
+    scene = describe("train", 2)
+    main = next(place for place in scene.objects if class_of(scene.elements[place]))
+    edits: list[Scene] = [
+        scene,
+        scene.edited(main, color="purple"),
+        scene.edited(main, part=scene.elements[main].parts[0], material="brick"),
+        scene.without(main),
+    ]
+    pictures = [draw(edited).image for edited in edits]
+    changes = [np.abs(picture.astype(int) - pictures[0]).max(axis=2, keepdims=True) > 0 for picture in pictures]
+    sheet([pictures, [np.repeat(change, 3, axis=2).astype(np.uint8) * 255 for change in changes]], 2).save(
+        target / "edits.png"
+    )
+
+
+def picture_of_regions(explainer: Explainer, indices: Sequence[int]) -> Figure:
+    """A row per scene: the scene, then, per category, the concept in it with the highest score, with its region.
+
+    The white line is the edge of the ground truth; the region is that of the stage with the largest association.
+    """
+    names = ("object", "part", "color", "material")
+    figure = Figure(figsize=(2.1 * (1 + len(names)), 2.35 * len(indices)), layout="constrained")
+    grid = figure.subplots(len(indices), 1 + len(names), squeeze=False)
+    position = {number: index for index, number in enumerate(explainer.concepts.numbers)}
+    for row, index in zip(grid, indices, strict=True):
+        drawing = draw(describe("evaluation", index))
+        images = torch.from_numpy(drawing.image).permute(2, 0, 1)[None]
+        encoding = explainer.encode(images)
+        scores = explainer.scores(encoding)[0]
+        shown = []
+        for category in names:
+            labels, counts = np.unique(drawing.masks[category], return_counts=True)
+            there = [int(v) for v, n in zip(labels, counts, strict=True) if v and n > 100]
+            shown.append(max(there, key=lambda number: float(scores[position[number]])))
+        row[0].imshow(drawing.image)
+        row[0].set_title(f"scene {index}", fontsize=9)
+        for axes, category, number in zip(row[1:], names, shown, strict=True):
+            mask = drawing.masks[category] == number
+            panel(
+                axes,
+                drawing.image,
+                mask,
+                *region_of(explainer, encoding, position[number], mask),
+                f"{_name(number)} ({category})",
+            )
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def _name(number: int) -> str:
+    return LABELS[number - 1].name
+
+
+def region_of(explainer: Explainer, encoding: Any, concept: int, mask: np.ndarray) -> tuple[np.ndarray, float, str]:
+    """Region of the stage with the largest association, its NRA, and the stage's name."""
+    pairs = ConceptPairs(torch.tensor([0]), torch.tensor([concept]))
+    regions = explainer.regions(encoding, pairs)
+    stage = int(explainer.association(encoding, pairs, regions=regions)[0].argmax())
+    region = resize_regions(regions.maps[stage].float(), (SIZE, SIZE))
+    nra = float(normalized_region_accuracy(region, torch.from_numpy(mask)[None]))
+    return region[0].numpy(), nra, explainer.classifier.stage_names[stage]
+
+
+def panel(
+    axes: Any, image: np.ndarray, mask: np.ndarray, region: np.ndarray, nra: float, stage: str, title: str
+) -> None:
+    """A region over its scene, with the edge of the mask."""
+    axes.imshow(image)
+    axes.imshow(region, cmap=COLORMAP, vmin=0, vmax=max(float(region.max()), 1e-12), alpha=0.7)
+    axes.contour(mask.astype(float), levels=[0.5], colors="white", linewidths=1.2)
+    axes.set_title(f"{title}\nNRA {nra:.2f}, {stage}", fontsize=9)
+    axes.set(xticks=[], yticks=[])
+
+
+def failures(explainer: Explainer, records: Path) -> Figure:
+    """Pairs where the chosen stage misses: four where another stage has it (largest loss), four where none has (largest mask)."""
+    best: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    with records.open(newline="", encoding="utf-8") as lines:
+        for line in csv.DictReader(lines):
+            if line["method"] == "CE-FAM" and line["nra"] != "nan":
+                best.setdefault((line["image"], line["word"], line["category"]), {})[line["protocol"]] = line
+    pairs = list(best.values())
+    wrong_stage = sorted(pairs, key=lambda p: float(p["top1"]["nra"]) - float(p["oracle"]["nra"]))
+    nowhere = sorted(
+        (p for p in pairs if float(p["oracle"]["nra"]) < 0.05), key=lambda p: -float(p["oracle"]["auc_low"])
+    )
+    figure = Figure(figsize=(10.5, 10), layout="constrained")
+    grid = figure.subplots(4, 5)
+    for row, pair in zip(grid, [*_apart(wrong_stage, 2), *_apart(nowhere, 2)], strict=True):
+        line = pair["top1"]
+        split, index = line["image"].removesuffix(".png").split("/")
+        drawing = draw(describe(split, int(index)))
+        number = NUMBER[line["category"], line["word"]]
+        mask = drawing.masks[line["category"]] == number
+        concept = explainer.concepts.numbers.index(number)
+        encoding = explainer.encode(torch.from_numpy(drawing.image).permute(2, 0, 1)[None])
+        one = ConceptPairs(torch.tensor([0]), torch.tensor([concept]))
+        regions = explainer.regions(encoding, one)
+        association = explainer.association(encoding, one, regions=regions)[0]
+        row[0].imshow(drawing.image)
+        row[0].set_title(f"{split} {int(index)}", fontsize=9)
+        row[0].set(xticks=[], yticks=[])
+        for stage, axes in enumerate(row[1:]):
+            region = resize_regions(regions.maps[stage].float(), (SIZE, SIZE))
+            nra = float(normalized_region_accuracy(region, torch.from_numpy(mask)[None]))
+            title = f"{line['word']} ({line['category']})" if stage == 0 else f"association {association[stage]:.2f}"
+            panel(axes, drawing.image, mask, region[0].numpy(), nra, explainer.classifier.stage_names[stage], title)
+    return figure
+
+
+def _apart(pairs: Sequence[Any], count: int) -> list[Any]:
+    """The first pairs of different scenes."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        found.setdefault(pair["top1"]["image"], pair)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def main() -> None:
+    """Draw everything."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.brodenette_study.pictures", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--target", type=Path, default=Path("docs/pictures"))
+    options = parser.parse_args()
+    options.target.mkdir(parents=True, exist_ok=True)
+    world(options.target)
+    explainer = CEFAM.from_pretrained(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer
+    save(picture_of_regions(explainer, (0, 9, 10)), options.target / "regions.png")
+    save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png")
+    print(f"Pictures are in {options.target}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""``cefam demo``: the whole way in small, repeated, stopped and taken up, and refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run
+
+SMALL = ["--scenes", 160, "--evaluation_scenes", 4, "--epochs", 2, "--folder", "d"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small demo."""
+    folder = tmp_path_factory.mktemp("demo") / "d"
+    assert run("demo", *SMALL[:-1], folder) == 0
+    return folder
+
+
+def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
+    names = {path.name for path in (finished / "evaluation").iterdir()}
+    assert names == {"table.txt", "table.md", "table.csv", "differences.csv", "records.csv", "contact_sheet.png"}
+    with (finished / "evaluation" / "table.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    assert {row["method"] for row in table} == {"CE-FAM", "random channel", "random map", "center", "luminance"}
+    assert all(row["pairs"] == table[0]["pairs"] and int(row["pairs"]) > 80 for row in table)
+    times = json.loads((finished / "demo.json").read_text())
+    assert list(times) == [
+        "draw train", "draw val", "draw evaluation", "features train", "features val", "fit", "evaluate",
+    ]  # fmt: skip
+    assert all(step["seconds"] > 0 for step in times.values())
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+def test_a_second_run_changes_nothing_and_other_options_are_refused(finished, capsys):
+    before = snapshot(finished)
+    assert run("demo", *SMALL[:-1], finished) == 0
+    assert "together" in capsys.readouterr().out
+    assert snapshot(finished) == before
+    assert run("demo", *SMALL[:-1], finished, "--seed", 1) == 1
+    assert "holds a demo with other options" in capsys.readouterr().err
+    assert run("demo", "--scenes", 0) == 1
+    assert "scenes must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_stopped_training_is_taken_up(finished, capsys):
+    """As it lies on the disk when a run is killed in `fit`: the journal has no time of it, and a last checkpoint is there."""
+    journal = finished / "demo.json"
+    done = json.loads(journal.read_text())
+    records = (finished / "evaluation" / "records.csv").read_bytes()
+    del done["fit"]["seconds"], done["evaluate"]
+    journal.write_text(json.dumps(done))
+    assert run("demo", *SMALL[:-1], finished) == 0
+    assert "--ckpt_path" in capsys.readouterr().out
+    assert (finished / "evaluation" / "records.csv").read_bytes() == records
