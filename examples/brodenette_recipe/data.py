@@ -9,28 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cefam.brodenette.captions import Caption, caption, phrases
-from cefam.brodenette.drawing import CATEGORIES, draw
+from cefam.brodenette.captions import caption, phrases
+from cefam.brodenette.drawing import draw
 from cefam.brodenette.rules import CLASSES
 from cefam.brodenette.scenes import describe
 from cefam.brodenette.vocabulary import LABELS, SIZE
 
 CAPTIONS = 4  # of a scene
-GRID = 6  # cells in a side, in which concepts are counted
 # Share of the scene from which on a concept counts as shown. Nearly every scene has a few pixels of nearly every color.
 SHOWN = {"color": 0.04, "material": 0.04, "object": 0.01, "part": 0.002}
 
 
 class Scenes(NamedTuple):
-    """N scenes: ``images`` (N, 3, SIZE, SIZE) uint8, ``label`` (N,), and texts.
-
-    ``pixels`` (N, T, GRID, GRID) uint8: how many pixels of a cell show a concept (255: 255 or 256).
-    """
+    """N scenes: ``images`` (N, 3, SIZE, SIZE) uint8, ``label`` (N,), ``concepts`` (N, T) boolean, and texts."""
 
     images: Tensor
     label: Tensor
-    pixels: Tensor
-    captions: list[list[Caption]]
+    concepts: Tensor
+    captions: list[list[tuple[str, ...]]]
     facts: list[frozenset[str]]
 
     def __add__(self, other: "Scenes") -> "Scenes":  # type: ignore[override]
@@ -38,30 +34,21 @@ class Scenes(NamedTuple):
         return Scenes(*tensors, self.captions + other.captions, self.facts + other.facts)
 
 
-def shown(pixels: Tensor) -> Tensor:
-    """Which concepts a scene shows: pixels (N, T, GRID, GRID) -> (N, T), boolean."""
-    least = torch.tensor([SHOWN[label.category] for label in LABELS])
-    return pixels.sum(dim=(2, 3), dtype=torch.int) >= least * SIZE * SIZE
-
-
-_CELLS = (np.arange(SIZE) // (SIZE // GRID))[:, None] * GRID + np.arange(SIZE) // (SIZE // GRID)
-
-
 def _drawn(split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     images = np.empty((stop - start, SIZE, SIZE, 3), np.uint8)
     label = np.full(stop - start, -1, np.int64)
-    pixels = np.zeros((stop - start, GRID * GRID, len(LABELS) + 1), np.uint8)
+    concepts = np.zeros((stop - start, len(LABELS) + 1), bool)
     for row, index in enumerate(range(start, stop)):
         scene = describe(split, index)
         drawing = draw(scene)
         images[row] = drawing.image
         if scene.label is not None:
             label[row] = CLASSES.index(scene.label)
-        for category in CATEGORIES:
-            place = _CELLS * (len(LABELS) + 1) + drawing.masks[category]
-            counts = np.bincount(place.ravel(), minlength=pixels[row].size).reshape(pixels[row].shape)
-            pixels[row, :, 1:] += np.minimum(counts[:, 1:], 255).astype(np.uint8)
-    return images, label, pixels[..., 1:].transpose(0, 2, 1).reshape(stop - start, -1, GRID, GRID)
+        for category, share in SHOWN.items():
+            mask = drawing.masks[category]
+            counts = np.bincount(mask.ravel(), minlength=len(LABELS) + 1)
+            concepts[row] |= counts >= share * mask.size
+    return images, label, concepts[:, 1:]
 
 
 def scenes(split: str, count: int, cache: Path) -> Scenes:
@@ -71,28 +58,27 @@ def scenes(split: str, count: int, cache: Path) -> Scenes:
         bounds = [(start, min(start + 500, count)) for start in range(0, count, 500)]
         with ProcessPoolExecutor() as pool:
             parts = list(pool.map(_drawn, [split] * len(bounds), *zip(*bounds, strict=True)))
-        images, label, pixels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        images, label, concepts = (np.concatenate(column) for column in zip(*parts, strict=True))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
         with temporary.open("wb") as file:
-            np.savez(file, images=images, label=label, pixels=pixels)
+            np.savez(file, images=images, label=label, concepts=concepts)
         temporary.rename(path)
     stored = np.load(path)
     images = torch.from_numpy(stored["images"]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     described = [describe(split, index) for index in range(count)]
     captions = [[caption(scene, variant) for variant in range(CAPTIONS)] for scene in described]
     facts = [frozenset(phrase for element in phrases(scene) for phrase in element) for scene in described]
-    return Scenes(images, torch.from_numpy(stored["label"]), torch.from_numpy(stored["pixels"]), captions, facts)
+    return Scenes(images, torch.from_numpy(stored["label"]), torch.from_numpy(stored["concepts"]), captions, facts)
 
 
-def augmented(images: Tensor, pixels: Tensor, generator: torch.Generator, most: int = 6) -> tuple[Tensor, Tensor]:
-    """Half of a batch mirrored, all of it moved by up to ``most`` pixels (one shift a batch), less than half a cell."""
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).view(-1, 1, 1, 1)
-    images = torch.where(mirrored, images.flip(-1), images)
-    pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+def shifted(images: Tensor, generator: torch.Generator, most: int = 6) -> Tensor:
+    """Augmentation of a batch: half of it mirrored, all of it moved by up to ``most`` pixels (one shift a batch)."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
     padded = torch.nn.functional.pad(images.float(), (most,) * 4, mode="reflect")
-    return padded[..., down : down + SIZE, right : right + SIZE].to(torch.uint8), pixels
+    return padded[..., down : down + SIZE, right : right + SIZE].to(torch.uint8)
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Sequence[int]]:

@@ -9,7 +9,7 @@ from cefam.brodenette.rules import CAPTION_ONLY
 from cefam.brodenette.vocabulary import LABELS
 from cefam.concepts import ConceptSet
 from cefam.vlm import VisionLanguageModel
-from examples.brodenette_recipe.data import Scenes, shown
+from examples.brodenette_recipe.data import Scenes
 
 
 @torch.no_grad()
@@ -28,11 +28,11 @@ def retrieval(vlm: VisionLanguageModel, scenes: Scenes) -> dict[str, dict[str, f
 
     The chance level, the mean share of scenes that show a concept, stands beside it.
     """
-    concepts, truth = ConceptSet.brodenette().embed(vlm), shown(scenes.pixels)
+    concepts = ConceptSet.brodenette().embed(vlm)
     embedding = torch.cat([vlm.encode_image(images) for images in scenes.images.split(200)])
     score = torch.nn.functional.normalize(embedding, dim=-1) @ concepts.require_embeddings().T
-    precision: Tensor = multilabel_average_precision(score / 2 + 0.5, truth.long(), len(LABELS), average=None)
-    present = truth.float().mean(dim=0)
+    precision: Tensor = multilabel_average_precision(score / 2 + 0.5, scenes.concepts.long(), len(LABELS), average=None)
+    present = scenes.concepts.float().mean(dim=0)
     result = {}
     for only_captions in (False, True):
         for category in ("object", "part", "color", "material"):

@@ -15,12 +15,7 @@ from cefam.brodenette.rules import CAPTION_ONLY
 from cefam.brodenette.towers import MEAN, STD, build_classifier
 from cefam.brodenette.vocabulary import LABELS
 from cefam.concepts import ConceptSet
-from examples.brodenette_recipe.data import GRID, Scenes, augmented, batches, shown
-
-CELL_PIXELS = (
-    16,
-    8,
-)  # of 256, from which on a cell counts as showing a concept: in the fine grid, and in the coarse one
+from examples.brodenette_recipe.data import Scenes, batches, shifted
 
 
 class Epochs(IterableDataset[dict[str, Any]]):
@@ -38,8 +33,11 @@ class Epochs(IterableDataset[dict[str, Any]]):
         scenes, variant = self.scenes, self.epoch
         self.epoch += 1
         for rows in batches(len(scenes.label), self.batch_size, self.generator):
-            images, pixels = augmented(scenes.images[rows], scenes.pixels[rows], self.generator)
-            batch: dict[str, Any] = {"image": images, "label": scenes.label[rows], "pixels": pixels}
+            batch: dict[str, Any] = {
+                "image": shifted(scenes.images[rows], self.generator),
+                "label": scenes.label[rows],
+                "concepts": scenes.concepts[rows],
+            }
             if self.captions:
                 chosen: list[Caption] = [scenes.captions[row][variant % len(scenes.captions[row])] for row in rows]
                 batch["caption"] = [" and ".join(caption) for caption in chosen]
@@ -84,13 +82,10 @@ class ClassifierTraining(L.LightningModule):
 class VLMTraining(L.LightningModule):
     """Sigmoid losses on known truth: of every concept prompt but the held-out ones, and of every caption of the batch.
 
-    Objects are small and scenes full: from whole scenes alone the image encoder learned colors and little else. So two
-    linear heads, thrown away afterwards, also ask it in which cells of the scene the same concepts are.
-
     The logit scale is held at CLIP's 100 (after a warm-up from 10), so that cosines spread as little as CLIP's do.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, steps: int, peak: float = 2e-3, scale: float = 100.0) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, steps: int, peak: float = 1e-3, scale: float = 100.0) -> None:
         super().__init__()
         self.model: Any = model
         self.tokenizer, self.steps, self.peak, self.scale = tokenizer, steps, peak, scale
@@ -100,32 +95,21 @@ class VLMTraining(L.LightningModule):
         trained = [(label.category, label.name) not in CAPTION_ONLY for label in LABELS]
         self.trained = torch.tensor(trained)
         self.prompts = [prompt for prompt, use in zip(concepts.prompts, trained, strict=True) if use]
-        self.cells = nn.ModuleList([nn.Conv2d(width, len(self.prompts), 1) for width in (256, 512)])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step."""
         texts = self.tokenizer([*self.prompts, *batch["caption"]])
-        visual = self.model.visual
-        shallow = visual.layer3(visual.layer2(visual.layer1(visual.stem(normalized(batch["image"])))))
-        deep = visual.layer4(shallow)
-        image = F.normalize(visual.attnpool(deep), dim=-1)
+        image = F.normalize(self.model.encode_image(normalized(batch["image"])), dim=-1)
         text = F.normalize(self.model.encode_text(texts), dim=-1)
         scale = min(10 + (self.scale - 10) * self.global_step / (self.steps / 5), self.scale)
         cosine = (image @ text.T) * scale
         count = len(self.prompts)
-        truth = shown(batch["pixels"])[:, self.trained].float()
+        truth = batch["concepts"][:, self.trained].float()
         concepts = F.binary_cross_entropy_with_logits(cosine[:, :count] + self.bias[0], truth)
         captions = F.binary_cross_entropy_with_logits(cosine[:, count:] + self.bias[1], batch["true"].float())
         # A caption has one positive image or a few: its mean over the batch would hardly count.
-        pixels = batch["pixels"][:, self.trained]
-        cells = sum(
-            F.binary_cross_entropy_with_logits(
-                head(map_), (F.avg_pool2d(pixels.float(), GRID // map_.shape[-1]) > least).float()
-            )
-            for head, map_, least in zip(self.cells, (shallow, deep), CELL_PIXELS, strict=True)
-        )
-        self.log_dict({"concepts": concepts, "captions": captions, "cells": cells}, prog_bar=True)
-        return concepts + captions * 4 + cells
+        self.log_dict({"concepts": concepts, "captions": captions}, prog_bar=True)
+        return concepts + captions * 4
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle."""
