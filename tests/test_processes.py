@@ -48,8 +48,10 @@ def test_two_processes_validate_exactly(trained, world, prepared, tmp_path):
             rows.append(next(row for row in csv.DictReader(lines) if row["val/loss"]))
     assert rows[0].keys() == rows[1].keys()
     for key in rows[0]:
-        if key.startswith(("val/", "regions/")):
-            assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4, abs=1e-6), key
+        # NRA ranks pixels: where another batch rounds otherwise, two may change places. The tables' tolerance, as above.
+        nearly = {"val/": 1e-6, "regions/": 1e-5}.get(key[: key.find("/") + 1])
+        if nearly:
+            assert float(rows[0][key]) == pytest.approx(float(rows[1][key]), rel=1e-4, abs=nearly), key
 
 
 @pytest.mark.processes
