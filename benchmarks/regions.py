@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from benchmarks import literal
 from cefam import ConceptPairs, ConceptSet, Explainer, FrozenClassifier, Translator, load_classifier
 from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam.files import write_text
 from cefam.methods import CEFAMRegions
 from cefam.metrics.functional import normalized_region_accuracy
-from cefam.shards import write_text
 from cefam.views import resize_regions
 
 MASK, CONCEPTS, DIM = 112, 1197, 512

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cefam import __version__
+from cefam.files import write_tensors, write_text
 from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
-from cefam.shards import write_text
 from cefam.zoo import read_state_dict
 
 if TYPE_CHECKING:
@@ -82,18 +82,13 @@ def export(module: "CEFAM", folder: Path, overwrite: bool = False) -> Path:
     Raises:
         FileExistsError: where the folder holds an artefact already.
     """
-    from safetensors.torch import save_file
-
     if (folder / CONFIG).exists() and not overwrite:
         raise FileExistsError(f"{folder} already holds an artefact: name another folder, or say `--overwrite true`.")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"translator.{name}": v.detach().cpu().contiguous() for name, v in module.translator.state_dict().items()
     }
     tensors["concepts.embeddings"] = module.concepts.require_embeddings().detach().cpu().contiguous()
-    temporary = folder / f".{WEIGHTS}.part"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors)
     stored = describe(module)
     write_text(folder / CARD, _card(stored))
     write_text(folder / CONFIG, json.dumps(stored, indent=1))

@@ -5,7 +5,9 @@ non-zero exit (set CEFAM_TRACEBACK=1 to see the traceback).
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -27,7 +29,7 @@ Configs are named by path, or by their name among those that come with cefam (`-
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 130 interrupted."""
+    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 130 interrupted, 143 told to end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(configs="\n".join(f"  {name}" for name in _shipped_configs())))
@@ -45,19 +47,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"cefam: there is no verb {verb!r}.{hint} The verbs are {', '.join(VERBS)}.", file=sys.stderr)
         return 2
+    return _guarded(verb, rest)
+
+
+def _guarded(verb: str, arguments: list[str]) -> int:
+    """Run a verb; bad input and signals become a sentence and a status."""
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
-        VERBS[verb](_with_shipped_configs(rest))
-    except KeyboardInterrupt:
-        print(f"cefam {verb}: interrupted; finished files are kept.", file=sys.stderr)
-        return 130
+        VERBS[verb](_with_shipped_configs(arguments))
+    except (KeyboardInterrupt, _Ended, SystemExit) as error:
+        return _stopped(verb, error)
     except Exception as error:
-        # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone.
-        said = isinstance(error, ValueError | OSError) or type(error).__name__ == "MisconfigurationException"
-        if not said or os.environ.get("CEFAM_TRACEBACK"):
+        if os.environ.get("CEFAM_TRACEBACK") or not _said(error):
             raise
         print(f"cefam {verb}: {_sentence(error)}", file=sys.stderr)
-        return 1
+        return getattr(error, "status", 1)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _Ended(BaseException):
+    """SIGTERM came: raised where the program is, so that open files are closed and half-written ones removed."""
+
+
+def _end(number: int, frame: Any) -> None:
+    raise _Ended
+
+
+def _stopped(verb: str, error: BaseException) -> int:
+    """The status of a verb that was stopped; a Trainer turns Ctrl-C into an exit of its own."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        status, word = 130, "interrupted"
+    elif (
+        isinstance(error, _Ended) or isinstance(error.__context__, _Ended) or type(error).__name__ == "SIGTERMException"
+    ):
+        status, word = 143, "told to end"
+    else:
+        raise error  # --help and its kind
+    print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
+    return status
+
+
+def _said(error: Exception) -> bool:
+    """Whether an error's message was written for the user; others are defects, and show where they are."""
+    # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone.
+    return isinstance(error, ValueError | OSError) or type(error).__name__ == "MisconfigurationException"
 
 
 def _sentence(error: Exception) -> str:
@@ -102,9 +140,9 @@ def _lightning(arguments: list[str], verb: str) -> None:
 
 def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> Any:
     """Parse the options of a function from its signature and docstring, and call it."""
-    from jsonargparse import ArgumentParser
+    from cefam.options import OptionParser
 
-    parser = ArgumentParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
+    parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_function_arguments(function, fail_untyped=False)
     options = parser.instantiate(parser.parse_args(arguments))

@@ -7,8 +7,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cefam.files import write_tensors
 
 if TYPE_CHECKING:
     from cefam.vlm import VisionLanguageModel
@@ -245,7 +245,7 @@ class ConceptSet:
         return F.normalize(vlm.encode_text(self.prompts).detach().float().cpu(), dim=-1)
 
     def _cached(self, vlm: "VisionLanguageModel", folder: Path) -> Tensor:
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file
 
         key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
         # The identity holds a hash of the weights; the embedding of one text tells of whatever else makes a VLM.
@@ -254,11 +254,7 @@ class ConceptSet:
         if path.is_file():
             return load_file(path)["embeddings"]
         embeddings = self._encoded(vlm).contiguous()
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-        os.close(handle)
-        save_file({"embeddings": embeddings}, temporary)
-        Path(temporary).rename(path)
+        write_tensors(path, {"embeddings": embeddings})
         return embeddings
 
     def extended(self, words: Sequence[str], vlm: "VisionLanguageModel") -> Self:

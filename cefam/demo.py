@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.shards import write_text
+from cefam.files import write_text
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class RegionEvaluation(L.LightningModule):
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.preset, memory_limit)
         self.num_examples = num_examples
         self.examples: list[figures.Example] = []
+        self._part: Any = None  # this process's open part of the records
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
 
     def on_test_start(self) -> None:
@@ -172,13 +173,18 @@ class RegionEvaluation(L.LightningModule):
         if self.trainer.is_global_zero:
             self._report(outside)
         self.trainer.strategy.barrier()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove this process's part of the records; after a run that failed, nobody else does."""
+        if self._part is not None:
+            self._part.close()
+            Path(self._part.name).unlink(missing_ok=True)
 
     def _report(self, outside: int) -> None:
         parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
         merged = self.output / ".records.csv.part"
         records.merge(parts, merged)
-        for part in parts:
-            part.unlink()
         notes = [
             f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}."
             if outside

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cefam.classifier import FrozenClassifier
+from cefam.files import write_tensors, write_text
 from cefam.prepare import list_images
 from cefam.regions import pool
-from cefam.shards import MANIFEST, Manifest, open_picture, read_shard, write_text
+from cefam.shards import MANIFEST, Manifest, open_picture, read_shard
 from cefam.views import TrainingView, View
 from cefam.vlm import VisionLanguageModel
 
@@ -127,7 +128,6 @@ def compute_features(
         ValueError: where the folder holds a cache of other towers or other views.
     """
     from rich.progress import Progress
-    from safetensors.torch import save_file
 
     if views < 0:
         raise ValueError(f"views must be 0 (one evaluation view) or more, got {views}.")
@@ -150,9 +150,7 @@ def compute_features(
                     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
                     rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
                     tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-                    temporary = path.with_suffix(".part")
-                    save_file(tensors, temporary)
-                    temporary.rename(path)
+                    write_tensors(path, tensors)
                 manifest.files.append({"file": path.name, "rows": len(pictures)})
                 manifest.num_rows += len(pictures)
                 progress.advance(bar, len(pictures))

@@ -13,6 +13,11 @@ import cefam.datamodules  # noqa: F401  short class names in configs
 from cefam.datamodules import RegionsData
 from cefam.evaluation import RegionEvaluation
 from cefam.module import CEFAM
+from cefam.options import Sentences
+
+
+class Parser(Sentences, LightningArgumentParser):
+    """Lightning's, with errors in one sentence."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -34,6 +39,7 @@ class _CLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             **kwargs,
         )
 
@@ -119,6 +125,9 @@ def run(verb: str, arguments: list[str]) -> None:
         cli = _CLI(
             verb, RegionEvaluation, datamodule_class=RegionsData, run=False, args=arguments, parser_kwargs=options
         )
-        cli.trainer.test(cli.model, datamodule=cli.datamodule)
+        try:
+            cli.trainer.test(cli.model, datamodule=cli.datamodule)
+        finally:
+            cli.model.discard()
     else:
-        _FitCLI(verb, CEFAM, subclass_mode_data=True, args=[verb, *arguments])
+        _FitCLI(verb, CEFAM, subclass_mode_data=True, args=[verb, *arguments], parser_kwargs={"prog": "cefam"})

@@ -17,12 +17,12 @@ from cefam.classifier import FrozenClassifier
 from cefam.concepts import ConceptSet
 from cefam.evaluator import METRICS, PROTOCOLS, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Explainer, Preset
+from cefam.files import write_text
 from cefam.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.methods import CEFAMRegions
 from cefam.metrics import PairMean
 from cefam.regions import pool, similarity
 from cefam.schedule import WarmupPlateau
-from cefam.shards import write_text
 from cefam.translator import Translator, distillation_losses
 from cefam.vlm import VisionLanguageModel
 
@@ -182,7 +182,18 @@ class CEFAM(L.LightningModule):
             {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
             batch_size=len(teacher),
         )
+        trainer: Any = self.trainer
+        if self.global_step % trainer.log_every_n_steps == 0:  # looking waits for the device, as logging does
+            self._check_finite("training", losses.total)
         return losses.total
+
+    def _check_finite(self, where: str, loss: Tensor) -> None:
+        """Stop before a checkpoint of such weights replaces a good one."""
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The {where} loss became {float(loss)} in epoch {self.current_epoch}, step {self.global_step}: the checkpoints written "
+                f"before are kept. Try a smaller `model.optimizer.lr`, and look for NaN in the features."
+            )
 
     def _losses(self, student: Tensor, teacher: Tensor) -> Any:
         concepts = self.concepts
@@ -227,6 +238,8 @@ class CEFAM(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log means over all processes; every process takes part, whatever it has seen."""
         logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
+        if self.trainer.state.fn == "fit":
+            self._check_finite("validation", logged["val/loss"])
         logged.update(self._correlations())
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")

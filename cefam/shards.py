@@ -13,6 +13,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from typing import Any, Self
 
 import numpy as np
 from PIL import Image
+
+from cefam.files import write_text
 
 FORMAT, VERSION = "cefam-shards", 1
 MANIFEST = "manifest.json"
@@ -179,7 +182,8 @@ class ShardWriter:
     ) -> None:
         if kind is not None:
             if self._tar is not None:
-                self._tar.close()
+                with suppress(OSError):  # a full disk refuses to close it, too
+                    self._tar.close()
                 Path(f"{self._path()}.part").unlink(missing_ok=True)
             return
         if self._tar is not None:
@@ -189,14 +193,6 @@ class ShardWriter:
         if len(self._mask_sizes) == 1:
             self.manifest.mask_size = list(self._mask_sizes.pop())
         write_text(self.folder / MANIFEST, json.dumps(asdict(self.manifest), indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def encode(sample: Sample, key: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from PIL import Image
 from cefam.brodenette.drawing import CATEGORIES, draw
 from cefam.brodenette.scenes import describe
 from cefam.brodenette.vocabulary import LABELS, SIZE, Label
+from cefam.files import whole
 
 INDEX = ("image", "split", "ih", "iw", "sh", "sw", *CATEGORIES, "scene", "texture")
 
@@ -82,7 +83,5 @@ def _write_labels(root: Path, frequency: np.ndarray, coverage: np.ndarray) -> No
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", newline="", encoding="utf-8") as out:
+    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out, lineterminator="\n").writerows([columns, *rows])
-    temporary.replace(path)

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cefam.files import whole
 from cefam.views import resize_regions
 
 COLORMAP = "viridis"  # perceptually even, unlike jet
@@ -61,8 +62,6 @@ def contact_sheet(examples: Sequence[Example], stages: Sequence[str]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    """Write a figure as PNG."""
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

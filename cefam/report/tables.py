@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cefam.evaluator import METRICS
+from cefam.files import write_text
 from cefam.report.bootstrap import Difference
 from cefam.report.records import Cell
-from cefam.shards import write_text
 
 TITLES = {"epg": "EPG", "nra": "NRA", "nra_calibrated": "NRA calibrated", "hit": "Hit Rate"}
 BLOCKS = {

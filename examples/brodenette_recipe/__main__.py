@@ -23,7 +23,7 @@ from cefam.brodenette.scenes import describe
 from cefam.brodenette.towers import MEAN, STD, weights_folder
 from cefam.brodenette.vocabulary import SIZE
 from cefam.concepts import ConceptSet
-from cefam.shards import write_text
+from cefam.files import write_text
 from examples.brodenette_recipe.data import CAPTIONS, scenes
 from examples.brodenette_recipe.quality import accuracy, retrieval
 from examples.brodenette_recipe.training import ClassifierTraining, Epochs, VLMTraining, loader, normalized
@@ -65,12 +65,13 @@ def train_vlm(folder: Path, count: int, epochs: int, seed: int) -> None:
     L.seed_everything(seed)
     target = folder / "vlm"
     target.mkdir(parents=True, exist_ok=True)
-    # Half of the scenes are the classifier's, half show anything.
-    parts = scenes("train", count // 2, folder / "scenes"), scenes("captioned", count, folder / "scenes")
+    # Two thirds of the scenes are the classifier's, one third show anything.
+    parts = scenes("train", count, folder / "scenes"), scenes("captioned", count // 2, folder / "scenes")
     data = Epochs(parts[0] + parts[1], batch_size=128, seed=seed, captions=True)
     model = open_clip.model.CLIP(**VLM_CONFIG["model_cfg"])
     tokenizer = open_clip.get_tokenizer("RN50", context_length=VLM_CONFIG["model_cfg"]["text_cfg"]["context_length"])
     training = VLMTraining(model.to(memory_format=torch.channels_last), tokenizer, steps=epochs * len(data))
+    training.begin(data.scenes.images[:256])
     trainer(epochs).fit(training, loader(data))
     model.eval()
     with torch.no_grad():
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_towers"))
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--classifier_epochs", type=int, default=12)
-    parser.add_argument("--vlm_epochs", type=int, default=8)
+    parser.add_argument("--vlm_epochs", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--install", action="store_true", help="replace the towers that the package ships")
     options = parser.parse_args()

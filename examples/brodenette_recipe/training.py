@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from cefam.brodenette.captions import Caption
-from cefam.brodenette.rules import CAPTION_ONLY
+from cefam.brodenette.rules import CAPTION_ONLY, CLASSES
 from cefam.brodenette.towers import MEAN, STD, build_classifier
 from cefam.brodenette.vocabulary import LABELS
 from cefam.concepts import ConceptSet
 from examples.brodenette_recipe.data import Scenes, batches, shifted
+
+SCALE = 100.0  # CLIP's logit scale
+COMMON = 3.0  # length of what all embeddings have in common, at the start, per length of the rest
 
 
 class Epochs(IterableDataset[dict[str, Any]]):
@@ -82,38 +85,73 @@ class ClassifierTraining(L.LightningModule):
 class VLMTraining(L.LightningModule):
     """Sigmoid losses on known truth: of every concept prompt but the held-out ones, and of every caption of the batch.
 
-    The logit scale is held at CLIP's 100 (after a warm-up from 10), so that cosines spread as little as CLIP's do.
+    Three things make it learn from few scenes: a linear head that names class and concepts, thrown away afterwards,
+    without which the image encoder learns colors and little else; texts that differ before the first image is seen; and
+    embeddings that begin with a large common part, as CLIP's have, so that a logit scale of 100 is not too sharp.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, steps: int, peak: float = 1e-3, scale: float = 100.0) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, steps: int, peak: float = 2e-3) -> None:
         super().__init__()
         self.model: Any = model
-        self.tokenizer, self.steps, self.peak, self.scale = tokenizer, steps, peak, scale
-        self.model.logit_scale.requires_grad_(False).fill_(math.log(scale))
-        self.bias = nn.Parameter(torch.zeros(2))
+        self.tokenizer, self.steps, self.peak = tokenizer, steps, peak
+        self.model.logit_scale.requires_grad_(False).fill_(math.log(SCALE))
+        # Of prompts and of captions: at the start it undoes the cosine of the common parts.
+        self.bias = nn.Parameter(torch.full((2,), -SCALE * COMMON**2 / (1 + COMMON**2)))
         concepts = ConceptSet.brodenette()
         trained = [(label.category, label.name) not in CAPTION_ONLY for label in LABELS]
         self.trained = torch.tensor(trained)
         self.prompts = [prompt for prompt, use in zip(concepts.prompts, trained, strict=True) if use]
+        self.head = nn.Linear(self.model.visual.attnpool.c_proj.in_features, len(CLASSES) + len(self.prompts))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images (B, 3, SIZE, SIZE) -> embeddings (B, D), and what the head says (B, classes + prompts)."""
+        visual = self.model.visual
+        maps = visual.stem(normalized(images))
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            maps = layer(maps)
+        return visual.attnpool(maps), self.head(maps.mean(dim=(2, 3)))
+
+    def begin(self, images: Tensor) -> None:
+        """Tell the prompts apart; then give both encoders one direction in common, COMMON times as long as the rest."""
+        tokens = self.tokenizer(self.prompts)
+        texts = [value for name, value in self.model.named_parameters() if not name.startswith("visual")]
+        optimizer = torch.optim.AdamW(texts, 1e-3)
+        for _ in range(40):
+            text = F.normalize(self.model.encode_text(tokens), dim=-1)
+            optimizer.zero_grad()
+            F.cross_entropy(text @ text.T * 20, torch.arange(len(tokens))).backward()
+            optimizer.step()
+        with torch.no_grad():
+            text_length = self.model.encode_text(tokens).norm(dim=1).mean()
+            image_length = self.encode(images)[0].norm(dim=1).mean()
+            direction = self.model.text_projection.mean(dim=0)
+            self.model.ln_final.bias += COMMON * text_length / direction.norm() / len(self.model.text_projection)
+            self.model.visual.attnpool.c_proj.bias += COMMON * image_length * F.normalize(direction, dim=0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step."""
-        texts = self.tokenizer([*self.prompts, *batch["caption"]])
-        image = F.normalize(self.model.encode_image(normalized(batch["image"])), dim=-1)
-        text = F.normalize(self.model.encode_text(texts), dim=-1)
-        scale = min(10 + (self.scale - 10) * self.global_step / (self.steps / 5), self.scale)
-        cosine = (image @ text.T) * scale
+        image, head = self.encode(batch["image"])
+        text = self.model.encode_text(self.tokenizer([*self.prompts, *batch["caption"]]))
+        logits = SCALE * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         count = len(self.prompts)
         truth = batch["concepts"][:, self.trained].float()
-        concepts = F.binary_cross_entropy_with_logits(cosine[:, :count] + self.bias[0], truth)
-        captions = F.binary_cross_entropy_with_logits(cosine[:, count:] + self.bias[1], batch["true"].float())
-        # A caption has one positive image or a few: its mean over the batch would hardly count.
-        self.log_dict({"concepts": concepts, "captions": captions}, prog_bar=True)
-        return concepts + captions * 4
+        losses = {
+            "concepts": F.binary_cross_entropy_with_logits(logits[:, :count] + self.bias[0], truth),
+            "captions": F.binary_cross_entropy_with_logits(logits[:, count:] + self.bias[1], batch["true"].float()),
+            "head": F.binary_cross_entropy_with_logits(head[:, len(CLASSES) :], truth),
+            "classes": F.cross_entropy(head[:, : len(CLASSES)], batch["label"], ignore_index=-1),
+        }
+        self.log_dict(losses, prog_bar=True)
+        # A caption is true of one scene or a few: its mean over the batch would hardly count.
+        return losses["concepts"] + losses["captions"] * 4 + losses["head"] + losses["classes"]
 
     def configure_optimizers(self) -> Any:
-        """AdamW, one cycle."""
+        """AdamW, one cycle; no decay of biases and norms, which hold the common part."""
         learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learned, self.peak, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.peak, total_steps=self.steps, pct_start=0.1)
+        groups = [
+            {"params": [parameter for parameter in learned if parameter.ndim > 1], "weight_decay": 0.05},
+            {"params": [parameter for parameter in learned if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, self.peak)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.peak, total_steps=self.steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

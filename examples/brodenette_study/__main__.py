@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cefam.cli import main as cefam
-from cefam.shards import write_text
+from cefam.files import write_text
 
 SCENES, VAL_SCENES, EVALUATION_SCENES, EPOCHS = 8000, 1000, 200, 60
 ALL = ("layer1", "layer2", "layer3", "layer4")

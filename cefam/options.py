@@ -1,0 +1,79 @@
+"""How options are parsed: by jsonargparse, but a wrong option ends in one sentence with near names."""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+DATA_CLASSES = ("FeaturesData", "ImagesData", "RegionsData")
+# What jsonargparse says of a name that it does not know: an option, a key of a config file, a class.
+UNKNOWN = (
+    r"unrecognized arguments: (\S+)",
+    r"Option '([^']+)' is not accepted",
+    r"does not accept option '([^']+)'",
+    r"there is no class (\S+)",
+    r"Problem with given class_path '([^']+)'",
+)
+
+
+class OptionError(ValueError):
+    """An option that is unknown, missing, or of a wrong value; ``status`` is the command's exit status."""
+
+    status = 2
+
+
+class Sentences:
+    """A parser whose errors are raised, in one sentence."""
+
+    def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message with near names; jsonargparse's own trials of types go their usual way."""
+        if not self.exit_on_error:
+            super().error(message, ex)  # type: ignore[misc]
+        hint = f"(`{self.prog.replace(' [options]', '')} --help` lists the options.)"
+        raise OptionError(f"{sentence(message, list(dict.fromkeys(_names(self))))} {hint}") from ex
+
+
+def sentence(message: str, names: list[str]) -> str:
+    """A parser's message in one line, with names that are near to the one that was not known.
+
+    >>> sentence("unrecognized arguments: --seeed 1", ["--seed", "--folder"])
+    "unrecognized arguments: --seeed 1. Did you mean '--seed'?"
+    """
+    flat = " ".join(_without_types(message).split()).rstrip(".") + "."
+    for pattern in UNKNOWN:
+        found = re.search(pattern, flat)
+        if found:
+            asked = found[1].rstrip(".").split("=")[0]
+            near = get_close_matches(asked, names, n=3) or get_close_matches(f"--{asked}", names, n=3)
+            return flat + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
+    return flat
+
+
+def _without_types(message: str) -> str:
+    """A message that lists every type which was tried, cut down to what was given for what."""
+    where, _, tried = message.partition("Does not validate against any of the Union subtypes")
+    if not tried:
+        return message
+    option = where.split(":")[0]
+    unknown = re.search(r"Expected a dot import path string: (\S+)", tried)
+    if unknown:
+        return f"{option}: there is no class {unknown[1]}"
+    expected = re.search(r"Subtypes: \[(.*)\]", tried)
+    given = re.search(r"Given value: (.*)", tried, re.DOTALL)
+    return f"{option}: Expected one of {expected[1] if expected else 'other types'}. Got value: {given[1] if given else '?'}"
+
+
+def _names(parser: Any) -> Iterator[str]:
+    """All option names of a parser and of its verbs, and the classes of data."""
+    yield from DATA_CLASSES
+    for action in parser._actions:
+        yield from (name for name in action.option_strings if name.startswith("--"))
+        if isinstance(action.choices, dict):
+            for verb in action.choices.values():
+                yield from _names(verb)
+
+
+class OptionParser(Sentences, ArgumentParser):
+    """For functions."""
