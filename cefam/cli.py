@@ -99,9 +99,13 @@ def _said(error: Exception) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    """The message of an error; of one that a data worker passed on, what stands below its traceback."""
+    """The message of an error in one line; of one that a data worker passed on, what stands below its traceback."""
+    from cefam.options import plain
+
     text = str(error).strip()
-    return text.splitlines()[-1].split(": ", 1)[-1] if "Original Traceback" in text else text
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    return plain(text)
 
 
 def _shipped_configs() -> list[str]:
@@ -122,7 +126,7 @@ def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
 
 def _config_path(name: str) -> str:
     if Path(name).is_file():
-        return name
+        return _parsable(name)
     shipped = Path(str(files("cefam") / "configs" / f"{name.removesuffix('.yaml')}.yaml"))
     if shipped.is_file():
         return str(shipped)
@@ -186,6 +190,16 @@ def _demo(arguments: list[str]) -> None:
     from cefam.demo import demo
 
     _function(arguments, "demo", demo)
+
+
+def _parsable(name: str) -> str:
+    import yaml
+
+    try:
+        yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config {name} is not YAML: {error}.") from error
+    return name
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -269,6 +269,25 @@ class ConceptSet:
             self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, more.embeddings.to(mine)])
         )
 
+    def check_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse masks whose labels have our numbers, and other words.
+
+        Args:
+            labels: dicts with number, name and category, as in a manifest of shards.
+
+        Raises:
+            ValueError: where more than half of the numbers in common are other words.
+        """
+        ours = {concept.number: concept.word for concept in self.concepts}
+        common = [label for label in labels if label["number"] in ours]
+        other = [label for label in common if _word(label).lower() != ours[label["number"]].lower()]
+        if 2 * len(other) > len(common):
+            first = other[0]
+            raise ValueError(
+                f"The masks number their labels otherwise than the concepts: {first['number']} is {first['name']!r} there and "
+                f"{ours[first['number']]!r} here. Take concepts with the numbers of the masks (Broden's: its label.csv)."
+            )
+
     def require_embeddings(self) -> Tensor:
         """The embeddings (T, D).
 
@@ -301,6 +320,11 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
     word = _clean(name, categories)
     prompt = row.get("prompt") or BRODEN_TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
     return Concept(int(number), word, categories, prompt)
+
+
+def _word(label: Mapping[str, Any]) -> str:
+    """The word of a label of a manifest."""
+    return _clean(label["name"], [part.split("(")[0] for part in label["category"].split(";")])
 
 
 def _clean(name: str, categories: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Preset
+from cefam.files import whole
 from cefam.impact import masked_count
 from cefam.methods import (
     CEFAMRegions,
@@ -111,6 +113,8 @@ class RegionEvaluation(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Start afresh, and open this process's part of the records."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        self.concepts.check_labels(getattr(datamodule, "labels", []))
         self._outside, self.examples = [], []
         self.output.mkdir(parents=True, exist_ok=True)
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
@@ -178,13 +182,11 @@ class RegionEvaluation(L.LightningModule):
     def discard(self) -> None:
         """Remove this process's part of the records; after a run that failed, nobody else does."""
         if self._part is not None:
-            self._part.close()
+            with suppress(OSError):  # a full disk refuses to close it, too
+                self._part.close()
             Path(self._part.name).unlink(missing_ok=True)
 
     def _report(self, outside: int) -> None:
-        parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
-        merged = self.output / ".records.csv.part"
-        records.merge(parts, merged)
         notes = [
             f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}."
             if outside
@@ -194,18 +196,19 @@ class RegionEvaluation(L.LightningModule):
         ]
         if len(self.classifier.stages) > 1:
             notes += self._warning_of_narrow_stages()
-        evaluator = self.evaluator
-        table = tables.summarize(
-            records.read(merged),
-            evaluator.categories,
-            evaluator.num_candidates,
-            [note for note in notes if note],
-            bootstrap.differences(records.read(merged)),
-        )
-        if not table.rows:
-            merged.unlink()
-            raise ValueError("No pair was measured: none of the labels in the shards is a number of the concept set.")
-        merged.replace(self.output / "records.csv")
+        with whole(self.output / "records.csv") as merged:
+            records.merge([self._part_path(rank) for rank in range(self.trainer.world_size)], merged)
+            table = tables.summarize(
+                records.read(merged),
+                self.evaluator.categories,
+                self.evaluator.num_candidates,
+                [note for note in notes if note],
+                bootstrap.differences(records.read(merged)),
+            )
+            if not table.rows:
+                raise ValueError(
+                    "No pair was measured: none of the labels in the shards is a number of the concept set."
+                )
         tables.write_tables(table, self.output)
         if self.examples:
             sheet = figures.contact_sheet(self.examples[: self.num_examples], self.classifier.stage_names)

@@ -228,4 +228,10 @@ def load_features(folder: str | Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"{Path(folder) / entry['file']} cannot be read ({error}): remove it and run `cefam features` again."
             ) from error
+        expected = [*(f"pooled.{stage}" for stage in range(len(manifest.classifier["stages"]))), "embedding"]
+        if sorted(parts[-1]) != sorted(expected):
+            raise ValueError(
+                f"{Path(folder) / entry['file']} holds {', '.join(sorted(parts[-1]))} instead of {', '.join(expected)}: remove it and "
+                f"run `cefam features` again."
+            )
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
+from cefam import artefact
 from cefam.datamodules import RegionsData
 from cefam.evaluation import RegionEvaluation
 from cefam.module import CEFAM
@@ -84,6 +85,13 @@ class _FitCLI(_CLI):
                 "checkpoint.auto_insert_metric_name": False,
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the checkpoint to start from before anything takes it for a good one."""
+        super().parse_arguments(parser, args)
+        checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
+        if checkpoint.endswith(".ckpt"):  # others are Lightning's words: "last", "best"
+            artefact.read(Path(checkpoint))
 
     def before_fit(self) -> None:
         """Refuse a folder that holds a finished run: its checkpoint would be taken for this one's.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -189,9 +190,10 @@ class CEFAM(L.LightningModule):
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
         """Stop before a checkpoint of such weights replaces a good one."""
-        if not torch.isfinite(loss):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise ValueError(
-                f"The {where} loss became {float(loss)} in epoch {self.current_epoch}, step {self.global_step}: the checkpoints written "
+                f"The {where} loss became {value} in epoch {self.current_epoch}, step {self.global_step}: the checkpoints written "
                 f"before are kept. Try a smaller `model.optimizer.lr`, and look for NaN in the features."
             )
 

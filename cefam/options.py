@@ -41,7 +41,7 @@ def sentence(message: str, names: list[str]) -> str:
     >>> sentence("unrecognized arguments: --seeed 1", ["--seed", "--folder"])
     "unrecognized arguments: --seeed 1. Did you mean '--seed'?"
     """
-    flat = " ".join(_without_types(message).split()).rstrip(".") + "."
+    flat = plain(message).rstrip(".") + "."
     for pattern in UNKNOWN:
         found = re.search(pattern, flat)
         if found:
@@ -51,18 +51,23 @@ def sentence(message: str, names: list[str]) -> str:
     return flat
 
 
-def _without_types(message: str) -> str:
-    """A message that lists every type which was tried, cut down to what was given for what."""
+def plain(message: str) -> str:
+    """A message of jsonargparse in one line, without the types it has tried and the values it repeats."""
     where, _, tried = message.partition("Does not validate against any of the Union subtypes")
-    if not tried:
-        return message
-    option = where.split(":")[0]
-    unknown = re.search(r"Expected a dot import path string: (\S+)", tried)
-    if unknown:
-        return f"{option}: there is no class {unknown[1]}"
-    expected = re.search(r"Subtypes: \[(.*)\]", tried)
-    given = re.search(r"Given value: (.*)", tried, re.DOTALL)
-    return f"{option}: Expected one of {expected[1] if expected else 'other types'}. Got value: {given[1] if given else '?'}"
+    if tried:
+        option = f"{where.split(':')[0]}: " if where else ""
+        errors = re.findall(r"^ *- (.+)$", tried, re.MULTILINE)
+        unknown = re.search(r"Expected a dot import path string: (\S+)", tried)
+        said = [error for error in errors if not error.startswith("Expected a ")]
+        expected = re.search(r"Subtypes: \[(.*)\]", tried)
+        given = re.search(r"Given value: (.*)", tried, re.DOTALL)
+        if unknown:
+            message = f"{option}there is no class {unknown[1]}"
+        elif said:
+            message = f"{option}{said[0]}"
+        elif expected and given:
+            message = f"{option}Expected one of {expected[1]}. Got value: {given[1]}"
+    return " ".join(message.split("\nGiven value: ")[0].split())
 
 
 def _names(parser: Any) -> Iterator[str]:

@@ -236,9 +236,20 @@ def decode(members: dict[str, Any]) -> Sample:
     return Sample(about["id"], members[suffix.lstrip(".")], suffix, about["label"], tuple(masks))
 
 
+def unreadable(error: Exception) -> bool:
+    """What webdataset is told to do with a shard that is no whole tar.
+
+    Raises:
+        ValueError: always; the message names the shard.
+    """
+    raise ValueError(
+        f"A shard cannot be read ({error}): copy the shards again, or run `cefam prepare` again."
+    ) from error
+
+
 def read_shard(path: str | Path) -> Iterator[Sample]:
     """All samples of one shard, in order."""
     import webdataset as wds
 
-    pipeline = wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples())
+    pipeline = wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples(handler=unreadable))
     return (decode(members) for members in pipeline)

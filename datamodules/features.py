@@ -6,7 +6,7 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datamodules.loaders import StripedSampler, region_loader, shuffled_sampler, world
+from cefam.datamodules.loaders import StripedSampler, mask_labels, region_loader, shuffled_sampler, world
 from cefam.features import FeatureManifest, load_features
 from cefam.views import View
 
@@ -67,6 +67,11 @@ class FeaturesData(L.LightningDataModule):
     def manifests(self) -> list[FeatureManifest]:
         """What the two caches were made with."""
         return [FeatureManifest.read(folder) for folder in (self.train, self.val)]
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """What the numbers in the masks mean."""
+        return mask_labels(self.regions)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a random order; the last incomplete batch is dropped."""

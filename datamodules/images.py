@@ -15,6 +15,7 @@ from cefam.datamodules.loaders import (
     StripedSampler,
     check_workers,
     in_order,
+    mask_labels,
     region_loader,
     resampled,
     shuffled_sampler,
@@ -59,6 +60,11 @@ class ImagesData(L.LightningDataModule):
         self.size, self.resize = size, resize
         self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
         self.num_workers, self.seed = num_workers, seed
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """What the numbers in the masks mean."""
+        return mask_labels(self.regions)
 
     def train_dataloader(self) -> Any:
         """Random views in a random order; the last incomplete batch is dropped, as in the published program."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cefam.evaluator import RegionBatch
-from cefam.shards import Manifest, Sample, decode, open_picture
+from cefam.shards import Manifest, Sample, decode, open_picture, unreadable
 from cefam.views import View
 
 
@@ -20,6 +20,11 @@ def world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def mask_labels(folder: str | None) -> list[dict[str, Any]]:
+    """The vocabulary of the masks in a folder of shards; none without a folder."""
+    return Manifest.read(folder).labels if folder else []
 
 
 def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
@@ -51,7 +56,7 @@ def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipelin
         wds.SimpleShardList(files),
         wds.split_by_node,
         wds.split_by_worker,
-        wds.tarfile_to_samples(handler=wds.reraise_exception),
+        wds.tarfile_to_samples(handler=unreadable),
         wds.map(decode),
         wds.map(transform),
     )
@@ -62,7 +67,7 @@ def resampled(folder: str, transform: Callable[[Sample], Any], seed: int) -> wds
     files = Manifest.read(folder).files(folder)
     return wds.DataPipeline(
         wds.ResampledShards(files, seed=seed, deterministic=True),
-        wds.tarfile_to_samples(handler=wds.reraise_exception),
+        wds.tarfile_to_samples(handler=unreadable),
         wds.detshuffle(1000, seed=seed),
         wds.map(decode),
         wds.map(transform),

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from cefam.datamodules.loaders import region_loader
+from cefam.datamodules.loaders import mask_labels, region_loader
 from cefam.views import View
 
 
@@ -33,6 +33,11 @@ class RegionsData(L.LightningDataModule):
         super().__init__()
         self.shards, self.batch_size, self.num_workers = shards, batch_size, num_workers
         self.view, self.view_masks = View(resize, crop), view_masks
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """What the numbers in the masks mean."""
+        return mask_labels(self.shards)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Photographs with their masks."""

@@ -1,0 +1,328 @@
+"""Bad inputs x commands: a sentence that names what is wrong, a status that is not 0, nothing half-written."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from cefam import CEFAM
+from cefam.features import load_features
+from cefam.shards import read_shard
+from tests import broken as broken_things
+from tests.commands import QUIET, ROOT, csv_logger, feature_options, images_data, run
+
+RESULTS = ("manifest.json", "table.txt", "records.csv", "config.json", "*.ckpt", "*.safetensors", "*.tar", "*.part")
+TOWER = "--model.classifier.init_args."
+VLM = "--model.vlm.init_args."
+DATA = "--data.init_args."
+
+# Verb, what is changed in a good call, what the sentence must say, and the exit status.
+CASES = {
+    # Names
+    "unknown model": ("fit", [TOWER + "name=resnet81"], "Did you mean 'resnet"),
+    "unknown timm model": ("fit", [TOWER + "name=timm:resnt50"], "timm has no architecture 'resnt50'. Did you mean"),
+    "unknown stage": ("fit", [TOWER + "stages=[layer9]"], "no module 'layer9'. Did you mean 'layer"),
+    "stage twice": ("fit", [TOWER + "stages=[layer1, layer1]"], "layer1"),
+    "stages against their order": ("fit", [TOWER + "stages=[layer4, layer1]"], "order"),
+    "unknown VLM": (
+        "fit",
+        ["--model.vlm={class_path: cefam.load_vlm, init_args: {name: ViT-B-61, pretrained: openai, config: null}}"],
+        "open_clip has no model 'ViT-B-61'. Did you mean 'ViT-B-16'",
+    ),
+    "unknown concepts": ("fit", ["--model.concepts=brodn"], "Did you mean 'broden'?"),
+    "unknown data": ("fit", ["--data=ImageData"], "Did you mean 'ImagesData'", 2),
+    "unknown option": ("fit", ["--model.similarty_weight=1"], "Did you mean '--model.similarity_weight'", 2),
+    "unknown key in a config": ("fit", ["--config={broken}/unknown_key.yaml"], "Did you mean '--model.similarity_w", 2),
+    "unknown config": ("fit", ["--config=train/feature"], "Did you mean 'train/features'"),
+    "config that is no YAML": ("fit", ["--config={broken}/no_yaml.yaml"], "no_yaml.yaml is not YAML"),
+    "unknown preset": ("fit", ["--model.preset=official"], "'published', 'paper'", 2),
+    "unknown derivative": ("evaluate", ["--model.derivative=ful"], "'total', 'branch'", 2),
+    "unknown chance row": ("evaluate", ["--model.chance=[centre]"], "'center'", 2),
+    "unknown kind": ("prepare", ["--kind=brodn"], "'images', 'broden' or 'brodenette'"),
+    "unknown split": ("prepare", ["--kind=brodenette", "--source=vall"], "Did you mean 'val'?"),
+    "unknown mask category": ("prepare", ["--kind=brodenette", "--source=val", "--masks=[colour]"], "color, object"),
+    "unknown device": ("features", ["--device=gpuu"], "There is no device 'gpuu'"),
+    # Numbers
+    "text for a number": ("fit", ["--trainer.max_epochs=many"], "many", 2),
+    "no epoch scenes": ("demo", ["--scenes=0"], "scenes must be at least 1, got 0"),
+    "negative views": ("features", ["--views=-1"], "views must be 0"),
+    "batch of nothing": ("features", ["--batch_size=0"], "batch_size"),
+    "view of nothing": ("features", ["--size=0"], "positive"),
+    "shards of nothing": ("prepare", ["--samples_per_shard=0"], "samples_per_shard must be positive"),
+    "count of nothing": ("prepare", ["--kind=brodenette", "--source=val", "--count=0"], "count must be at least 1"),
+    "batch larger than the cache": ("fit", [DATA + "batch_size=4000"], "fewer than one batch of 4000"),
+    "no candidates": ("evaluate", ["--model.num_candidates=0"], "num_candidates must be at least 1"),
+    "no channels": ("evaluate", ["--model.num_channels=0"], "num_channels"),
+    "channel share above 1": ("evaluate", ["--model.channel_share=2"], "channel_share"),
+    "crop larger than the picture": ("evaluate", ["--data.crop=500"], "smaller than the crop of 500"),
+    "too many data workers": ("evaluate", ["--data.num_workers=50"], "num_workers"),
+    # Weights
+    "weights missing offline": (
+        "fit",
+        [TOWER + "weights=DEFAULT", TOWER + "num_classes=null"],
+        "Put the file resnet18",
+    ),
+    "weights of no such entry": ("fit", [TOWER + "weights=IMAGENET"], "resnet18 has no weights 'IMAGENET'"),
+    "weights not there": ("fit", [TOWER + "weights=gone.pth"], "There is no weights file gone.pth"),
+    "empty weights": ("fit", [TOWER + "weights={broken}/empty.pth"], "truncated, empty"),
+    "truncated weights": ("fit", [TOWER + "weights={broken}/truncated.pth"], "truncated, empty"),
+    "pickled weights": ("fit", [TOWER + "weights={broken}/pickled.pth"], "holds a pickled object"),
+    "weights that are a list": ("fit", [TOWER + "weights={broken}/list.pth"], "does not hold a state dict"),
+    "weights of another model": ("fit", [TOWER + "weights={broken}/other.safetensors"], "do not fit the architecture"),
+    "empty safetensors": ("fit", [TOWER + "weights={broken}/empty.safetensors"], "truncated, empty"),
+    "other number of classes": ("fit", [TOWER + "num_classes=7"], "do not fit the architecture"),
+    "VLM weights missing offline": (
+        "fit",
+        [
+            "--model.vlm={class_path: cefam.load_vlm, init_args: {name: ViT-B-32-quickgelu, pretrained: openai, config: null}}"
+        ],
+        "could not be loaded",
+    ),
+    "VLM without weights": (
+        "fit",
+        ["--model.vlm={class_path: cefam.load_vlm, init_args: {name: RN50, pretrained: null, config: null}}"],
+        "is random",
+    ),
+    "VLM weights broken": ("fit", [VLM + "pretrained={broken}/truncated.pth"], "could not be loaded"),
+    "VLM config that is none": ("fit", [VLM + "config={broken}/no_clip.json"], "it needs embed_dim"),
+    "VLM config that is no JSON": ("fit", [VLM + "config={broken}/no_json.json"], "is not JSON"),
+    # Concepts
+    "no concept": ("fit", ["--model.concepts=[]"], "needs at least one concept"),
+    "empty file of concepts": ("fit", ["--model.concepts={broken}/empty.txt"], "needs at least one concept"),
+    "concepts without words": ("fit", ["--model.concepts={broken}/no_word.csv"], "needs one called 'word' or 'name'"),
+    "concept without a name": ("fit", ["--model.concepts={broken}/no_name.csv"], "line 3: the word is empty"),
+    "concept of a strange number": ("fit", ["--model.concepts={broken}/bad_number.csv"], "line 3: the number 'two'"),
+    "one number twice": ("fit", ["--model.concepts={broken}/twice.csv"], "Two concepts have number 1"),
+    "prompt too long": ("fit", ["--model.concepts={broken}/long.txt"], "shorten the concept"),
+    "concepts with other numbers than the masks": (
+        "evaluate",
+        ["--model.concepts=awa2", "--model.vlm={vlm}"],
+        "The masks number their labels otherwise",
+    ),
+    # Images
+    "no folder of images": ("features", ["--images=gone"], "There is no folder gone"),
+    "folder without images": ("features", ["--images={broken}/empty"], "No image"),
+    "images in a file": ("features", ["--images={broken}/file"], "There is no folder"),
+    "corrupt image": ("features", ["--images={broken}/corrupt"], "a.jpg cannot be read"),
+    "empty image": ("features", ["--images={broken}/nothing"], "a.jpg cannot be read"),
+    "truncated image": ("features", ["--images={broken}/half"], "a.png cannot be read"),
+    "400-megapixel image": ("features", ["--images={broken}/bomb"], "a.png cannot be read"),
+    "corrupt image, into shards": ("prepare", ["--source={broken}/corrupt"], "a.jpg cannot be read"),
+    "corrupt image, in training": ("fit", ["--data={corrupt_images}"], "a.jpg cannot be read"),
+    # Broden
+    "no label.csv": ("prepare", ["--kind=broden", "--source={broken}/broden_labels"], "it has no label.csv"),
+    "no index.csv": ("prepare", ["--kind=broden", "--source={broken}/broden_index"], "it has no index.csv"),
+    "index without a column": ("prepare", ["--kind=broden", "--source={broken}/broden_column"], "no column 'color'"),
+    "index without rows": ("prepare", ["--kind=broden", "--source={broken}/broden_rows"], "No sample was found"),
+    "photograph missing": ("prepare", ["--kind=broden", "--source={broken}/broden_photo"], "src/003.jpg"),
+    "mask missing": ("prepare", ["--kind=broden", "--source={broken}/broden_mask"], "003_color.png"),
+    "mask that is no image": ("prepare", ["--kind=broden", "--source={broken}/broden_broken_mask"], "003_color.png"),
+    "mask with an unknown label": ("prepare", ["--kind=broden", "--source={broken}/broden_unknown"], "has labels [38]"),
+    "label of a strange number": ("prepare", ["--kind=broden", "--source={broken}/broden_number"], "'thirty-eight'"),
+    # Shards, caches
+    "no shards": ("evaluate", ["--data.shards={broken}/empty"], "holds no shards"),
+    "broken manifest": ("evaluate", ["--data.shards={broken}/shards_json"], "is no manifest of cefam-shards"),
+    "manifest of another version": ("evaluate", ["--data.shards={broken}/shards_version"], "version 1"),
+    "shard missing": ("evaluate", ["--data.shards={broken}/shards_gone"], "lists shard-000001.tar"),
+    "shard truncated": ("evaluate", ["--data.shards={broken}/shards_cut"], "shard-000000.tar"),
+    "shard that is no tar": ("evaluate", ["--data.shards={broken}/shards_strange"], "shard-00000"),
+    "unfinished cache": ("fit", [DATA + "train={broken}/cache_unfinished"], "is no finished feature cache"),
+    "cache with a strange manifest": ("fit", [DATA + "train={broken}/cache_json"], "is no manifest of cefam-features"),
+    "file of a cache missing": ("fit", [DATA + "train={broken}/cache_gone"], "cannot be read"),
+    "file of a cache truncated": ("fit", [DATA + "train={broken}/cache_cut"], "cannot be read"),
+    "cache of other tensors": ("fit", [DATA + "train={broken}/cache_shapes"], "features-000-00000000.safetensors"),
+    "cache of NaN": ("fit", [DATA + "train={broken}/cache_nan"], "loss became nan"),
+    # Artefacts
+    "no artefact": ("evaluate", ["--model.artefact=gone"], "There is no artefact gone"),
+    "artefact without config": ("evaluate", ["--model.artefact={broken}/artefact_config"], "it has no config.json"),
+    "artefact with a broken config": ("evaluate", ["--model.artefact={broken}/artefact_json"], "is not JSON"),
+    "artefact of something else": (
+        "evaluate",
+        ["--model.artefact={broken}/artefact_format"],
+        "not describe an artefact",
+    ),
+    "truncated artefact": ("evaluate", ["--model.artefact={broken}/artefact_cut"], "truncated, empty"),
+    "artefact without texts": ("evaluate", ["--model.artefact={broken}/artefact_texts"], "holds no text embeddings"),
+    "artefact without weights": ("evaluate", ["--model.artefact={broken}/artefact_weights"], "export it again"),
+    "empty checkpoint": ("export", ["--checkpoint={broken}/empty.ckpt"], "truncated, empty"),
+    "truncated checkpoint": ("export", ["--checkpoint={broken}/cut.ckpt"], "truncated, empty"),
+    "pickled checkpoint": ("export", ["--checkpoint={broken}/pickled.ckpt"], "holds pickled"),
+    "checkpoint of something else": ("export", ["--checkpoint={broken}/foreign.ckpt"], "is no checkpoint of cefam"),
+    "no checkpoint to resume": ("fit", ["--ckpt_path=gone.ckpt"], "gone.ckpt"),
+    "truncated checkpoint to resume": ("fit", ["--ckpt_path={broken}/cut.ckpt"], "cut.ckpt"),
+    # Output
+    "shards into a file": ("prepare", ["--folder={broken}/file"], "file"),
+    "shards below a file": ("prepare", ["--folder={broken}/file/below"], "file"),
+    "features into a file": ("features", ["--folder={broken}/file"], "file"),
+    "results into a file": ("evaluate", ["--model.output={broken}/file"], "file"),
+    "artefact into a file": ("export", ["--folder={broken}/file"], "file"),
+    "run into a file": ("fit", ["--trainer.logger.init_args.save_dir={broken}/file"], "file"),
+    "demo into a file": ("demo", ["--folder={broken}/file"], "file"),
+    "shards over shards": ("prepare", ["--folder={made}/train"], "already holds a finished set"),
+    "artefact over an artefact": ("export", ["--folder={trained}/artefact"], "already holds an artefact"),
+}
+
+
+@pytest.fixture(scope="session")
+def broken(world, prepared, trained, tmp_path_factory):
+    return broken_things.make_all(tmp_path_factory.mktemp("broken") / "things", world, prepared, trained)
+
+
+def good_call(verb, world, made, trained):
+    """Options with which the verb would do its work, below the working folder."""
+    return {
+        "prepare": ["--kind=images", f"--source={world}/images/val", "--folder=out"],
+        "features": [
+            "--config", world / "towers.yaml", f"--images={world}/images/val", "--folder=out", "--size=64",
+            "--resize=64", "--device=cpu",
+        ],
+        "fit": [*feature_options(world, made), "--trainer.max_epochs=1"],
+        "evaluate": [
+            "--config", "evaluate/broden", f"--model.artefact={trained}/artefact", f"--data.shards={made}/broden",
+            "--model.output=out", *QUIET,
+        ],
+        "export": [f"--checkpoint={trained}/log/checkpoints/best.ckpt", "--folder=out"],
+        "demo": ["--folder=out"],
+    }[verb]  # fmt: skip
+
+
+def filled(changes, broken, world, made, trained):
+    """Changes with the places of this run."""
+    towers = yaml.safe_load((world / "towers.yaml").read_text())
+    images = images_data(broken / "corrupt", broken / "corrupt")
+    places = {"broken": broken, "made": made, "trained": trained, "vlm": towers["vlm"], "corrupt_images": images}
+    for place, value in places.items():
+        changes = [change.replace("{" + place + "}", str(value)) for change in changes]
+    return changes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_a_sentence(name, broken, world, prepared, trained, tmp_path, capsys):
+    verb, changes, advice, *status = CASES[name]
+    options = [*good_call(verb, world, prepared, trained), *filled(changes, broken, world, prepared, trained)]
+    assert run(verb, *options) == (status[0] if status else 1)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"cefam {verb}: ")
+    assert advice in said
+    assert "Traceback" not in said
+    assert not [path for pattern in RESULTS for path in tmp_path.rglob(pattern)], "half-written"
+
+
+def save_odd_images(folder):
+    """Images of unusual kinds, all good."""
+    folder.mkdir()
+    noise = Image.effect_noise((80, 70), 60)
+    color = Image.merge("RGB", [noise, noise.rotate(90, expand=False), noise.rotate(180)])
+    for mode, name in (("L", "grey.png"), ("LA", "grey_alpha.png"), ("RGBA", "alpha.png"), ("P", "palette.png")):
+        color.convert(mode).save(folder / name)
+    color.convert("CMYK").save(folder / "cmyk.jpg")
+    color.save(folder / "color.webp")
+    Image.fromarray(np.asarray(noise).astype(np.uint16) * 256).save(folder / "sixteen_bits.png")
+    noise.save(folder / "animated.gif", save_all=True, append_images=[noise.rotate(90)])
+    color.resize((1, 1)).save(folder / "one_pixel.png")
+    color.resize((300, 3)).save(folder / "thin.png")
+    Image.new("1", (10_000, 10_000), 1).save(folder / "hundred_megapixels.png")
+    return len(list(folder.iterdir()))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_unusual_images_are_images(world, prepared, trained, tmp_path):
+    count = save_odd_images(tmp_path / "odd")
+    source = f"--images={tmp_path}/odd"
+    assert run("features", *good_call("features", world, prepared, trained), source) == 0
+    features = load_features("out")
+    assert len(features["embedding"]) == count
+    assert all(tensor.isfinite().all() for tensor in features.values())
+    assert run("prepare", "--kind=images", f"--source={tmp_path}/odd", "--folder=shards") == 0
+    assert len(list(read_shard(tmp_path / "shards" / "shard-000000.tar"))) == count
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["wing"], ["orange", "orange"], [f"word {number}" for number in range(20_000)]],
+    ids=["one concept", "equal words", "20,000 concepts"],
+)
+def test_unusual_concept_sets_train(words, world, prepared, trained, tmp_path):
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    options = ["--model.concepts=words.txt", csv_logger(tmp_path)]
+    assert run("fit", *good_call("fit", world, prepared, trained), *options) == 0
+    loaded = CEFAM.from_pretrained(tmp_path / "log" / "checkpoints" / "best.ckpt", classifier=None)
+    assert loaded.concepts.words == words
+
+
+def test_a_loss_that_becomes_nan_keeps_the_good_checkpoint(broken, world, prepared, trained, tmp_path, capsys):
+    options = [*good_call("fit", world, prepared, trained), csv_logger(tmp_path)]
+    assert run("fit", *options) == 0
+    good = (tmp_path / "log" / "checkpoints" / "last.ckpt").read_bytes()
+    more = [f"--ckpt_path={tmp_path}/log/checkpoints/last.ckpt", "--trainer.max_epochs=5"]
+    assert run("fit", *options, *more, f"{DATA}train={broken}/cache_nan") == 1
+    assert "loss became nan in epoch 1" in capsys.readouterr().err
+    assert (tmp_path / "log" / "checkpoints" / "last.ckpt").read_bytes() == good
+    for value in CEFAM.from_pretrained(tmp_path / "log" / "checkpoints" / "last.ckpt").translator.state_dict().values():
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("verb", ["prepare", "features", "fit", "evaluate", "export"])
+def test_a_full_disk_is_said(verb, world, prepared, trained, tmp_path, capsys):
+    """No file may grow beyond 4 kB: what a full disk does, as far as a program can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = good_call(verb, world, prepared, trained)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        status = run(verb, *options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"cefam {verb}: ")
+    assert "too large" in said
+    assert not [path for pattern in RESULTS for path in tmp_path.rglob(pattern)], "half-written"
+
+
+LONG = {
+    "prepare": (["--kind=brodenette", "--source=val", "--count=100000", "--folder=out"], "out/*.part"),
+    "features": (["--views=1000"], "out/*.safetensors"),
+    "fit": (["--trainer.max_epochs=100000"], "runs/fit/*/checkpoints/last.ckpt"),
+    "evaluate": (["--data.batch_size=1", "--model.memory_limit=1"], "out/.records-*"),
+    "demo": (["--scenes=100000"], "out/scenes/train/*.part"),
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("verb", LONG)
+def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
+    """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
+    more, begun = LONG[verb]
+    options = [str(option) for option in [*good_call(verb, world, prepared, trained), *more]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cefam", verb, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if list(tmp_path.glob(begun)) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, sign)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sign], said
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("; finished files are kept.")
+    assert not list(tmp_path.rglob("*.part"))
+    for path in tmp_path.rglob("*.ckpt"):
+        CEFAM.from_pretrained(path)
+    for path in tmp_path.rglob("*.safetensors"):
+        load_file(path)
