@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check env clean
+.PHONY: demo test check docs env clean
 
 demo: env
 	$(BIN)/cefam demo
 
 test: env check
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: env
+	$(BIN)/python docs/reference.py build/docs
 
 check: env
 	$(BIN)/ruff check .

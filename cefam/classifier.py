@@ -85,7 +85,7 @@ class Stage:
             return raw.permute(0, 3, 1, 2), None
         tokens = raw.transpose(1, 2)
         prefix, patches = tokens[..., : self.num_prefix], tokens[..., self.num_prefix :]
-        return patches.unflatten(2, grid), prefix if self.num_prefix else None
+        return patches.unflatten(2, grid), prefix if self.num_prefix else None  # type: ignore[no-untyped-call]
 
     def to_raw(self, activation: Tensor, prefix: Tensor | None) -> Tensor:
         """The inverse of :meth:`to_map`."""
@@ -220,7 +220,8 @@ class FrozenClassifier(nn.Module):
                 f"cannot be run on from its map. Regions are possible there, contributions are not; choose another stage."
             )
         with self._standing_in(stage, activation, context) as image:
-            return self.module(image)
+            logits: Tensor = self.module(image)
+            return logits
 
     def rerun(self, output: ClassifierOutput, images: Tensor, chosen: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Stage maps of some images, connected by autograd to the first stage's.

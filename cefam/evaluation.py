@@ -54,6 +54,7 @@ class RegionEvaluation(L.LightningModule):
         memory_limit: megabytes for chunks of pairs.
         channel_share: K is at most this share of a stage's channels; ``None``: the artefact's.
         num_examples: rows of the contact sheet.
+        methods: further rows by name: methods of your own (``class_path`` of a :class:`cefam.methods.RegionMethod`).
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class RegionEvaluation(L.LightningModule):
         memory_limit: float = 1024.0,
         channel_share: float | None = None,
         num_examples: int = 8,
+        methods: dict[str, RegionMethod] | None = None,
     ) -> None:
         super().__init__()
         self.output = Path(output)
@@ -99,13 +101,14 @@ class RegionEvaluation(L.LightningModule):
             "center": CenterRegions(),
             "luminance": LuminanceRegions(),
         }
-        methods: dict[str, RegionMethod] = {
+        rows: dict[str, RegionMethod] = {
             "CE-FAM": self.cefam,
+            **(methods or {}),
             **{name.replace("_", " "): known[name] for name in chance},
         }
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
         num_candidates = min(num_candidates, len(self.classifier.stages))
-        self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.preset, memory_limit)
+        self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.preset, memory_limit)
         self.num_examples = num_examples
         self.examples: list[figures.Example] = []
         self._part: Any = None  # this process's open part of the records

@@ -287,7 +287,7 @@ class Explainer:
                 for stage, gradient in enumerate(R.total_weights(maps, sources[:-1], tables)):
                     raw = gradient.float().flatten(0, 1)
                     pooled = R.pool(self.classifier.as_map(stage, raw, encoding.output.activations[stage]))
-                    weights[stage][rows] = pooled.unflatten(0, shape)[at]
+                    weights[stage][rows] = pooled.unflatten(0, shape)[at]  # type: ignore[no-untyped-call]
         return weights
 
     def _before_norm(self, encoding: Encoding, pairs: ConceptPairs, stage: int, weights: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class _Views(Dataset[Tensor]):
         with torch.random.fork_rng(devices=[]):
             # A Mersenne stream turns (seed, position) into a seed: neighbors must not be correlated.
             torch.manual_seed(random.Random(f"{self.seed}/{self.first + index}").getrandbits(63))
-            return self.view(self.pictures[index]())
+            view: Tensor = self.view(self.pictures[index]())
+            return view
 
 
 def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable[[], Image.Image]]]:

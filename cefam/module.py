@@ -169,7 +169,8 @@ class CEFAM(L.LightningModule):
     def _student(self, pooled: list[Tensor]) -> Tensor:
         # Autocast is for the towers; the translator is small, and its embedding is compared in single precision.
         with torch.autocast(pooled[0].device.type, enabled=False):
-            return self.translator(pooled)
+            student: Tensor = self.translator(pooled)
+            return student
 
     def _scores(self, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
@@ -186,7 +187,8 @@ class CEFAM(L.LightningModule):
         trainer: Any = self.trainer
         if self.global_step % trainer.log_every_n_steps == 0:  # looking waits for the device, as logging does
             self._check_finite("training", losses.total)
-        return losses.total
+        total: Tensor = losses.total
+        return total
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
         """Stop before a checkpoint of such weights replaces a good one."""

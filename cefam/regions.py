@@ -40,7 +40,8 @@ def similarity_gradient(embedding: Tensor, text: Tensor, logit_scale: float) -> 
     norm = embedding.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     direction, text = embedding / norm, F.normalize(text, dim=-1)
     cosine = (direction * text).sum(dim=-1, keepdim=True)
-    return logit_scale * (text - cosine * direction) / norm
+    gradient: Tensor = logit_scale * (text - cosine * direction) / norm
+    return gradient
 
 
 def branch_weights(pooled_gradient: Tensor, height: int, width: int) -> Tensor:

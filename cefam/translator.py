@@ -68,7 +68,8 @@ class Translator(nn.Module):
 
     def _tail(self, first: Tensor) -> Tensor:
         # VLM embeddings are signed; ReLU would stop the gradient where they are negative (A.2).
-        return self.fc3(torch.tanh(self.fc2(torch.tanh(first))))
+        embedding: Tensor = self.fc3(torch.tanh(self.fc2(torch.tanh(first))))
+        return embedding
 
     def linearize(self, pooled: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor, Tensor], list[Tensor]]]:
         """The embedding and its derivative, without autograd.
@@ -93,7 +94,7 @@ class Translator(nn.Module):
 
     def split(self, concatenated: Tensor) -> list[Tensor]:
         """Cut (..., C) in the input's order (deepest stage first) into a list of (..., C_l), shallow to deep."""
-        return list(concatenated.split(list(reversed(self.channels)), dim=-1))[::-1]
+        return list(concatenated.split(list(reversed(self.channels)), dim=-1))[::-1]  # type: ignore[no-untyped-call]
 
     def masked(self, pooled: Sequence[Tensor], stage: int, channels: Tensor, values: Tensor) -> Tensor:
         """Embeddings while the given channels of one stage are replaced one after another.

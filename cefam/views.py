@@ -18,7 +18,8 @@ from torchvision.transforms import functional as TF
 
 def to_pixels(picture: Image.Image) -> Tensor:
     """A picture of any mode as uint8 pixels (3, H, W)."""
-    return TF.pil_to_tensor(picture.convert("RGB"))
+    pixels: Tensor = TF.pil_to_tensor(picture.convert("RGB"))
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class View:
         size = self._resized(*pixels.shape[-2:])
         if size != tuple(pixels.shape[-2:]):
             pixels = TF.resize(pixels, list(size), interpolation, antialias=interpolation != InterpolationMode.NEAREST)
-        return TF.crop(pixels, *self._crop(*size))
+        cut: Tensor = TF.crop(pixels, *self._crop(*size))
+        return cut
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, H, W)."""
@@ -154,7 +156,8 @@ class TrainingView:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, size, size)."""
-        return self._transform(to_pixels(picture))
+        view: Tensor = self._transform(to_pixels(picture))
+        return view
 
 
 def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> Tensor:

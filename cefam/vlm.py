@@ -114,7 +114,8 @@ class OpenCLIP(VisionLanguageModel):
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """RAW embeddings (B, D) of views (B, 3, H, W)."""
-        return self.model.encode_image(self.preprocessing(images)).float()
+        embedding: Tensor = self.model.encode_image(self.preprocessing(images)).float()
+        return embedding
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -240,7 +241,7 @@ def _is_openai_checkpoint(path: Path) -> bool:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a TorchScript archive (OpenAI's format) is not a plain state dict
         try:
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         except Exception:  # neither: open_clip will say what is wrong with it
             return False
     return isinstance(state, dict) and marks <= set(state)

@@ -145,7 +145,8 @@ def _fetched(entry: Any) -> dict[str, Any]:
             f"The weights {entry} are not on this machine, and HF_HUB_OFFLINE forbids fetching them. {advice}"
         )
     try:
-        return entry.get_state_dict(progress=True, check_hash=True)
+        state: dict[str, Any] = entry.get_state_dict(progress=True, check_hash=True)
+        return state
     except (urllib.error.URLError, OSError) as error:
         raise FileNotFoundError(f"The weights {entry} could not be fetched ({error}). {advice}") from error
 

@@ -159,7 +159,7 @@ def _collate_regions(mask_view: View | None, samples: Sequence[tuple[Tensor, Sam
         for mask in sample.masks:
             index_map = torch.from_numpy(mask.index_map)
             maps.append(mask_view.mask(index_map) if mask_view else index_map)
-            labels = maps[-1].unique()
+            labels = maps[-1].unique()  # type: ignore[no-untyped-call]
             labels = labels[labels > 0].tolist()
             pair_mask += [len(maps) - 1] * len(labels)
             pair_label += labels

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import yaml
 
 from cefam import CEFAM
 from cefam.report import records
-from tests.commands import CONVNEXT, QUIET, csv_logger, evaluated, feature_options, images_data, run
+from tests.commands import CONVNEXT, QUIET, ROOT, csv_logger, evaluated, feature_options, images_data, run
 
 
 def test_fit_logs_losses_agreement_and_regions(trained):
@@ -281,3 +282,15 @@ def test_a_region_panel_is_drawn_after_validation(world, prepared, tmp_path):
     (path,) = tmp_path.rglob("panels/epoch-0000.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
     assert list(tmp_path.rglob("offline-run-*"))
+
+
+def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    code = next(block.split("```")[0] for block in page.split("```python\n") if block.startswith("# my_methods.py"))
+    (tmp_path / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    option = re.search(r"--model.methods '(.*)'", page)[1]
+    assert evaluated(trained, prepared, "out", "--model.methods", option) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines() if "leftwards" in line][:1] == ["leftwards"]
+    assert "color" in table

@@ -124,7 +124,8 @@ def _shade(index: np.ndarray, table: _Table, scene: Scene) -> np.ndarray:
     light = scene.light
     brightness = light.level + light.right * along // SIZE + (light.down * along // SIZE)[:, None]
     noise = (random_bytes(scene.name, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.int32) - 128) * scene.noise >> 7
-    return np.clip((pixels * brightness[..., None] >> 8) + noise[..., None], 0, 255).astype(np.uint8)
+    lit: np.ndarray = np.clip((pixels * brightness[..., None] >> 8) + noise[..., None], 0, 255).astype(np.uint8)
+    return lit
 
 
 def random_bytes(name: str, count: int) -> np.ndarray:
@@ -163,7 +164,8 @@ def _noise(name: str, down: int, across: int) -> np.ndarray:
 def _wave(phase: np.ndarray, period: int) -> np.ndarray:
     """A triangle wave of -64 .. 64."""
     place_in = phase % period
-    return np.abs(place_in * 256 // period - 128) - 64
+    wave: np.ndarray = np.abs(place_in * 256 // period - 128) - 64
+    return wave
 
 
 _Y, _X = np.mgrid[0:TILE, 0:TILE]
