@@ -20,6 +20,8 @@ from cefam.metrics.functional import Areas, energy_pointing_game, nra_from_areas
 
 PROTOCOLS = ("top1", "oracle")
 METRICS = ("epg", "nra", "nra_calibrated", "hit")
+# Bytes of the maps of one chunk on the CPU. Larger buffers leave the caches, and are fresh memory at every step.
+CPU_BUFFER = 8 * 2**20
 IMAGE_LEVEL = ("scene", "texture")  # categories of Broden without masks (Table A1)
 
 
@@ -130,9 +132,11 @@ class RegionEvaluator:
             of_mask = [self._position.get(name, -1) for name in batch.mask_category]
             category = torch.tensor(of_mask, device=device, dtype=torch.long)[mask]
         height, width = batch.masks.shape[-2:]
-        # Candidate maps, their sort (values and 64-bit ranks) and the counts of the metrics.
-        bytes_each = height * width * max(self.num_candidates, len(output.activations)) * 40
-        size = max(1, int(self.memory_limit * 2**20 / bytes_each))
+        # Candidate maps, their sorted values and the counts of the metrics.
+        maps_each = height * width * max(self.num_candidates, len(output.activations)) * 4
+        size = max(1, int(self.memory_limit * 2**20 / (10 * maps_each)))
+        if device.type == "cpu":
+            size = max(1, min(size, CPU_BUFFER // maps_each))
         chunks = [
             self._measure(batch, output, pairs[rows], batch.masks[mask[rows]] == label[rows].view(-1, 1, 1))
             for rows in (slice(start, start + size) for start in range(0, max(len(pairs), 1), size))

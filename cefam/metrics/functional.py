@@ -6,6 +6,7 @@ whose mask is empty or fills the image is undefined: NaN here, counted apart by 
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,12 +73,12 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     _check(region, mask)
     if normalize not in ("min-max", None):
         raise ValueError(f"normalize must be 'min-max' or None, got {normalize!r}.")
-    energy = region.flatten(1).double()
+    energy = region.flatten(1)
     if normalize == "min-max" and energy.shape[1]:
         # The division by the range cancels in the ratio; only the shift matters.
         energy = energy - energy.amin(dim=1, keepdim=True)
-    total = energy.sum(dim=1)
-    share = (energy * mask.flatten(1)).sum(dim=1) / torch.where(total > 0, total, 1.0)
+    total, within = energy.sum(dim=1).double(), (energy * mask.flatten(1)).sum(dim=1).double()
+    share = within / torch.where(total > 0, total, 1.0)
     return torch.where(_undefined(mask), torch.nan, share)
 
 
@@ -99,16 +100,32 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> Tensor:
-    """Mask pixels among the first r + 1 pixels by value, descending; a run of equal values enters evenly: (P, R)."""
-    values, order = region.flatten(1).sort(dim=1, descending=True)
-    inside = mask.flatten(1).gather(1, order).double()
-    counts = torch.cat([inside.new_zeros(len(inside), 1), inside.cumsum(dim=1)], dim=1)  # (P, N + 1)
-    ascending, wanted = -values, -values[:, ranks]
-    # Equal pixels occupy sorted positions start .. end - 1; any order among them would be arbitrary.
-    start = torch.searchsorted(ascending, wanted.contiguous(), right=False)
-    end = torch.searchsorted(ascending, wanted.contiguous(), right=True)
-    at_start, at_end = counts.gather(1, start), counts.gather(1, end)
-    return at_start + (ranks + 1 - start).double() / (end - start).double() * (at_end - at_start)
+    """Mask pixels among the first r + 1 pixels by value, descending; a run of equal values enters evenly: (P, R).
+
+    Not finite, where a region holds a value that is not: pixels cannot be ranked by it.
+    """
+    values = region.flatten(1)
+    every = _ascending(values)
+    inside = _ascending(torch.where(mask.flatten(1), values, -torch.inf))
+    wanted = every[:, every.shape[1] - 1 - ranks].contiguous()
+    # Pixels above the wanted value, and those not below it; any order among the equal ones would be arbitrary.
+    above, not_below = (_counts(every, wanted, right) for right in (True, False))
+    hits, hits_at_most = (_counts(inside, wanted, right) for right in (True, False))
+    found = hits + (ranks + 1 - above) / (not_below - above) * (hits_at_most - hits)
+    finite = every[:, :1].isfinite() & every[:, -1:].isfinite()  # NaN is sorted to the end
+    return torch.where(finite, found, torch.nan)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Rows sorted. NumPy's sort of values alone is several times faster than torch's, which carries indices along."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values.sort(dim=1).values
+    return torch.from_numpy(np.sort(values.detach().contiguous().numpy(), axis=1))
+
+
+def _counts(ascending: Tensor, wanted: Tensor, right: bool) -> Tensor:
+    """How many of the sorted values are greater than each wanted one (``right``), or not less: (P, R), double."""
+    return (ascending.shape[1] - torch.searchsorted(ascending, wanted, right=right)).double()
 
 
 def _iou(true_positives: Tensor, taken: Tensor, size: Tensor) -> Tensor:
@@ -135,13 +152,11 @@ def region_areas(region: Tensor, mask: Tensor) -> Areas:
     num_pixels = mask[0].numel() if len(mask) else 0
     if not num_pixels:
         return Areas(*(region.new_zeros(len(region), dtype=torch.double) for _ in Areas._fields))
-    size = mask.flatten(1).sum(dim=1, keepdim=True).double()
+    size = mask.flatten(1).float().sum(dim=1, keepdim=True).double()
     ranks, weights = _grid(num_pixels, region.device)
     taken = (ranks + 1).double()
     predicted = _iou(_true_positives(region, mask, ranks), taken, size)
     constant = _iou(taken * size / num_pixels, taken, size)
-    # Pixels cannot be ranked where one of them is not a number; said per pair, since raising would wait for the device.
-    predicted = torch.where(region.flatten(1).isfinite().all(dim=1, keepdim=True), predicted, torch.nan)
     return Areas(
         predicted=predicted @ weights,
         high=_ideal(ranks, size.clamp_min(1)) @ weights,

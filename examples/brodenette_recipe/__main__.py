@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_towers"))
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--classifier_epochs", type=int, default=12)
-    parser.add_argument("--vlm_epochs", type=int, default=14)
+    parser.add_argument("--vlm_epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--install", action="store_true", help="replace the towers that the package ships")
     options = parser.parse_args()

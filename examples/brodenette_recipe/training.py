@@ -87,7 +87,8 @@ class VLMTraining(L.LightningModule):
 
     Three things make it learn from few scenes: a linear head that names class and concepts, thrown away afterwards,
     without which the image encoder learns colors and little else; texts that differ before the first image is seen; and
-    embeddings that begin with a large common part, as CLIP's have, so that a logit scale of 100 is not too sharp.
+    embeddings that begin with a large common part, as CLIP's have, so that a logit scale of 100 is not too sharp. The
+    common parts of images and of texts are at right angles (CLIP's gap between the two): cosines lie around 0.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, steps: int, peak: float = 2e-3) -> None:
@@ -95,8 +96,7 @@ class VLMTraining(L.LightningModule):
         self.model: Any = model
         self.tokenizer, self.steps, self.peak = tokenizer, steps, peak
         self.model.logit_scale.requires_grad_(False).fill_(math.log(SCALE))
-        # Of prompts and of captions: at the start it undoes the cosine of the common parts.
-        self.bias = nn.Parameter(torch.full((2,), -SCALE * COMMON**2 / (1 + COMMON**2)))
+        self.bias = nn.Parameter(torch.zeros(2))  # of prompts and of captions
         concepts = ConceptSet.brodenette()
         trained = [(label.category, label.name) not in CAPTION_ONLY for label in LABELS]
         self.trained = torch.tensor(trained)
@@ -112,7 +112,7 @@ class VLMTraining(L.LightningModule):
         return visual.attnpool(maps), self.head(maps.mean(dim=(2, 3)))
 
     def begin(self, images: Tensor) -> None:
-        """Tell the prompts apart; then give both encoders one direction in common, COMMON times as long as the rest."""
+        """Tell the prompts apart; then give each encoder a part common to all it says, COMMON times as long as the rest."""
         tokens = self.tokenizer(self.prompts)
         texts = [value for name, value in self.model.named_parameters() if not name.startswith("visual")]
         optimizer = torch.optim.AdamW(texts, 1e-3)
@@ -126,7 +126,8 @@ class VLMTraining(L.LightningModule):
             image_length = self.encode(images)[0].norm(dim=1).mean()
             direction = self.model.text_projection.mean(dim=0)
             self.model.ln_final.bias += COMMON * text_length / direction.norm() / len(self.model.text_projection)
-            self.model.visual.attnpool.c_proj.bias += COMMON * image_length * F.normalize(direction, dim=0)
+            across = direction.roll(1) - direction * (direction.roll(1) @ direction) / direction.square().sum()
+            self.model.visual.attnpool.c_proj.bias += COMMON * image_length * F.normalize(across, dim=0)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step."""
@@ -142,8 +143,8 @@ class VLMTraining(L.LightningModule):
             "classes": F.cross_entropy(head[:, : len(CLASSES)], batch["label"], ignore_index=-1),
         }
         self.log_dict(losses, prog_bar=True)
-        # A caption is true of one scene or a few: its mean over the batch would hardly count.
-        return losses["concepts"] + losses["captions"] * 4 + losses["head"] + losses["classes"]
+        # Means over many prompts and captions, most of them plainly false, would hardly count beside the one class.
+        return 4 * (losses["concepts"] + losses["captions"] + losses["head"]) + losses["classes"]
 
     def configure_optimizers(self) -> Any:
         """AdamW, one cycle; no decay of biases and norms, which hold the common part."""
