@@ -74,6 +74,31 @@ class LiteralPair:
             found.append(total / len(order))
         return found
 
+    @torch.no_grad()
+    def contribution(self, image: Tensor, stage: int, num_channels: int = 20) -> float:
+        """Masking impact on the most probable class: the whole classifier runs once for every masked channel."""
+        classifier = self.explainer.classifier
+        z = self.pooled[stage][0]
+        order = (self.weights[stage][0] * z).argsort(descending=True, stable=True)[:num_channels].tolist()
+        last = stage == len(self.pooled) - 1
+        masked: list[int] = []
+
+        def mask(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            output = output.clone()
+            for channel in masked:
+                output[:, channel] = z.mean() if last else z[channel]
+            return output
+
+        handle = classifier.module.get_submodule(classifier.stages[stage].tap).register_forward_hook(mask)
+        first = self.logits.double().softmax(dim=1)[0]
+        target, total = int(first.argmax()), 0.0
+        for channel in order:
+            masked.append(channel)
+            logits = classifier.module(classifier.preprocessing(image[None]))
+            total += float((first[target] - logits.double().softmax(dim=1)[0, target]) / first[target])
+        handle.remove()
+        return total / len(order)
+
 
 def nra(region: np.ndarray, mask: np.ndarray) -> float:
     """NRA by the published loop over ranks: IoU at every rank that carries weight, counted pixel by pixel."""

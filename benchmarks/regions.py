@@ -31,14 +31,14 @@ MASK, CONCEPTS, DIM = 112, 1197, 512
 class Setting:
     """A classifier with random weights, a translator, concepts, and a batch like Broden's."""
 
-    def __init__(self, name: str, images: int, device: str) -> None:
+    def __init__(self, name: str, images: int, device: str, pairs_each: float = 17.5) -> None:
         torch.manual_seed(0)
         self.classifier = load_classifier(name, weights=None).to(device)
         self.translator = Translator(self.classifier.channels, DIM).to(device)
         words = ConceptSet.from_words([str(index) for index in range(CONCEPTS)])
         text = F.normalize(torch.randn(CONCEPTS, DIM, device=device), dim=1)
         self.concepts = ConceptSet(words.concepts, text, 100.0)
-        counts = torch.poisson(torch.full((images,), 17.5)).long().clamp_min(1)
+        counts = torch.poisson(torch.full((images,), pairs_each)).long().clamp_min(1)
         label = torch.cat([torch.randperm(CONCEPTS)[:count] + 1 for count in counts.tolist()])
         side = 14  # blobs: every pair has a mask of its own
         blobs = torch.rand(len(label), 1, side, side) > 0.8

@@ -120,7 +120,7 @@ def panel(
 
 
 def failures(explainer: Explainer, records: Path) -> Figure:
-    """Pairs where the chosen stage misses: four where another stage has it (largest loss), four where none has (largest mask)."""
+    """Pairs where the chosen stage misses: two where another stage has it (largest loss), two where none has (largest mask)."""
     best: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
     with records.open(newline="", encoding="utf-8") as lines:
         for line in csv.DictReader(lines):
