@@ -18,7 +18,7 @@ from PIL import Image
 
 from cefam import CEFAM, ConceptPairs, Explainer
 from cefam.brodenette import LABELS, Scene, class_of, describe, draw
-from cefam.brodenette.vocabulary import NUMBER, SIZE
+from cefam.brodenette.vocabulary import BACKGROUNDS, NUMBER, SIZE
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.report.figures import COLORMAP, save
 from cefam.views import resize_regions
@@ -59,38 +59,44 @@ def world(target: Path) -> None:
     )
 
 
-def picture_of_regions(explainer: Explainer, indices: Sequence[int]) -> Figure:
-    """A row per scene: the scene, then, per category, the concept in it with the highest score, with its region.
+CATEGORIES = ("object", "part", "color", "material")
+
+
+def panels_of(explainer: Explainer, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """A scene and, per category, the concept in it (no background) with the highest score, with its region."""
+    drawing = draw(describe("evaluation", index))
+    encoding = explainer.encode(torch.from_numpy(drawing.image).permute(2, 0, 1)[None])
+    scores = explainer.scores(encoding)[0]
+    position = {number: place for place, number in enumerate(explainer.concepts.numbers)}
+    found = []
+    for category in CATEGORIES:
+        labels, counts = np.unique(drawing.masks[category], return_counts=True)
+        there = [
+            int(v) for v, n in zip(labels, counts, strict=True) if v and n > 100 and _name(int(v)) not in BACKGROUNDS
+        ]
+        number = max(there, key=lambda number: float(scores[position[number]]))
+        mask = drawing.masks[category] == number
+        region, nra, stage = region_of(explainer, encoding, position[number], mask)
+        title = f"{_name(number)} ({category})"
+        found.append({"mask": mask, "region": region, "nra": nra, "stage": stage, "title": title})
+    return drawing.image, found
+
+
+def picture_of_regions(explainer: Explainer, among: int = 40, count: int = 3) -> Figure:
+    """The scenes of highest mean NRA among the first ``among``, a row each.
 
     The white line is the edge of the ground truth; the region is that of the stage with the largest association.
     """
-    names = ("object", "part", "color", "material")
-    figure = Figure(figsize=(2.1 * (1 + len(names)), 2.35 * len(indices)), layout="constrained")
-    grid = figure.subplots(len(indices), 1 + len(names), squeeze=False)
-    position = {number: index for index, number in enumerate(explainer.concepts.numbers)}
-    for row, index in zip(grid, indices, strict=True):
-        drawing = draw(describe("evaluation", index))
-        images = torch.from_numpy(drawing.image).permute(2, 0, 1)[None]
-        encoding = explainer.encode(images)
-        scores = explainer.scores(encoding)[0]
-        shown = []
-        for category in names:
-            labels, counts = np.unique(drawing.masks[category], return_counts=True)
-            there = [int(v) for v, n in zip(labels, counts, strict=True) if v and n > 100]
-            shown.append(max(there, key=lambda number: float(scores[position[number]])))
-        row[0].imshow(drawing.image)
+    every = [(index, *panels_of(explainer, index)) for index in range(among)]
+    best = sorted(every, key=lambda one: -sum(panel["nra"] for panel in one[2]))[:count]
+    figure = Figure(figsize=(2.1 * (1 + len(CATEGORIES)), 2.35 * count), layout="constrained")
+    grid = figure.subplots(count, 1 + len(CATEGORIES), squeeze=False)
+    for row, (index, image, found) in zip(grid, best, strict=True):
+        row[0].imshow(image)
         row[0].set_title(f"scene {index}", fontsize=9)
-        for axes, category, number in zip(row[1:], names, shown, strict=True):
-            mask = drawing.masks[category] == number
-            panel(
-                axes,
-                drawing.image,
-                mask,
-                *region_of(explainer, encoding, position[number], mask),
-                f"{_name(number)} ({category})",
-            )
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
+        row[0].set(xticks=[], yticks=[])
+        for axes, one in zip(row[1:], found, strict=True):
+            panel(axes, image, **one)
     return figure
 
 
@@ -111,9 +117,9 @@ def region_of(explainer: Explainer, encoding: Any, concept: int, mask: np.ndarra
 def panel(
     axes: Any, image: np.ndarray, mask: np.ndarray, region: np.ndarray, nra: float, stage: str, title: str
 ) -> None:
-    """A region over its scene, with the edge of the mask."""
-    axes.imshow(image)
-    axes.imshow(region, cmap=COLORMAP, vmin=0, vmax=max(float(region.max()), 1e-12), alpha=0.7)
+    """A region over its scene in grey, with the edge of the mask."""
+    axes.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(region, cmap=COLORMAP, vmin=0, vmax=max(float(region.max()), 1e-12), alpha=0.6)
     axes.contour(mask.astype(float), levels=[0.5], colors="white", linewidths=1.2)
     axes.set_title(f"{title}\nNRA {nra:.2f}, {stage}", fontsize=9)
     axes.set(xticks=[], yticks=[])
@@ -176,7 +182,7 @@ def main() -> None:
     options.target.mkdir(parents=True, exist_ok=True)
     world(options.target)
     explainer = CEFAM.from_pretrained(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer
-    save(picture_of_regions(explainer, (0, 9, 10)), options.target / "regions.png")
+    save(picture_of_regions(explainer), options.target / "regions.png")
     save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png")
     print(f"Pictures are in {options.target}.")
 
