@@ -291,4 +291,5 @@ def test_the_shipped_towers_are_as_good_as_recorded(tmp_path):
     for category in ("object", "part", "color", "material"):
         values = recorded["retrieval"][category]
         assert again[category]["mAP"] == pytest.approx(values["mAP"], abs=0.05)
-        assert again[category]["mAP"] > again[category]["chance"]
+        margin = 0.02 if category == "material" else 0.15  # materials are known hardly better than chance
+        assert again[category]["mAP"] > again[category]["chance"] + margin

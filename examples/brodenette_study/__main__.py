@@ -9,6 +9,7 @@ them to ``study.md``.
 import argparse
 import csv
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,22 @@ def intervals(study: Study) -> str:
     return markdown(["CE-FAM minus", *(f"seed {seed}" for seed in range(len(found)))], body)
 
 
+def stages_shown(study: Study) -> str:
+    """How often each stage is shown (largest association), and how often it would have been the best one."""
+    shares: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows(study.measure(SECTIONS["Derivative"][0]) / "records.csv"):
+        if row["method"] == "CE-FAM":
+            shares.setdefault((row["category"], row["protocol"]), Counter())[row["stage"]] += 1
+    body = [
+        [category, {"top1": "shown", "oracle": "best"}[protocol]]
+        + [f"{counts[str(stage)] / counts.total():.2f}" for stage in range(len(ALL))]
+        for (category, protocol), counts in sorted(
+            shares.items(), key=lambda item: (item[0][0], item[0][1] == "oracle")
+        )
+    ]
+    return markdown(["concept", "stage", *ALL], body)
+
+
 def zero_shot(study: Study) -> str:
     """Texts that something never saw: NRA and Hit Rate of every method and category, top-1."""
     options = (
@@ -214,6 +231,7 @@ def main() -> None:
     study.draw()
     parts = [f"## {title}\n\n{knobs(study, measurements)}\n" for title, measurements in SECTIONS.items()]
     parts.insert(1, f"## Against chance\n\n{intervals(study)}\n")
+    parts.append(f"## Stages shown and best\n\n{stages_shown(study)}\n")
     parts.append(f"## Zero-shot\n\n{zero_shot(study)}\n")
     write_text(study.folder / "study.md", "\n".join(parts))
     print("\n".join(parts))
