@@ -184,11 +184,14 @@ class CEFAM(L.LightningModule):
             {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
             batch_size=len(teacher),
         )
-        trainer: Any = self.trainer
-        if self.global_step % trainer.log_every_n_steps == 0:  # looking waits for the device, as logging does
-            self._check_finite("training", losses.total)
         total: Tensor = losses.total
         return total
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Look at the loss as often as it is logged: looking waits for the device."""
+        trainer: Any = self.trainer
+        if self.global_step % trainer.log_every_n_steps == 0:
+            self._check_finite("training", loss)
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
         """Stop before a checkpoint of such weights replaces a good one."""

@@ -177,12 +177,6 @@ def test_a_gpu_that_is_not_there_is_said(world, prepared, capsys):
     assert "No supported gpu backend found" in capsys.readouterr().err
 
 
-def test_an_unknown_option_is_refused(world, prepared, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run("fit", *feature_options(world, prepared), "--model.similarty_weight=1")
-    assert "similarty_weight" in capsys.readouterr().err
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("verb", ["prepare", "features", "fit", "evaluate", "export"])
 def test_the_exit_status_of_a_command(verb, tmp_path):
