@@ -124,6 +124,17 @@ def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def _parsable(name: str) -> str:
+    """The same name, once its file has been found to be YAML; the parser would not name the file."""
+    import yaml
+
+    try:
+        yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config {name} is not YAML: {error}.") from error
+    return name
+
+
 def _config_path(name: str) -> str:
     if Path(name).is_file():
         return _parsable(name)
@@ -190,16 +201,6 @@ def _demo(arguments: list[str]) -> None:
     from cefam.demo import demo
 
     _function(arguments, "demo", demo)
-
-
-def _parsable(name: str) -> str:
-    import yaml
-
-    try:
-        yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config {name} is not YAML: {error}.") from error
-    return name
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

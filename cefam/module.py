@@ -149,8 +149,10 @@ class CEFAM(L.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Refuse features that were computed with other towers."""
-        for manifest in getattr(getattr(self.trainer, "datamodule", None), "manifests", []):
+        """Refuse features that were computed with other towers, and masks that number their labels otherwise."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        self.concepts.check_labels(getattr(datamodule, "labels", []))
+        for manifest in getattr(datamodule, "manifests", []):
             check_identity("classifier", manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
             if self.vlm is not None:
                 check_identity("vision-language model", manifest.vlm, self.vlm.identity(), VLM_KEYS)

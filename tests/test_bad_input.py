@@ -107,6 +107,11 @@ CASES = {
         ["--model.concepts=awa2", "--model.vlm={vlm}"],
         "The masks number their labels otherwise",
     ),
+    "concepts with other numbers, in validation": (
+        "fit",
+        ["--model.concepts=awa2", DATA + "regions={made}/broden"],
+        "The masks number their labels otherwise",
+    ),
     # Images
     "no folder of images": ("features", ["--images=gone"], "There is no folder gone"),
     "folder without images": ("features", ["--images={broken}/empty"], "No image"),
