@@ -24,6 +24,11 @@ class Parser(Sentences, LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Save the parsed config beside the run, and give it to the loggers as hyperparameters."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save where there is a run's folder; without a logger it would be the folder that the user stands in."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Called on the first process, after the files."""
         for logger in trainer.loggers:

@@ -294,3 +294,8 @@ def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp
     table = (tmp_path / "out" / "table.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines() if "leftwards" in line][:1] == ["leftwards"]
     assert "color" in table
+
+
+def test_without_a_logger_nothing_is_written_beside_the_output(trained, prepared, tmp_path):
+    assert evaluated(trained, prepared, "out", "--trainer.logger=false") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
