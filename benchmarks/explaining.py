@@ -39,7 +39,7 @@ def literally(setting: Setting, stage: int, concepts: Sequence[int]) -> Any:
     """The same, each concept by itself."""
     values = []
     for concept in concepts:
-        pair = LiteralPair(setting.explainer, setting.batch.image[0], concept)
+        pair = LiteralPair(setting.literal, setting.batch.image[0], concept)
         pair.association(K)
         values.append(pair.contribution(setting.batch.image[0], stage, K))
     return torch.tensor(values, dtype=torch.double)

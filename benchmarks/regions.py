@@ -2,7 +2,8 @@
 
     python -m benchmarks.regions --classifier resnet50 --images 16 --literal_pairs 12
 
-Random weights; the floor is the bare forward and backward pass of the classifier after its first stage, for the same pairs.
+Random weights; the floor is the bare forward and backward pass of the classifier after its first stage, for the same pairs,
+once of the network as it is and once as cefam runs it (BatchNorm folded, channels last).
 Prints a table and writes JSON. Everything is measured in one run, on an otherwise idle machine, and the values of the
 first pairs are compared with the literal ones.
 """
@@ -11,11 +12,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torchvision import models
 
 from benchmarks import literal
 from cefam import ConceptPairs, ConceptSet, Explainer, FrozenClassifier, Translator, load_classifier
@@ -23,7 +26,7 @@ from cefam.evaluator import RegionBatch, RegionEvaluator
 from cefam.files import write_text
 from cefam.methods import CEFAMRegions
 from cefam.metrics.functional import normalized_region_accuracy
-from cefam.views import resize_regions
+from cefam.views import IMAGENET, resize_regions
 
 MASK, CONCEPTS, DIM = 112, 1197, 512
 
@@ -33,7 +36,11 @@ class Setting:
 
     def __init__(self, name: str, images: int, device: str, pairs_each: float = 17.5) -> None:
         torch.manual_seed(0)
-        self.classifier = load_classifier(name, weights=None).to(device)
+        stages = load_classifier(name, weights=None).stage_names
+        module = models.get_model(name, weights=None)
+        # The same network twice: as it is, for floor and literal procedure, and as cefam runs it.
+        self.plain = FrozenClassifier(module, stages, preprocessing=IMAGENET, fold=False).to(device)
+        self.classifier = FrozenClassifier(module, stages, preprocessing=IMAGENET).to(device)
         self.translator = Translator(self.classifier.channels, DIM).to(device)
         words = ConceptSet.from_words([str(index) for index in range(CONCEPTS)])
         text = F.normalize(torch.randn(CONCEPTS, DIM, device=device), dim=1)
@@ -69,10 +76,14 @@ class Setting:
         """The explainer of this setting."""
         return Explainer(self.classifier, self.translator, self.concepts, preset=self.preset)
 
+    @property
+    def literal(self) -> Explainer:
+        """The same for the network as it is."""
+        return Explainer(self.plain, self.translator, self.concepts, preset=self.preset)
 
-def floor(setting: Setting, together: int) -> None:
+
+def floor(setting: Setting, classifier: FrozenClassifier, together: int) -> None:
     """Bare forward and backward of what follows the first stage, ``together`` pairs at a time."""
-    classifier: FrozenClassifier = setting.classifier
     output = classifier(setting.batch.image)
     for chosen in setting.pairs.image.split(together):
         rest = [classifier.module.get_submodule(stage.tap) for stage in classifier.stages[1:]]
@@ -110,7 +121,7 @@ def literally(setting: Setting, count: int) -> tuple[float, float, float]:
     start = time.perf_counter()
     for row in range(count):
         image, concept = int(setting.pairs.image[row]), int(setting.pairs.concept[row])
-        pair = literal.LiteralPair(setting.explainer, setting.batch.image[image], concept)
+        pair = literal.LiteralPair(setting.literal, setting.batch.image[image], concept)
         mask = (setting.batch.masks[row] == setting.batch.pair_label[row]).cpu().numpy()
         values = []
         for region in pair.maps:
@@ -145,11 +156,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 normalized_region_accuracy(resized, masks[start : start + 64])
 
     rows: dict[str, float] = {
-        "forward pass, per image": seconds(lambda: setting.classifier(setting.batch.image)) / options.images
+        "forward pass, per image": seconds(lambda: setting.plain(setting.batch.image)) / options.images,
+        "forward pass, folded, per image": seconds(lambda: setting.classifier(setting.batch.image)) / options.images,
     }
     multi = len(setting.classifier.stages) > 1
     if multi:
-        rows["floor: bare forward and backward"] = seconds(lambda: floor(setting, options.together)) / pairs
+        for name, classifier in (("floor", setting.plain), ("floor, folded", setting.classifier)):
+            rows[name] = seconds(partial(floor, setting, classifier, options.together)) / pairs
     rows["evaluation, total derivative"] = seconds(lambda: setting.evaluate("total")) / pairs
     rows["evaluation, branch derivative"] = seconds(lambda: setting.evaluate("branch")) / pairs
     rows["association alone"] = seconds(lambda: explainer.association(encoding, setting.pairs, regions=regions)) / pairs
@@ -169,15 +182,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         result["largest_difference"] = worst
     if multi:
-        bare = rows["floor: bare forward and backward"]
-        light = rows["forward pass, per image"] * options.images / pairs + rows["resize and NRA alone"]
-        result.setdefault("ratios", {}).update(
-            {
-                "total / floor": rows["evaluation, total derivative"] / bare,
-                "association / floor": rows["association alone"] / bare,
-                "branch / (forward + resize + NRA)": rows["evaluation, branch derivative"] / light,
-            }
-        )
+        share = options.images / pairs
+        for kind in ("", ", folded"):
+            bare = rows[f"floor{kind}"]
+            light = rows[f"forward pass{kind}, per image"] * share + rows["resize and NRA alone"]
+            result.setdefault("ratios", {}).update(
+                {
+                    f"total / floor{kind}": rows["evaluation, total derivative"] / bare,
+                    f"association / floor{kind}": rows["association alone"] / bare,
+                    f"branch / (forward{kind} + resize + NRA)": rows["evaluation, branch derivative"] / light,
+                }
+            )
     return result
 
 

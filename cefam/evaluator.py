@@ -16,12 +16,12 @@ from cefam.concepts import ConceptSet
 from cefam.explain import ConceptPairs, Preset
 from cefam.methods.base import Candidates, RegionMethod
 from cefam.metrics import CATEGORIES, hits
-from cefam.metrics.functional import Areas, energy_pointing_game, nra_from_areas, region_areas
+from cefam.metrics.functional import Bounds, area_bounds, energy_pointing_game, nra_from_areas, region_area
 
 PROTOCOLS = ("top1", "oracle")
 METRICS = ("epg", "nra", "nra_calibrated", "hit")
-# Bytes of the maps of one chunk on the CPU. Larger buffers leave the caches, and are fresh memory at every step.
-CPU_BUFFER = 8 * 2**20
+# Bytes of the maps that are measured at once on the CPU: their copies, sorted and masked, stay in the caches.
+CPU_CACHE = 4 * 2**20
 IMAGE_LEVEL = ("scene", "texture")  # categories of Broden without masks (Table A1)
 
 
@@ -135,8 +135,6 @@ class RegionEvaluator:
         # Candidate maps, their sorted values and the counts of the metrics.
         maps_each = height * width * max(self.num_candidates, len(output.activations)) * 4
         size = max(1, int(self.memory_limit * 2**20 / (10 * maps_each)))
-        if device.type == "cpu":
-            size = max(1, min(size, CPU_BUFFER // maps_each))
         chunks = [
             self._measure(batch, output, pairs[rows], batch.masks[mask[rows]] == label[rows].view(-1, 1, 1))
             for rows in (slice(start, start + size) for start in range(0, max(len(pairs), 1), size))
@@ -157,30 +155,25 @@ class RegionEvaluator:
 
     def _measure(
         self, batch: RegionBatch, output: ClassifierOutput, pairs: ConceptPairs, mask: Tensor
-    ) -> tuple[Areas, dict[str, dict[str, MethodValues]]]:
+    ) -> tuple[Bounds, dict[str, dict[str, MethodValues]]]:
         values: dict[str, dict[str, MethodValues]] = {}
-        areas = region_areas(mask.float(), mask)
+        bounds = area_bounds(mask)
         for name, method in self.methods.items():
             candidates = method.regions(batch.image, output, pairs, mask.shape[-2:], self.num_candidates)
-            values[name] = self._values(candidates, mask)
-        return areas, values
+            values[name] = self._values(candidates, mask, bounds)
+        return bounds, values
 
-    def _values(self, candidates: Candidates, mask: Tensor) -> dict[str, MethodValues]:
+    def _values(self, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
         count = candidates.maps.shape[1]
         regions = candidates.maps.flatten(0, 1).float()
         repeated = mask.repeat_interleave(count, dim=0)
-        areas = region_areas(regions, repeated)
         shape = (len(mask), count)
-        nra = nra_from_areas(areas, repeated, "published").view(shape)
-        calibrated = nra_from_areas(areas, repeated, "constant").view(shape)
-        normalize: Any = "min-max" if self.preset == "published" else None
-        # The paper takes maps raw; those of other methods may be negative, and energy is what is above zero.
-        energy = regions if normalize else regions.clamp_min(0)
-        epg = energy_pointing_game(energy, repeated, normalize).view(shape)
+        auc, epg = (values.view(shape) for values in self._areas_and_energy(regions, repeated))
+        each = Bounds(*(bound.unsqueeze(1) for bound in bounds))
+        nra, calibrated = nra_from_areas(auc, each, "published"), nra_from_areas(auc, each, "constant")
         if self.preset == "published":
             # The published loop keeps a candidate only if its NRA is above 0; else both values are recorded as 0.
             epg = torch.where(nra == 0, 0.0, epg)
-        auc = areas.predicted.view(shape)
         ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
         expressible = candidates.valid.any(dim=1)
         result = {}
@@ -197,6 +190,17 @@ class RegionEvaluator:
                 expressible=expressible,
             )
         return result
+
+    def _areas_and_energy(self, regions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """AUC and EPG of every map, both (P,)."""
+        size = max(1, CPU_CACHE // (4 * masks.shape[1:].numel())) if masks.device.type == "cpu" else max(1, len(masks))
+        normalize: Any = "min-max" if self.preset == "published" else None
+        auc, epg = [], []
+        for region, mask in zip(torch.split(regions, size), torch.split(masks, size), strict=True):
+            auc.append(region_area(region, mask))
+            # The paper takes maps raw; those of other methods may be negative, and energy is what is above zero.
+            epg.append(energy_pointing_game(region if normalize else region.clamp_min(0), mask, normalize))
+        return torch.cat(auc), torch.cat(epg)
 
 
 def stable_hash(name: str) -> int:

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from cefam import regions as R
-from cefam.classifier import ClassifierOutput, FrozenClassifier, StageContext
+from cefam.classifier import ClassifierOutput, FrozenClassifier
 from cefam.concepts import Concept, ConceptSet
 from cefam.impact import Impact, impact, leading_channels, masked_count, masked_variants
+from cefam.stages import StageContext
 from cefam.translator import Translator
 from cefam.vlm import VisionLanguageModel
 
 Derivative = Literal["total", "branch"]
 Preset = Literal["published", "paper"]
+# Bytes of one buffer on the CPU: larger ones are fresh memory at every step, which costs more than the work in them.
+CPU_BUFFER = 16 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +274,8 @@ class Explainer:
         """Total derivative at all stages but the last, (P, C_l) each; groups of images keep to the memory limit."""
         weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
         slot = R.slots(pairs.image, len(encoding.images))
-        room = max(1, int(self.memory_limit * 2**20 / (2 * 4 * self._elements(encoding, 0))))
+        largest = max(activation[0].numel() for activation in encoding.output.activations)
+        room = self._room(2 * 4 * self._elements(encoding, 0), 4 * largest, slot.device)
         for group, most in _groups(pairs.image, len(encoding.images), room):
             place = torch.full((len(encoding.images),), -1, device=slot.device).index_copy(
                 0, group, torch.arange(len(group), device=slot.device)
@@ -296,7 +300,8 @@ class Explainer:
         if before is None:
             return weights
         parts = [weights[:0]]
-        for chunk in self._chunks(len(pairs), 4 * 4 * before[0].numel()):
+        each = 4 * before[0].numel()
+        for chunk in self._chunks(len(pairs), 4 * each, each, before.device):
             maps = before[pairs.image[chunk]].float()
             gradient = weights[chunk, :, None, None].expand_as(maps)
             parts.append(R.pool(self.classifier.through_norm(stage, gradient, maps)))
@@ -308,9 +313,20 @@ class Explainer:
         probe = self.classifier.input_size[0] * self.classifier.input_size[1]
         return int(self.classifier.stages[stage].elements * max(height * width / probe, 1e-3)) + 1
 
-    def _chunks(self, total: int, bytes_each: int) -> Iterator[slice]:
-        """Slices of pairs that keep to the memory limit; at least one pair each."""
-        size = max(1, int(self.memory_limit * 2**20 / bytes_each))
+    def _room(self, bytes_each: int, largest: int, device: torch.device) -> int:
+        """Pairs that are worked on at once: they keep to the memory limit, and no buffer of theirs to slow memory.
+
+        Args:
+            bytes_each: that one pair takes at a time.
+            largest: bytes of its largest buffer.
+            device: where.
+        """
+        room = self.memory_limit * 2**20 / bytes_each
+        return max(1, int(min(room, CPU_BUFFER / largest) if device.type == "cpu" else room))
+
+    def _chunks(self, total: int, bytes_each: int, largest: int, device: torch.device) -> Iterator[slice]:
+        """Slices of pairs, as many as there is room for."""
+        size = self._room(bytes_each, largest, device)
         return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
     @torch.no_grad()
@@ -338,30 +354,24 @@ class Explainer:
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.embedding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
-        hidden = sum(self.translator.hidden_dims) + self.translator.hidden_dims[0]
-        bytes_each = (num_channels + 1) * (4 * (hidden + self.translator.embedding_dim) + 24 * len(self.concepts))
-        parts = [encoding.embedding.new_zeros(0, len(regions.maps), dtype=torch.double)]
-        for chunk in self._chunks(len(pairs), bytes_each):
-            pooled = [z[pairs.image[chunk]] for z in encoding.pooled]
-            with _single_precision(encoding.images):
-                stages = [
-                    self._stage_association(pooled, stage, importance[chunk], pairs.concept[chunk], num_channels)
-                    for stage, importance in enumerate(regions.importance)
-                ]
-            parts.append(torch.stack(stages, dim=1))
-        return torch.cat(parts)
+        found = encoding.embedding.new_zeros(len(pairs), len(regions.maps), dtype=torch.double)
+        with _single_precision(encoding.images):
+            first = self.translator.first_layer(encoding.pooled)
+            for stage, importance in enumerate(regions.importance):
+                columns = self.translator.columns(stage)
+                each = (num_channels + 1) * 4 * max(first.shape[1], 2 * len(self.concepts))
+                for chunk in self._chunks(len(pairs), 4 * each, 2 * each, first.device):
+                    image, concept = pairs.image[chunk], pairs.concept[chunk]
+                    channels = self._leading(importance[chunk], num_channels)
+                    z = encoding.pooled[stage][image]
+                    change = z.mean(dim=1, keepdim=True) - z.gather(1, channels)
+                    scores = self._similarity(self.translator.masked(first[image], columns, channels, change))
+                    logs = R.log_probability(scores, self.concepts.probability)  # (P, K + 1, T)
+                    found[chunk, stage] = impact(_of_each(logs, concept)).value
+        return found
 
     def _leading(self, importance: Tensor, num_channels: int) -> Tensor:
         return leading_channels(importance, masked_count(num_channels, self.channel_share, importance.shape[1]))
-
-    def _stage_association(
-        self, pooled: list[Tensor], stage: int, importance: Tensor, concept: Tensor, num_channels: int
-    ) -> Tensor:
-        channels = self._leading(importance, num_channels)
-        values = pooled[stage].mean(dim=1, keepdim=True).expand(-1, channels.shape[1])
-        scores = self._similarity(self.translator.masked(pooled, stage, channels, values))  # (P, K + 1, T)
-        logs = R.log_probability(scores, self.concepts.probability)
-        return impact(logs.gather(2, concept.view(-1, 1, 1).expand(-1, logs.shape[1], 1)).squeeze(2)).value
 
     @torch.no_grad()
     def contribution(
@@ -405,12 +415,9 @@ class Explainer:
         value = logits.new_zeros(len(pairs), dtype=torch.double)
         for index, importance in enumerate(regions.importance):
             chosen = (stage == index).nonzero().squeeze(1)
-            bytes_each = (
-                (num_channels + 1)
-                * 4
-                * (self._elements(encoding, index) + encoding.output.activations[index][0].numel())
-            )
-            for chunk in self._chunks(len(chosen), bytes_each):
+            variants, size = num_channels + 1, encoding.output.activations[index][0].numel()
+            bytes_each = variants * 4 * (self._elements(encoding, index) + size)
+            for chunk in self._chunks(len(chosen), bytes_each, variants * 4 * size, chosen.device):
                 rows = chosen[chunk]
                 result = self._stage_contribution(
                     encoding, index, importance[rows], pairs.image[rows], classes[pairs.image[rows]], num_channels
@@ -439,8 +446,7 @@ class Explainer:
         with _single_precision(encoding.images):
             logits = self.classifier.resume(stage, masked, context)
         logits = logits.view(len(image), -1, encoding.output.logits.shape[1])
-        logs = logits.double().log_softmax(dim=-1)
-        return impact(logs.gather(2, target.view(-1, 1, 1).expand(-1, logs.shape[1], 1)).squeeze(2))
+        return impact(_of_each(logits.double().log_softmax(dim=-1), target))
 
     @torch.no_grad()
     def explain(
@@ -500,6 +506,11 @@ class Explainer:
             region=regions.maps[stage][row],
             contribution=contribution[row] if contribution else None,
         )
+
+
+def _of_each(values: Tensor, chosen: Tensor) -> Tensor:
+    """One column of every row's table: (P, K + 1, T), (P,) -> (P, K + 1)."""
+    return values[torch.arange(len(values), device=values.device), :, chosen]
 
 
 def _groups(image: Tensor, num_images: int, room: int) -> Iterator[tuple[Tensor, int]]:

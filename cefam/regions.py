@@ -66,7 +66,8 @@ def total_weights(
     # One forward pass serves all concepts of an image, and one backward all pairs: in eval mode no image touches another.
     with torch.enable_grad():
         pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
-    return list(torch.autograd.grad(pooled, list(sources), list(pooled_gradients), True, is_grads_batched=True))
+    # torch.vmap knows how convolutions go back in batches; `is_grads_batched=True` runs one concept after another.
+    return list(torch.vmap(lambda *g: torch.autograd.grad(pooled, list(sources), g, True))(*pooled_gradients))
 
 
 def fuse(activation: Tensor, weights: Tensor, image: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Translator(nn.Module):
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Embedding (B, D) of pooled activations, a list of (B, C_l), shallow to deep."""
-        return self._tail(self.fc1(self._concatenate(pooled)))
+        return self._tail(self.first_layer(pooled))
 
     def _concatenate(self, pooled: Sequence[Tensor]) -> Tensor:
         widths = [z.shape[-1] for z in pooled]
@@ -82,7 +82,7 @@ class Translator(nn.Module):
             embedding and the image (P,) each score belongs to, and gives their gradient with respect to the pooled
             activations: a list of (P, C_l), shallow to deep.
         """
-        first = torch.tanh(self.fc1(self._concatenate(pooled)))
+        first = torch.tanh(self.first_layer(pooled))
         second = torch.tanh(self.fc2(first))
 
         def pull_back(gradient: Tensor, image: Tensor) -> list[Tensor]:
@@ -96,26 +96,34 @@ class Translator(nn.Module):
         """Cut (..., C) in the input's order (deepest stage first) into a list of (..., C_l), shallow to deep."""
         return list(concatenated.split(list(reversed(self.channels)), dim=-1))[::-1]  # type: ignore[no-untyped-call]
 
-    def masked(self, pooled: Sequence[Tensor], stage: int, channels: Tensor, values: Tensor) -> Tensor:
-        """Embeddings while the given channels of one stage are replaced one after another.
+    def first_layer(self, pooled: Sequence[Tensor]) -> Tensor:
+        """What the first layer says of pooled activations, before its tanh: a list of (B, C_l) -> (B, first width)."""
+        first: Tensor = self.fc1(self._concatenate(pooled))
+        return first
 
-        The masked inputs differ from the unmasked one in a growing set of entries, so the first layer is computed once
-        and the rest is a cumulative sum of K rank-one updates.
+    def columns(self, stage: int) -> Tensor:
+        """The first layer's weights for one stage's channels (C_l, first width), copied so that rows are gathered fast."""
+        return self.split(self.fc1.weight)[stage].t().contiguous()
+
+    def masked(self, first: Tensor, columns: Tensor, channels: Tensor, change: Tensor) -> Tensor:
+        """Embeddings while channels of one stage are changed one after another.
+
+        The inputs differ from the unmasked one in a growing set of entries, so the first layer is not computed again: it
+        moves by a growing sum of K of its columns.
 
         Args:
-            pooled: list of (P, C_l), shallow to deep.
-            stage: the stage that is masked, from 0.
+            first: :meth:`first_layer` of the unmasked input (P, first width).
+            columns: :meth:`columns` of the stage.
             channels: channels in the order of masking (P, K).
-            values: what each of them is set to (P, K).
+            change: what is added to each of them (P, K).
 
         Returns:
-            (P, K + 1, D); entry n has the first n channels replaced.
+            (P, K + 1, D); entry n has the first n channels changed.
         """
-        columns = self.split(self.fc1.weight)[stage].t()  # (C_l, first hidden width)
-        change = values - pooled[stage].gather(1, channels)
-        updates = change.unsqueeze(-1) * columns[channels]  # (P, K, first)
-        unmasked = self.fc1(self._concatenate(pooled)).unsqueeze(1)
-        return self._tail(torch.cat([unmasked, unmasked + updates.cumsum(dim=1)], dim=1))
+        count = channels.shape[1]
+        so_far = change.new_ones(count + 1, count).tril(-1)  # row n: the first n
+        moved = torch.baddbmm(first.unsqueeze(1), so_far * change.unsqueeze(1), columns[channels])
+        return self._tail(moved)
 
 
 class DistillationLosses(NamedTuple):

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from cefam import FrozenClassifier, load_classifier
-from cefam.classifier import StageContext
+from cefam.stages import StageContext
 from cefam.zoo import read_state_dict
 from tests.conftest import fill
 
@@ -134,8 +134,10 @@ def test_nothing_is_left_on_the_module():
         assert "forward" not in module.__dict__
 
 
-def test_frozen_means_frozen():
-    classifier = load_classifier("resnet18", weights=None)
+@pytest.mark.parametrize("fold", [True, False])
+def test_frozen_means_frozen(fold):
+    module = torchvision.models.resnet18(weights=None)
+    classifier = FrozenClassifier(module, ["layer4"], fold=fold)
     before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
     classifier.train()
     classifier(torch.rand(2, 3, 64, 64))

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LIGHTNING = ("lightning", "pytorch_lightning")
 UPPER = ("cefam.module", "cefam.evaluation", "cefam.datamodules", "cefam.callbacks", "cefam.cli", "cefam.lightning_cli")
-GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts", "identity")
+GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts", "identity", "stages", "folding")
 FORBIDDEN = {
     "files": ("cefam.", *LIGHTNING),
     "options": ("cefam.", *LIGHTNING),
@@ -27,6 +27,8 @@ FORBIDDEN = {
     "concepts": ("cefam.", *LIGHTNING),
     "identity": ("cefam.", *LIGHTNING),
     "schedule": ("cefam.", *LIGHTNING),
+    "folding": ("cefam.", *LIGHTNING),
+    "stages": ("cefam.", *LIGHTNING),
     "classifier": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "vlm": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.classifier", *UPPER, *LIGHTNING),
     "explain": ("cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),

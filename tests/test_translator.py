@@ -45,7 +45,8 @@ def test_masking_is_the_literal_loop(translator, stage):
     pooled = pooled_of(4)
     channels = torch.stack([torch.randperm(CHANNELS[stage])[:3] for _ in range(4)])
     values = torch.randn(4, 3).double()
-    found = translator.masked(pooled, stage, channels, values)
+    change = values - pooled[stage].gather(1, channels)
+    found = translator.masked(translator.first_layer(pooled), translator.columns(stage), channels, change)
     assert found.shape == (4, 4, 6)
     for row in range(4):
         z = [p[row : row + 1].clone() for p in pooled]

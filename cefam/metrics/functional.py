@@ -13,14 +13,13 @@ from torch import Tensor
 BINS = 100  # the published grid: every hundredth of the pixels, and every pixel of the first hundredth
 
 
-class Areas(NamedTuple):
-    """Areas under the IoU curves of every pair, each (P,), double.
+class Bounds(NamedTuple):
+    """Areas under IoU curves that depend on the mask alone, each (P,), double; NaN where it is empty or full.
 
-    ``predicted``: of the region; ``high``: of the mask itself (AUC_high); ``low``: the published closed form |M| / 2N
-    (AUC_low); ``constant``: of a constant map under the very same ranks and weights, the chance level.
+    ``high``: of the mask itself (AUC_high); ``low``: the published closed form |M| / 2N (AUC_low); ``constant``: of a
+    constant map under the very same ranks and weights, the chance level.
     """
 
-    predicted: Tensor
     high: Tensor
     low: Tensor
     constant: Tensor
@@ -46,9 +45,13 @@ def _check(region: Tensor, mask: Tensor) -> None:
         )
 
 
-def _undefined(mask: Tensor) -> Tensor:
-    inside = mask.flatten(1)
-    return ~inside.any(dim=1) | inside.all(dim=1)
+def _size(mask: Tensor) -> Tensor:
+    """Pixels of each mask (P,), double."""
+    return mask.flatten(1).view(torch.uint8).sum(dim=1, dtype=torch.int32).double()
+
+
+def _defined(size: Tensor, num_pixels: int) -> Tensor:
+    return (size > 0) & (size < num_pixels)
 
 
 def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-max"] | None = "min-max") -> Tensor:
@@ -79,7 +82,7 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
         energy = energy - energy.amin(dim=1, keepdim=True)
     total, within = energy.sum(dim=1).double(), (energy * mask.flatten(1)).sum(dim=1).double()
     share = within / torch.where(total > 0, total, 1.0)
-    return torch.where(_undefined(mask), torch.nan, share)
+    return torch.where(_defined(_size(mask), energy.shape[1]), share, torch.nan)
 
 
 def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -138,42 +141,48 @@ def _ideal(ranks: Tensor, size: Tensor) -> Tensor:
     return torch.where(ranks < size, ranks / size, size / ranks)
 
 
-def region_areas(region: Tensor, mask: Tensor) -> Areas:
-    """Areas under the IoU curve of each region, of its ideal, and of chance (AUC, AUC_high, AUC_low of eq. 13).
+def region_area(region: Tensor, mask: Tensor) -> Tensor:
+    """Area under the IoU curve of each region (AUC of eq. 13): (P,), double.
 
-    The grid of ranks, its weights and the ideal curve are the published program's; equal pixels are resolved by their
-    expectation, which the published program leaves to an unstable sort.
+    The grid of ranks and its weights are the published program's; equal pixels are resolved by their expectation, which
+    the published program leaves to an unstable sort.
 
     Args:
         region: (P, H, W).
         mask: (P, H, W), boolean.
     """
     _check(region, mask)
-    num_pixels = mask[0].numel() if len(mask) else 0
-    if not num_pixels:
-        return Areas(*(region.new_zeros(len(region), dtype=torch.double) for _ in Areas._fields))
-    size = mask.flatten(1).float().sum(dim=1, keepdim=True).double()
-    ranks, weights = _grid(num_pixels, region.device)
-    taken = (ranks + 1).double()
-    predicted = _iou(_true_positives(region, mask, ranks), taken, size)
-    constant = _iou(taken * size / num_pixels, taken, size)
-    return Areas(
-        predicted=predicted @ weights,
-        high=_ideal(ranks, size.clamp_min(1)) @ weights,
-        low=size.squeeze(1) / (2 * num_pixels),
-        constant=constant @ weights,
-    )
+    if not mask.numel():
+        return region.new_zeros(len(region), dtype=torch.double)
+    ranks, weights = _grid(mask[0].numel(), region.device)
+    return _iou(_true_positives(region, mask, ranks), (ranks + 1).double(), _size(mask).unsqueeze(1)) @ weights
 
 
-def nra_from_areas(areas: Areas, mask: Tensor, chance: Literal["published", "constant"] = "published") -> Tensor:
-    """NRA (P,) of areas that are known already; arguments and result as in :func:`normalized_region_accuracy`."""
+def area_bounds(mask: Tensor) -> Bounds:
+    """What a region's area is measured between; the ideal curve is the published program's.
+
+    Args:
+        mask: (P, H, W), boolean.
+    """
+    num_pixels, size = mask.shape[1:].numel(), _size(mask)
+    if not mask.numel():
+        return Bounds(size, size, size)
+    ranks, weights = _grid(num_pixels, mask.device)
+    taken, each = (ranks + 1).double(), size.unsqueeze(1)
+    high = _ideal(ranks, each.clamp_min(1)) @ weights
+    low = size / (2 * num_pixels)
+    constant = _iou(taken * each / num_pixels, taken, each) @ weights
+    defined = _defined(size, num_pixels)
+    return Bounds(*(torch.where(defined, area, torch.nan) for area in (high, low, constant)))
+
+
+def nra_from_areas(predicted: Tensor, bounds: Bounds, chance: Literal["published", "constant"] = "published") -> Tensor:
+    """NRA of areas that are known already, in any shapes that broadcast; see :func:`normalized_region_accuracy`."""
     if chance == "published":
-        value = (areas.predicted - areas.low).clamp_min(0) / (areas.high - areas.low)
-    elif chance == "constant":
-        value = (areas.predicted - areas.constant) / (areas.high - areas.constant)
-    else:
-        raise ValueError(f"chance must be 'published' or 'constant', got {chance!r}.")
-    return torch.where(_undefined(mask), torch.nan, value)
+        return (predicted - bounds.low).clamp_min(0) / (bounds.high - bounds.low)
+    if chance == "constant":
+        return (predicted - bounds.constant) / (bounds.high - bounds.constant)
+    raise ValueError(f"chance must be 'published' or 'constant', got {chance!r}.")
 
 
 def normalized_region_accuracy(
@@ -201,7 +210,7 @@ def normalized_region_accuracy(
     >>> round(normalized_region_accuracy(region, mask).item(), 7)
     0.6591151
     """
-    return nra_from_areas(region_areas(region, mask), mask, chance)
+    return nra_from_areas(region_area(region, mask), area_bounds(mask), chance)
 
 
 def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
