@@ -88,8 +88,9 @@ def export(module: "CEFAM", folder: Path, overwrite: bool = False) -> Path:
         f"translator.{name}": v.detach().cpu().contiguous() for name, v in module.translator.state_dict().items()
     }
     tensors["concepts.embeddings"] = module.concepts.require_embeddings().detach().cpu().contiguous()
-    write_tensors(folder / WEIGHTS, tensors)
     stored = describe(module)
+    (folder / CONFIG).unlink(missing_ok=True)  # it comes last: old and new files are never taken for one artefact
+    write_tensors(folder / WEIGHTS, tensors)
     write_text(folder / CARD, _card(stored))
     write_text(folder / CONFIG, json.dumps(stored, indent=1))
     return folder

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -52,9 +53,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(verb: str, arguments: list[str]) -> int:
     """Run a verb; bad input and signals become a sentence and a status."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+    with _signals():
+        return _run(verb, arguments)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """While open, SIGTERM is an exception; afterwards signals are as before (an interrupted Trainer leaves Ctrl-C off)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # None: it was not set from Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
     try:
         VERBS[verb](_with_shipped_configs(arguments))
     except (KeyboardInterrupt, _Ended, SystemExit) as error:
@@ -64,9 +82,6 @@ def _guarded(verb: str, arguments: list[str]) -> int:
             raise
         print(f"cefam {verb}: {_sentence(error)}", file=sys.stderr)
         return getattr(error, "status", 1)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
     return 0
 
 

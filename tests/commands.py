@@ -18,6 +18,9 @@ QUIET = [
 ]
 
 
+# Files that commands write.
+RESULTS = ("manifest.json", "table.txt", "records.csv", "config.json", "*.ckpt", "*.safetensors", "*.tar", "*.part")
+
 CONVNEXT = "{class_path: cefam.load_classifier, init_args: {name: 'timm:convnext_atto', weights: null, num_classes: 5}}"
 
 
@@ -53,6 +56,28 @@ def evaluated(trained, prepared, output, *options):
         "evaluate", "--config", "evaluate/broden", "--model.artefact", trained / "artefact",
         "--data.shards", prepared / "broden", "--data.batch_size=4", "--model.output", output, *QUIET, *options,
     )  # fmt: skip
+
+
+def good_call(verb, world, made, trained):
+    """Options with which the verb would do its work, below the working folder."""
+    return {
+        "prepare": ["--kind=images", f"--source={world}/images/val", "--folder=out"],
+        "features": [
+            "--config", world / "towers.yaml", f"--images={world}/images/val", "--folder=out", "--size=64",
+            "--resize=64", "--device=cpu",
+        ],
+        "fit": [*feature_options(world, made), "--trainer.max_epochs=1"],
+        "evaluate": [
+            "--config", "evaluate/broden", f"--model.artefact={trained}/artefact", f"--data.shards={made}/broden",
+            "--model.output=out", *QUIET,
+        ],
+        "validate": [
+            *feature_options(world, made), f"--data.init_args.regions={made}/broden",
+            f"--ckpt_path={trained}/log/checkpoints/best.ckpt",
+        ],
+        "export": [f"--checkpoint={trained}/log/checkpoints/best.ckpt", "--folder=out"],
+        "demo": ["--folder=out"],
+    }[verb]  # fmt: skip
 
 
 def command(*arguments, timeout=300, **environment):

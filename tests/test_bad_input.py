@@ -1,25 +1,18 @@
 """Bad inputs x commands: a sentence that names what is wrong, a status that is not 0, nothing half-written."""
 
-import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from cefam import CEFAM
 from cefam.features import load_features
 from cefam.shards import read_shard
 from tests import broken as broken_things
-from tests.commands import QUIET, ROOT, csv_logger, feature_options, images_data, run
+from tests.commands import RESULTS, csv_logger, good_call, images_data, run
 
-RESULTS = ("manifest.json", "table.txt", "records.csv", "config.json", "*.ckpt", "*.safetensors", "*.tar", "*.part")
 TOWER = "--model.classifier.init_args."
 VLM = "--model.vlm.init_args."
 DATA = "--data.init_args."
@@ -181,24 +174,6 @@ def broken(world, prepared, trained, tmp_path_factory):
     return broken_things.make_all(tmp_path_factory.mktemp("broken") / "things", world, prepared, trained)
 
 
-def good_call(verb, world, made, trained):
-    """Options with which the verb would do its work, below the working folder."""
-    return {
-        "prepare": ["--kind=images", f"--source={world}/images/val", "--folder=out"],
-        "features": [
-            "--config", world / "towers.yaml", f"--images={world}/images/val", "--folder=out", "--size=64",
-            "--resize=64", "--device=cpu",
-        ],
-        "fit": [*feature_options(world, made), "--trainer.max_epochs=1"],
-        "evaluate": [
-            "--config", "evaluate/broden", f"--model.artefact={trained}/artefact", f"--data.shards={made}/broden",
-            "--model.output=out", *QUIET,
-        ],
-        "export": [f"--checkpoint={trained}/log/checkpoints/best.ckpt", "--folder=out"],
-        "demo": ["--folder=out"],
-    }[verb]  # fmt: skip
-
-
 def filled(changes, broken, world, made, trained):
     """Changes with the places of this run."""
     towers = yaml.safe_load((world / "towers.yaml").read_text())
@@ -290,44 +265,3 @@ def test_a_full_disk_is_said(verb, world, prepared, trained, tmp_path, capsys):
     assert said.startswith(f"cefam {verb}: ")
     assert "too large" in said
     assert not [path for pattern in RESULTS for path in tmp_path.rglob(pattern)], "half-written"
-
-
-LONG = {
-    "prepare": (["--kind=brodenette", "--source=val", "--count=100000", "--folder=out"], "out/*.part"),
-    "features": (["--views=1000"], "out/*.safetensors"),
-    "fit": (["--trainer.max_epochs=100000"], "runs/fit/*/checkpoints/last.ckpt"),
-    "evaluate": (["--data.batch_size=1", "--model.memory_limit=1"], "out/.records-*"),
-    "demo": (["--scenes=100000"], "out/scenes/train/*.part"),
-}
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("verb", LONG)
-def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
-    """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
-    more, begun = LONG[verb]
-    options = [str(option) for option in [*good_call(verb, world, prepared, trained), *more]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cefam", verb, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=environment, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(1200):
-            if list(tmp_path.glob(begun)) or process.poll() is not None:
-                break
-            time.sleep(0.05)
-        os.killpg(process.pid, sign)
-        _, said = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[sign], said
-    assert "Traceback" not in said
-    assert said.rstrip().endswith("; finished files are kept.")
-    assert not list(tmp_path.rglob("*.part"))
-    for path in tmp_path.rglob("*.ckpt"):
-        CEFAM.from_pretrained(path)
-    for path in tmp_path.rglob("*.safetensors"):
-        load_file(path)

@@ -1,0 +1,132 @@
+"""Ctrl-C and SIGTERM: a status that says so, nothing half-written, and the next run is as if nothing had been."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import cefam
+from cefam import CEFAM
+from tests.commands import RESULTS, ROOT, good_call, run
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+SOURCE = str(Path(cefam.__file__).parent)
+
+
+LONG = {
+    "prepare": (["--kind=brodenette", "--source=val", "--count=100000", "--folder=out"], "out/*.part"),
+    "features": (["--views=1000"], "out/*.safetensors"),
+    "fit": (["--trainer.max_epochs=100000"], "runs/fit/*/checkpoints/last.ckpt"),
+    "evaluate": (["--data.batch_size=1", "--model.memory_limit=1"], "out/.records-*"),
+    "demo": (["--scenes=100000"], "out/scenes/train/*.part"),
+}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("verb", LONG)
+def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
+    """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
+    more, begun = LONG[verb]
+    options = [str(option) for option in [*good_call(verb, world, prepared, trained), *more]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cefam", verb, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if list(tmp_path.glob(begun)) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, sign)
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == STATUS[sign], said
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("; finished files are kept.")
+    assert not list(tmp_path.rglob("*.part"))
+    for path in tmp_path.rglob("*.ckpt"):
+        CEFAM.from_pretrained(path)
+    for path in tmp_path.rglob("*.safetensors"):
+        load_file(path)
+
+
+class Moment:
+    """Counts the lines of cefam that run below a verb, and sends a signal before one of them."""
+
+    def __init__(self, at=None, sign=signal.SIGINT):
+        self.at, self.sign, self.lines, self.place = at, sign, 0, ""
+
+    def __call__(self, frame, event, argument):
+        path = frame.f_code.co_filename
+        if not path.startswith(SOURCE) or path.endswith(("cli.py", "__init__.py")):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                self.place = f"{Path(path).name}:{frame.f_lineno}, line {self.lines}"
+                sys.settrace(None)
+                signal.raise_signal(self.sign)
+        return self
+
+
+@contextlib.contextmanager
+def watched(moment):
+    before = sys.gettrace()
+    sys.settrace(moment)
+    try:
+        yield moment
+    finally:
+        sys.settrace(before)
+
+
+def contents(folder):
+    """Files of a verb that are the same on every run."""
+    names = [path for pattern in RESULTS for path in Path(folder).rglob(pattern) if path.suffix != ".ckpt"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
+
+
+MOMENTS = {"prepare": 12, "features": 10, "fit": 8, "validate": 5, "evaluate": 8, "export": 10}
+
+
+@pytest.mark.parametrize("verb", MOMENTS)
+def test_stopped_at_any_moment(verb, world, prepared, trained, tmp_path, capsys):
+    """At lines spread over the whole of a verb's work, in turn Ctrl-C and SIGTERM; then the verb is run again."""
+    options = good_call(verb, world, prepared, trained)
+    with watched(Moment()) as whole:
+        assert run(verb, *options) == 0
+    wanted = contents(tmp_path)
+    assert whole.lines > 100
+    draw = random.Random(verb)
+    share = whole.lines / MOMENTS[verb]
+    for number in range(MOMENTS[verb]):
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        sign = (signal.SIGINT, signal.SIGTERM)[number % 2]
+        at = int(share * (number + draw.random())) + 1
+        with watched(Moment(at, sign)) as moment:
+            status = run(verb, *options)
+        assert moment.lines == at
+        assert status == STATUS[sign], moment.place
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert said.rstrip().endswith("; finished files are kept.")
+        left = contents(tmp_path)
+        assert not [name for name in left if name.endswith(".part")], moment.place
+        assert all(wanted[name] == content for name, content in left.items()), moment.place
+        for path in tmp_path.rglob("*.ckpt"):
+            CEFAM.from_pretrained(path)
+        if verb != "fit" or not list(tmp_path.rglob("*.ckpt")):  # a run that has begun is taken up by --ckpt_path
+            assert run(verb, *options) == 0
+            assert contents(tmp_path) == wanted
