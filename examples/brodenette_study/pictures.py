@@ -19,7 +19,7 @@ from PIL import Image
 from cefam import CEFAM, ConceptPairs, Explainer
 from cefam.brodenette import LABELS, Scene, class_of, describe, draw
 from cefam.brodenette.vocabulary import BACKGROUNDS, NUMBER, SIZE
-from cefam.metrics.functional import normalized_region_accuracy
+from cefam.metrics.functional import iou_curves, normalized_region_accuracy
 from cefam.report.figures import COLORMAP, save
 from cefam.views import resize_regions
 
@@ -161,6 +161,99 @@ def failures(explainer: Explainer, records: Path) -> Figure:
     return figure
 
 
+def way_of_the_data(explainer: Explainer, index: int) -> Figure:
+    """One scene and its best-scoring concept from the pixels to the numbers, a row each: which, where, how much, how good."""
+    drawing = draw(describe("evaluation", index))
+    encoding = explainer.encode(torch.from_numpy(drawing.image).permute(2, 0, 1)[None])
+    scores = explainer.scores(encoding)[0]
+    best = scores.topk(6)
+    known = [
+        int(c)
+        for c in best.indices
+        if (drawing.masks[_category(explainer, int(c))] == _number(explainer, int(c))).any()
+    ]
+    concept = known[0]
+    name = explainer.concepts.words[concept]
+    mask = drawing.masks[_category(explainer, concept)] == _number(explainer, concept)
+    pairs = ConceptPairs(torch.tensor([0]), torch.tensor([concept]))
+    regions = explainer.regions(encoding, pairs)
+    association = explainer.association(encoding, pairs, regions=regions)[0]
+    contribution = explainer.contribution(encoding, pairs, regions=regions, stage=association.argmax()[None])
+    names, stages = explainer.classifier.stage_names, len(regions.maps)
+
+    figure = Figure(figsize=(12, 9.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
+    which, where, how = figure.subfigures(3, 1)
+    axes = which.subplots(1, stages + 3)
+    which.suptitle(
+        "WHICH: image -> stage maps A -> pooled z -> translator -> similarity with every concept's text", fontsize=11
+    )
+    axes[0].imshow(drawing.image)
+    axes[0].set_title("image (3, H, W)", fontsize=9)
+    for stage, activation in enumerate(encoding.output.activations):
+        axes[1 + stage].imshow(activation[0].mean(dim=0), cmap="gray")
+        axes[1 + stage].set_title(f"A of {names[stage]}\n{tuple(activation.shape[1:])}, mean", fontsize=9)
+    axes[-2].plot(torch.cat(encoding.pooled, dim=1)[0], linewidth=0.6)
+    axes[-2].set_title("z, all stages", fontsize=9)
+    order = best.indices.flip(0).tolist()
+    axes[-1].barh([explainer.concepts.words[c] for c in order], best.values.flip(0))
+    axes[-1].set_title("score of concepts", fontsize=9)
+    axes[-1].tick_params(labelsize=8)
+
+    axes = where.subplots(1, stages + 1)
+    where.suptitle(
+        f'WHERE: region of "{name}" at every stage = ReLU(sum of maps, weighted by the gradient of its score)',
+        fontsize=11,
+    )
+    resized = [resize_regions(region.float(), (SIZE, SIZE)) for region in regions.maps]
+    values = [float(normalized_region_accuracy(region, torch.from_numpy(mask)[None])) for region in resized]
+    for stage, (region, nra) in enumerate(zip(resized, values, strict=True)):
+        panel(
+            axes[stage],
+            drawing.image,
+            mask,
+            region[0].numpy(),
+            nra,
+            names[stage],
+            f"association {association[stage]:.2f}",
+        )
+    chosen = int(association.argmax())
+    channels = regions.importance[chosen][0].sort(descending=True).values
+    axes[-1].plot(channels)
+    axes[-1].set_title(f"importance of {names[chosen]}'s\nchannels, sorted", fontsize=9)
+
+    axes = how.subplots(1, 3)
+    how.suptitle(
+        "HOW MUCH: mask its channels one by one.   HOW GOOD: compare its ranking of pixels with the mask", fontsize=11
+    )
+    target = int(encoding.output.logits[0].argmax())
+    axes[0].plot(contribution.curve[0])
+    axes[0].set(xlabel=f"masked channels of {names[chosen]}", ylabel="relative decrease")
+    axes[0].set_title(
+        f"contribution to {explainer.classifier.class_names[target]!r}: {float(contribution.value):+.2f}", fontsize=9
+    )
+    curves = iou_curves(resized[chosen], torch.from_numpy(mask)[None])
+    for curve, label in zip(curves, ("region", "the mask itself", "chance"), strict=True):
+        axes[1].plot(curve[0], label=label)
+    axes[1].set(xlabel="percent of the pixels, best first", ylabel="IoU with the mask")
+    axes[1].legend(fontsize=8)
+    axes[1].set_title(f"NRA {values[chosen]:.2f}: area between chance and ideal", fontsize=9)
+    axes[2].imshow(mask, cmap="gray")
+    axes[2].set_title("mask of the concept", fontsize=9)
+    for ax in figure.get_axes():
+        if ax.get_images():
+            ax.set(xticks=[], yticks=[])
+    return figure
+
+
+def _number(explainer: Explainer, concept: int) -> int:
+    return explainer.concepts.numbers[concept]
+
+
+def _category(explainer: Explainer, concept: int) -> str:
+    return explainer.concepts.concepts[concept].category
+
+
 def _apart(pairs: Sequence[Any], count: int) -> list[Any]:
     """The first pairs of different scenes."""
     found: dict[str, Any] = {}
@@ -184,6 +277,7 @@ def main() -> None:
     explainer = CEFAM.from_pretrained(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer
     save(picture_of_regions(explainer), options.target / "regions.png")
     save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png")
+    save(way_of_the_data(explainer, 6), options.target / "way_of_the_data.png")
     print(f"Pictures are in {options.target}.")
 
 
