@@ -1,5 +1,6 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ class _FitCLI(_CLI):
                 tower.source = source
 
 
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip:" not in str(record.msg)
+
+
 def run(verb: str, arguments: list[str]) -> None:
     """Run ``fit``, ``validate`` or ``evaluate`` with these options."""
     for expected in (
@@ -133,6 +138,8 @@ def run(verb: str, arguments: list[str]) -> None:
         "The ``compute`` method of metric PairMean was called before",  # a process may see no pair in an epoch
     ):
         warnings.filterwarnings("ignore", message=expected)
+    logging.getLogger("lightning").propagate = False  # it prints by itself; open_clip makes the root logger print, too
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     if verb == "evaluate":
         options = {"prog": f"cefam {verb}"}
         cli = _CLI(
