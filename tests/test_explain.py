@@ -1,5 +1,7 @@
 """The method against a literal second derivation: one pair, one stage, one masked channel at a time, with autograd."""
 
+import gc
+
 import pytest
 import timm
 import torch
@@ -349,6 +351,36 @@ def test_after_the_towers_everything_is_in_single_precision(kind):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     assert all(m.dtype == torch.float32 and m.isfinite().all() for m in halved.maps)
+
+
+class Held:
+    """What a graph keeps for its way back; counted while it is alive."""
+
+    made = alive = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()  # with its graph it would hold itself
+        Held.made, Held.alive = Held.made + 1, Held.alive + 1
+
+    def __del__(self):
+        Held.alive -= 1
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_graphs_never_outlive_a_call(kind, monkeypatch):
+    explainer, images = explainer_of(kind)
+    Held.made = 0
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        found = explainer.regions(images, RAGGED)
+        explanations = explainer.explain(images, top_k=2)
+        monkeypatch.setattr(regions, "total_weights", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            explainer.regions(images, RAGGED)
+    gc.collect()
+    assert Held.made > 0
+    assert Held.alive == 0
+    assert not any(tensor.requires_grad for tensor in [*found.maps, *found.weights, *found.importance])
+    assert not any(concept.region.requires_grad for e in explanations for concept in e.concepts)
 
 
 def test_no_pairs_give_empty_results():
