@@ -14,7 +14,7 @@ from torch import Tensor
 from cefam import regions as R
 from cefam.classifier import ClassifierOutput, FrozenClassifier
 from cefam.concepts import Concept, ConceptSet
-from cefam.impact import Impact, impact, leading_channels, masked_count, masked_variants
+from cefam.impact import Impact, Masking, impact, leading_channels, masked, masked_count, masking
 from cefam.stages import StageContext
 from cefam.translator import Translator
 from cefam.vlm import VisionLanguageModel
@@ -414,14 +414,10 @@ class Explainer:
         curve = logits.new_zeros(len(pairs), num_channels + 1, dtype=torch.double)
         value = logits.new_zeros(len(pairs), dtype=torch.double)
         for index, importance in enumerate(regions.importance):
-            chosen = (stage == index).nonzero().squeeze(1)
-            variants, size = num_channels + 1, encoding.output.activations[index][0].numel()
-            bytes_each = variants * 4 * (self._elements(encoding, index) + size)
-            for chunk in self._chunks(len(chosen), bytes_each, variants * 4 * size, chosen.device):
-                rows = chosen[chunk]
-                result = self._stage_contribution(
-                    encoding, index, importance[rows], pairs.image[rows], classes[pairs.image[rows]], num_channels
-                )
+            rows = (stage == index).nonzero().squeeze(1)
+            if len(rows):
+                image = pairs.image[rows]
+                result = self._stage_contribution(encoding, index, importance[rows], image, classes, num_channels)
                 value[rows] = result.value
                 # A stage with fewer than K channels reaches the end of its curve early and stays there.
                 curve[rows] = torch.nn.functional.pad(
@@ -430,23 +426,46 @@ class Explainer:
         return Contribution(value, curve, stage)
 
     def _stage_contribution(
-        self, encoding: Encoding, stage: int, importance: Tensor, image: Tensor, target: Tensor, num_channels: int
+        self, encoding: Encoding, stage: int, importance: Tensor, image: Tensor, classes: Tensor, num_channels: int
     ) -> Impact:
         channels = self._leading(importance, num_channels)
+        pairs, count = channels.shape
         z = encoding.pooled[stage][image]
         if self.preset == "paper" or stage == len(self.classifier.stages) - 1:
-            replacement = z.mean(dim=1, keepdim=True).expand(-1, channels.shape[1])  # m^l: all channels, all positions
+            replacement = z.mean(dim=1, keepdim=True).expand(-1, count)  # m^l: all channels, all positions
         else:
             replacement = z.gather(1, channels)  # published program: the channel's own spatial mean
-        masked = masked_variants(encoding.output.activations[stage][image], channels, replacement).flatten(0, 1)
+        how = masking(channels, replacement, z.shape[1])
+        # What is run: every image once as it is, for all of its pairs, and every pair with 1 .. K channels masked.
+        images, of_image = torch.unique(image, return_inverse=True)
+        every = torch.arange(pairs, device=image.device)
+        pair = torch.cat([torch.zeros_like(images).scatter(0, of_image, every), every.repeat_interleave(count)])
+        steps = torch.cat([torch.zeros_like(images), torch.arange(1, count + 1, device=image.device).repeat(pairs)])
+        size = encoding.output.activations[stage][0].numel()
+        each = 4 * (self._elements(encoding, stage) + size)
+        logs = torch.cat(
+            [
+                self._masked_log_probability(
+                    encoding, stage, image[pair[c]], Masking(*(m[pair[c]] for m in how)), steps[c], classes
+                )
+                for c in self._chunks(len(pair), each, 4 * size, image.device)
+            ]
+        )
+        as_it_is = logs[: len(images)][of_image].unsqueeze(1)
+        return impact(torch.cat([as_it_is, logs[len(images) :].view(pairs, count)], dim=1))
+
+    def _masked_log_probability(
+        self, encoding: Encoding, stage: int, image: Tensor, how: Masking, steps: Tensor, classes: Tensor
+    ) -> Tensor:
+        """Logarithm of each image's class probability while channels of a stage are masked: (V,), double."""
+        activation = masked(encoding.output.activations[stage][image], how, steps)
         context = [StageContext() for _ in self.classifier.stages]
         prefix = encoding.output.context[stage].prefix
         if prefix is not None:  # a masked channel is masked in ALL tokens, else the last block would have no effect
-            context[stage] = StageContext(masked_variants(prefix[image].float(), channels, replacement).flatten(0, 1))
+            context[stage] = StageContext(masked(prefix[image].float(), how, steps))
         with _single_precision(encoding.images):
-            logits = self.classifier.resume(stage, masked, context)
-        logits = logits.view(len(image), -1, encoding.output.logits.shape[1])
-        return impact(_of_each(logits.double().log_softmax(dim=-1), target))
+            logits = self.classifier.resume(stage, activation, context)
+        return logits.double().log_softmax(dim=-1).gather(1, classes[image].unsqueeze(1)).squeeze(1)
 
     @torch.no_grad()
     def explain(

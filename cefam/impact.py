@@ -37,29 +37,39 @@ def leading_channels(importance: Tensor, num_channels: int) -> Tensor:
     return importance.argsort(dim=-1, descending=True, stable=True)[:, : min(num_channels, importance.shape[-1])]
 
 
-def masked_variants(values: Tensor, channels: Tensor, replacement: Tensor) -> Tensor:
-    """Copies of a stage's output with the first n channels replaced by constants, n = 0 .. K.
+class Masking(NamedTuple):
+    """How the channels of P pairs are masked, both (P, C): ``place`` in the order (K: never), ``constant`` they are set to."""
 
-    Args:
-        values: (P, C, ...), whatever follows the channels (positions of a map, prefix tokens).
-        channels: channels in the order of masking (P, K).
-        replacement: the constant each of them is set to (P, K).
+    place: Tensor
+    constant: Tensor
 
-    Returns:
-        (P, K + 1, C, ...)
+
+def masking(channels: Tensor, replacement: Tensor, num_channels: int) -> Masking:
+    """Mask ``channels`` (P, K) in their order, each by its ``replacement`` (P, K), in a stage of ``num_channels`` channels.
+
+    >>> masking(torch.tensor([[2, 0]]), torch.tensor([[5.0, 6.0]]), 3)
+    Masking(place=tensor([[1, 2, 0]]), constant=tensor([[6., 0., 5.]]))
     """
     pairs, count = channels.shape
-    steps = torch.arange(count + 1, device=values.device)
-    rank = torch.full(values.shape[:2], count, device=values.device)
-    rank.scatter_(1, channels, steps[:-1].expand(pairs, count))  # when a channel is masked; K: never
-    constant = values.new_zeros(values.shape[:2]).scatter_(1, channels, replacement.to(values.dtype))
-    masked = rank.unsqueeze(1) < steps.view(1, -1, 1)  # (P, K + 1, C)
-    trailing = (1,) * (values.dim() - 2)
-    return torch.where(
-        masked.view(*masked.shape, *trailing),
-        constant.view(pairs, 1, -1, *trailing),
-        values.unsqueeze(1),
-    )
+    order = torch.arange(count, device=channels.device).expand(pairs, count)
+    place = torch.full((pairs, num_channels), count, device=channels.device).scatter(1, channels, order)
+    return Masking(place, replacement.new_zeros(pairs, num_channels).scatter(1, channels, replacement))
+
+
+def masked(values: Tensor, how: Masking, steps: Tensor) -> Tensor:
+    """A stage's output with the first channels replaced by constants.
+
+    Args:
+        values: (V, C, ...), whatever follows the channels (positions of a map, prefix tokens).
+        how: with a row per row of ``values``.
+        steps: how many channels are masked in each row (V,).
+
+    Returns:
+        In the shape of ``values``.
+    """
+    shape = (*values.shape[:2], *(1,) * (values.dim() - 2))
+    hidden = (how.place < steps.unsqueeze(1)).view(shape)
+    return torch.where(hidden, how.constant.to(values.dtype).view(shape), values)
 
 
 def impact(log_scores: Tensor) -> Impact:
