@@ -29,7 +29,10 @@ def folded(module: nn.Module, image: Tensor, kept: Collection[str] = ()) -> nn.M
     pairs = _pairs(module, image, kept)
     if not pairs:
         return module
-    copied = copy.deepcopy(module)
+    try:
+        copied = copy.deepcopy(module)
+    except (RuntimeError, TypeError):  # it holds what cannot be copied: locks, open files, tensors with a graph
+        return module
     for convolution, norm in pairs:
         both: Any = copied.get_submodule(convolution), copied.get_submodule(norm)
         copied.set_submodule(convolution, fuse_conv_bn_eval(*both))

@@ -1,5 +1,7 @@
 """BatchNorm folded into convolutions: the same values, nothing left over, and left alone where it is not safe."""
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -83,7 +85,7 @@ def test_what_cannot_be_folded_is_left_alone(forward):
     assert folded(module, torch.rand(1, 3, 8, 8)) is module
 
 
-def test_batch_statistics_hooks_and_subclasses_are_left_alone():
+def test_batch_statistics_hooks_subclasses_and_locks_are_left_alone():
     def straight(net, images):
         return net.norm(net.convolution(images))
 
@@ -100,6 +102,9 @@ def test_batch_statistics_hooks_and_subclasses_are_left_alone():
 
     subclass = fill(Net(straight, Shifted(4)), 5).eval()
     assert folded(subclass, image) is subclass
+    module.lock = threading.Lock()  # cannot be copied
+    assert folded(module, image) is module
+    del module.lock
     module.convolution.register_forward_hook(lambda *_: None)
     assert folded(module, image) is module
 
