@@ -54,6 +54,12 @@ def weights(setting: Setting, classifier: FrozenClassifier, limit: float, precis
     return explainer.regions(encoding, setting.pairs).weights
 
 
+def worst_difference(found: list[Tensor], reference: list[Tensor]) -> float:
+    """The largest difference of a weight, relative to the largest weight of its stage."""
+    both = zip(found, reference, strict=True)
+    return max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in both)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gains", description=__doc__.split("\n")[0])
@@ -67,10 +73,7 @@ def main() -> None:
     for name, (classifier, limit, precision) in ways(setting).items():
         found = weights(setting, classifier, limit, precision)
         reference = reference or found
-        worst = max(
-            float((ours - theirs).abs().max() / theirs.abs().max())
-            for ours, theirs in zip(found, reference, strict=True)
-        )
+        worst = worst_difference(found, reference)
         with precision():
             forward = seconds(partial(classifier, setting.batch.image)) / options.images
         backward = seconds(partial(weights, setting, classifier, limit, precision), repeats=2) / len(setting.pairs)
@@ -80,7 +83,12 @@ def main() -> None:
             "difference": worst,
         }
         print(f"{name:30} {1000 * forward:8.1f} {1000 * backward:8.1f} {worst:10.1e}", flush=True)
-    about = {"classifier": options.classifier, "pairs": len(setting.pairs), "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # other sums, rounded otherwise: how well the numbers are known at all
+    again = worst_difference(weights(setting, setting.plain, 1024, nullcontext), reference)
+    rows["as it is, on one thread"] = {"difference": again}
+    print(f"{'as it is, on one thread':30} {'':8} {'':8} {again:10.1e}")
+    about = {"classifier": options.classifier, "pairs": len(setting.pairs), "threads": threads}
     write_text(options.output, json.dumps({**about, "ways": rows}, indent=1))
 
 
