@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from cefam.explain import ConceptPairs
+from cefam.explanation import ConceptPairs
 from cefam.report import figures
 from cefam.shards import open_picture
 from cefam.views import View

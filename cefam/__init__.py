@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cefam.classifier import FrozenClassifier
     from cefam.concepts import ConceptSet
-    from cefam.explain import ConceptPairs, Explainer, Explanation
+    from cefam.explain import Explainer
+    from cefam.explanation import ConceptPairs, Explanation
     from cefam.module import CEFAM
     from cefam.translator import Translator
     from cefam.vlm import VisionLanguageModel, load_vlm
@@ -20,10 +21,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CEFAM": "module",
-    "ConceptPairs": "explain",
+    "ConceptPairs": "explanation",
     "ConceptSet": "concepts",
     "Explainer": "explain",
-    "Explanation": "explain",
+    "Explanation": "explanation",
     "FrozenClassifier": "classifier",
     "Translator": "translator",
     "VisionLanguageModel": "vlm",

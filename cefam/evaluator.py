@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cefam.classifier import ClassifierOutput
 from cefam.concepts import ConceptSet
-from cefam.explain import ConceptPairs, Preset
+from cefam.explain import Preset
+from cefam.explanation import ConceptPairs
 from cefam.methods.base import Candidates, RegionMethod
 from cefam.metrics import CATEGORIES, hits
 from cefam.metrics.functional import Bounds, area_bounds, energy_pointing_game, nra_from_areas, region_area

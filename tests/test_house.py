@@ -31,6 +31,7 @@ FORBIDDEN = {
     "stages": ("cefam.", *LIGHTNING),
     "classifier": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "vlm": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.classifier", *UPPER, *LIGHTNING),
+    "explanation": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),
     "explain": ("cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),
     "methods": ("cefam.evaluator", "cefam.report", "cefam.vlm", *UPPER, *LIGHTNING),
     "evaluator": ("cefam.report", *UPPER, *LIGHTNING),
@@ -199,4 +200,4 @@ def test_the_api_reference_builds_without_a_warning(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "Warn" not in result.stderr
-    assert "signed contribution" in (tmp_path / "cefam" / "explain.html").read_text()
+    assert "signed contribution" in (tmp_path / "cefam" / "explanation.html").read_text()

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from cefam.classifier import ClassifierOutput
-from cefam.explain import ConceptPairs
+from cefam.explanation import ConceptPairs
 
 
 class Candidates(NamedTuple):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cefam.classifier import ClassifierOutput, FrozenClassifier
 from cefam.concepts import ConceptSet
-from cefam.explain import ConceptPairs, Derivative, Explainer
+from cefam.explain import Derivative, Explainer
+from cefam.explanation import ConceptPairs
 from cefam.methods.base import Candidates
 from cefam.translator import Translator
 from cefam.views import resize_regions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cefam.classifier import ClassifierOutput
-from cefam.explain import ConceptPairs
+from cefam.explanation import ConceptPairs
 from cefam.methods.base import Candidates, maps_of
 from cefam.views import resize_regions
 
