@@ -114,6 +114,15 @@ def test_a_constant_map_is_finite_and_worth_nothing(value):
     assert raw == pytest.approx(mask.double().mean().item() if value else 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_in_half_precision_are_measured_as_the_same_numbers_in_single(dtype):
+    generator = torch.Generator().manual_seed(0)
+    region = (torch.rand(3, 112, 112, generator=generator) * 50).to(dtype)  # their sum is beyond float16
+    mask = torch.rand(3, 112, 112, generator=generator) < 0.3
+    for function in (energy_pointing_game, normalized_region_accuracy):
+        torch.testing.assert_close(function(region, mask), function(region.float(), mask), rtol=0, atol=0)
+
+
 def test_empty_and_full_masks_are_undefined_and_counted():
     region = torch.rand(3, 12, 12)
     mask = torch.zeros(3, 12, 12, dtype=torch.bool)

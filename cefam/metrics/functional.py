@@ -76,7 +76,8 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     _check(region, mask)
     if normalize not in ("min-max", None):
         raise ValueError(f"normalize must be 'min-max' or None, got {normalize!r}.")
-    energy = region.flatten(1)
+    # Sums of half-precision maps overflow.
+    energy = region.flatten(1).to(torch.promote_types(region.dtype, torch.float32))
     if normalize == "min-max" and energy.shape[1]:
         # The division by the range cancels in the ratio; only the shift matters.
         energy = energy - energy.amin(dim=1, keepdim=True)
