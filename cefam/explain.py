@@ -272,8 +272,8 @@ class Explainer:
                     z = encoding.pooled[stage][image]
                     change = z.mean(dim=1, keepdim=True) - z.gather(1, channels)
                     scores = self._similarity(self.translator.masked(first[image], columns, channels, change))
-                    logs = R.log_probability(scores, self.concepts.probability)  # (P, K + 1, T)
-                    found[chunk, stage] = impact(_of_each(logs, concept)).value
+                    logs = R.log_probability(scores, self.concepts.probability, concept)
+                    found[chunk, stage] = impact(logs).value
         return found
 
     def _leading(self, importance: Tensor, num_channels: int) -> Tensor:
@@ -431,11 +431,6 @@ class Explainer:
             region=regions.maps[stage][row],
             contribution=contribution[row] if contribution else None,
         )
-
-
-def _of_each(values: Tensor, chosen: Tensor) -> Tensor:
-    """One column of every row's table: (P, K + 1, T), (P,) -> (P, K + 1)."""
-    return values[torch.arange(len(values), device=values.device), :, chosen]
 
 
 def _groups(image: Tensor, num_images: int, room: int) -> Iterator[tuple[Tensor, int]]:

@@ -23,16 +23,33 @@ def similarity(embedding: Tensor, text: Tensor, logit_scale: float, logit_bias: 
     return logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(text, dim=-1).t() + logit_bias
 
 
-def log_probability(scores: Tensor, probability: str) -> Tensor:
-    """Logarithm of the concept prediction score, over the last axis: softmax over concepts (CLIP) or sigmoid (SigLIP).
+def log_probability(scores: Tensor, probability: str, concept: Tensor | None = None) -> Tensor:
+    """Logarithm of the concept prediction score: softmax over concepts (CLIP) or sigmoid (SigLIP).
 
     In double precision: a ratio of two tiny probabilities must not become 0 / 0.
+
+    Args:
+        scores: similarities with all concepts (P, ..., T).
+        probability: "softmax" or "sigmoid".
+        concept: the one that is wanted in each row (P,); ``None``: all of them.
+
+    Returns:
+        (P, ..., T), or (P, ...) for one concept in each row.
     """
+    wanted = scores
+    if concept is not None:
+        place = concept.view(-1, *(1,) * (scores.dim() - 1)).expand(*scores.shape[:-1], 1)
+        wanted = scores.gather(-1, place)
     if probability == "softmax":
-        return scores.double().log_softmax(dim=-1)
-    if probability == "sigmoid":
-        return F.logsigmoid(scores.double())
-    raise ValueError(f"probability must be 'softmax' or 'sigmoid', got {probability!r}.")
+        # Only the sum of terms up to 1 is left in single precision: it is all that is computed for every concept.
+        largest = scores.amax(dim=-1, keepdim=True)
+        total = (scores - largest).exp_().sum(dim=-1, keepdim=True)
+        logs = wanted.double() - largest - total.double().log()
+    elif probability == "sigmoid":
+        logs = F.logsigmoid(wanted.double())
+    else:
+        raise ValueError(f"probability must be 'softmax' or 'sigmoid', got {probability!r}.")
+    return logs if concept is None else logs.squeeze(-1)
 
 
 def similarity_gradient(embedding: Tensor, text: Tensor, logit_scale: float) -> Tensor:

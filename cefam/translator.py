@@ -122,7 +122,7 @@ class Translator(nn.Module):
         """
         count = channels.shape[1]
         so_far = change.new_ones(count + 1, count).tril(-1)  # row n: the first n
-        moved = torch.baddbmm(first.unsqueeze(1), so_far * change.unsqueeze(1), columns[channels])
+        moved = torch.baddbmm(first.unsqueeze(1), so_far * change.unsqueeze(1), F.embedding(channels, columns))
         return self._tail(moved)
 
 

@@ -2,6 +2,7 @@
 
 The crop is chosen once per photograph; then classifier and VLM get THAT picture, each resized and normalized as it wants
 (:class:`Preprocessing`). If each tower cut its own crop, the translator would learn another picture than it explains.
+torchvision takes over a second to import, so it is imported where a photograph is cut.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms import functional as TF
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
     """A picture of any mode as uint8 pixels (3, H, W)."""
-    pixels: Tensor = TF.pil_to_tensor(picture.convert("RGB"))
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
     return pixels
 
 
@@ -119,20 +120,24 @@ class View:
             )
         return round((height - self.crop) / 2), round((width - self.crop) / 2), self.crop, self.crop
 
-    def _apply(self, pixels: Tensor, interpolation: InterpolationMode) -> Tensor:
+    def _apply(self, pixels: Tensor, interpolation: str) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.functional import crop, resize
+
         size = self._resized(*pixels.shape[-2:])
         if size != tuple(pixels.shape[-2:]):
-            pixels = TF.resize(pixels, list(size), interpolation, antialias=interpolation != InterpolationMode.NEAREST)
-        cut: Tensor = TF.crop(pixels, *self._crop(*size))
+            mode = InterpolationMode(interpolation)
+            pixels = resize(pixels, list(size), mode, antialias=mode != InterpolationMode.NEAREST)
+        cut: Tensor = crop(pixels, *self._crop(*size))
         return cut
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, H, W)."""
-        return self._apply(to_pixels(picture), InterpolationMode.BILINEAR)
+        return self._apply(to_pixels(picture), "bilinear")
 
     def mask(self, index_map: Tensor) -> Tensor:
         """The same cut of an index map (H, W) of the photograph; labels are never mixed."""
-        return self._apply(index_map.unsqueeze(0), InterpolationMode.NEAREST).squeeze(0)
+        return self._apply(index_map.unsqueeze(0), "nearest").squeeze(0)
 
     def placement(self, height: int, width: int) -> Placement:
         """Where the view of a photograph of this size lies in it."""
@@ -151,6 +156,8 @@ class TrainingView:
     """
 
     def __init__(self, size: int = 224, flip: float = 0.5) -> None:
+        from torchvision.transforms import v2
+
         self.size, self.flip = size, flip
         self._transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(flip)])
 

@@ -58,6 +58,8 @@ class CEFAMRegions:
             association = self.explainer.association(encoding, pairs, self.num_channels, regions)
         score, stage = association.sort(dim=1, descending=True, stable=True)
         score, stage = score[:, :num_candidates], stage[:, :num_candidates]
-        maps = torch.stack([resize_regions(region, size) for region in regions.maps], dim=1)
-        maps = maps[torch.arange(len(pairs), device=stage.device).unsqueeze(1), stage]
+        maps = regions.maps[0].new_empty(*stage.shape, *size)
+        for index, region in enumerate(regions.maps):
+            row, place = (stage == index).nonzero(as_tuple=True)
+            maps[row, place] = resize_regions(region[row], size)
         return Candidates(maps, score, stage, torch.ones_like(stage, dtype=torch.bool))

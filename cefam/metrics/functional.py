@@ -6,7 +6,6 @@ whose mask is empty or fills the image is undefined: NaN here, counted apart by 
 
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,33 +102,31 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat([fine, coarse]), weights
 
 
-def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> Tensor:
+def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Mask pixels among the first r + 1 pixels by value, descending; a run of equal values enters evenly: (P, R).
 
-    Not finite, where a region holds a value that is not: pixels cannot be ranked by it.
+    Not finite, where a region holds a value that is not: pixels cannot be ranked by it. Beside them the masks' sizes (P, 1).
     """
-    values = region.flatten(1)
-    every = _ascending(values)
-    inside = _ascending(torch.where(mask.flatten(1), values, -torch.inf))
-    wanted = every[:, every.shape[1] - 1 - ranks].contiguous()
-    # Pixels above the wanted value, and those not below it; any order among the equal ones would be arbitrary.
-    above, not_below = (_counts(every, wanted, right) for right in (True, False))
-    hits, hits_at_most = (_counts(inside, wanted, right) for right in (True, False))
-    found = hits + (ranks + 1 - above) / (not_below - above) * (hits_at_most - hits)
+    values = region.detach().flatten(1)
+    every = _sorted(values.clone())
+    inside = _sorted(torch.where(mask.flatten(1), values, -torch.inf))
+    wanted = every.index_select(1, every.shape[1] - 1 - ranks)
+    # Pixels below the wanted value, and those not above it; any order among the equal ones would be arbitrary.
+    below, not_above = (torch.searchsorted(every, wanted, right=right) for right in (False, True))
+    missed, missed_at_most = (torch.searchsorted(inside, wanted, right=right) for right in (False, True))
+    taken = ranks + 1 - (every.shape[1] - not_above)  # of the equal ones
+    found = taken.double() / (not_above - below) * (missed_at_most - missed) + (every.shape[1] - missed_at_most)
     finite = every[:, :1].isfinite() & every[:, -1:].isfinite()  # NaN is sorted to the end
-    return torch.where(finite, found, torch.nan)
+    outside = torch.searchsorted(inside, inside.new_full((len(inside), 1), -torch.inf), right=True)
+    return torch.where(finite, found, torch.nan), every.shape[1] - outside
 
 
-def _ascending(values: Tensor) -> Tensor:
-    """Rows sorted. NumPy's sort of values alone is several times faster than torch's, which carries indices along."""
+def _sorted(values: Tensor) -> Tensor:
+    """Rows in ascending order, in place where that is faster: NumPy sorts values alone, torch carries indices along."""
     if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return values.sort(dim=1).values
-    return torch.from_numpy(np.sort(values.detach().contiguous().numpy(), axis=1))
-
-
-def _counts(ascending: Tensor, wanted: Tensor, right: bool) -> Tensor:
-    """How many of the sorted values are greater than each wanted one (``right``), or not less: (P, R), double."""
-    return (ascending.shape[1] - torch.searchsorted(ascending, wanted, right=right)).double()
+    values.numpy().sort(axis=1)
+    return values
 
 
 def _iou(true_positives: Tensor, taken: Tensor, size: Tensor) -> Tensor:
@@ -156,7 +153,8 @@ def region_area(region: Tensor, mask: Tensor) -> Tensor:
     if not mask.numel():
         return region.new_zeros(len(region), dtype=torch.double)
     ranks, weights = _grid(mask[0].numel(), region.device)
-    return _iou(_true_positives(region, mask, ranks), (ranks + 1).double(), _size(mask).unsqueeze(1)) @ weights
+    true_positives, size = _true_positives(region, mask, ranks)
+    return _iou(true_positives, (ranks + 1).double(), size) @ weights
 
 
 def area_bounds(mask: Tensor) -> Bounds:
@@ -229,6 +227,6 @@ def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
     num_pixels = mask[0].numel()
     step = max(num_pixels // BINS, 1)
     ranks = torch.arange(0, num_pixels, step, device=region.device)
-    size = mask.flatten(1).sum(dim=1, keepdim=True).double()
-    predicted = _iou(_true_positives(region, mask, ranks), (ranks + 1).double(), size)
-    return IoUCurves(predicted, _ideal(ranks, size), ranks / num_pixels * size / num_pixels)
+    true_positives, size = _true_positives(region, mask, ranks)
+    predicted = _iou(true_positives, (ranks + 1).double(), size)
+    return IoUCurves(predicted, _ideal(ranks, size.double()), ranks / num_pixels * size / num_pixels)
