@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from cefam.explanation import ConceptPairs
 from cefam.report import figures
+from cefam.report.examples import examples
 from cefam.shards import open_picture
 from cefam.views import View
 
@@ -20,7 +21,7 @@ class RegionPanel(L.Callback):
 
     Args:
         images: paths of the photographs.
-        top_k: concepts per photograph.
+        top_k: concepts per photograph, at most.
         resize: short side before the central crop.
         crop: side of the view.
         every_n_epochs: draw after every n-th validation.
@@ -40,25 +41,11 @@ class RegionPanel(L.Callback):
             return
         model: Any = pl_module
         explainer = model.explainer
-        images = self.images.to(pl_module.device)
-        encoding = explainer.encode(images)
-        score, concept = explainer.scores(encoding).topk(self.top_k, dim=1)
-        rows = torch.arange(len(images), device=images.device).repeat_interleave(self.top_k)
-        pairs = ConceptPairs(rows, concept.flatten())
-        regions = explainer.regions(encoding, pairs)
-        association = explainer.association(encoding, pairs, regions=regions)
-        examples = [
-            figures.Example(
-                title=f"{explainer.concepts.concepts[int(pairs.concept[row])].word}\nscore {float(score.flatten()[row]):.2g}",
-                image=images[rows[row]].float() / 255,
-                mask=None,
-                maps=[region[row] for region in regions.maps],
-                captions=[f"assoc. {float(value):.2f}" for value in association[row]],
-                chosen=int(association[row].argmax()),
-            )
-            for row in range(len(pairs))
-        ]
-        sheet = figures.contact_sheet(examples, explainer.classifier.stage_names)
+        encoding = explainer.encode(self.images.to(pl_module.device))
+        concept = explainer.scores(encoding).topk(min(self.top_k, len(explainer.concepts)), dim=1).indices
+        image = torch.arange(len(concept), device=concept.device).repeat_interleave(concept.shape[1])
+        rows = examples(explainer, encoding, ConceptPairs(image, concept.flatten()))
+        sheet = figures.contact_sheet(rows, explainer.classifier.stage_names)
         path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
         figures.save(sheet, path)
         for logger in trainer.loggers:

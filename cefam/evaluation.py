@@ -23,10 +23,9 @@ from cefam.methods import (
     RandomMapRegions,
     RegionMethod,
 )
-from cefam.metrics.functional import normalized_region_accuracy
 from cefam.module import CEFAM
 from cefam.report import bootstrap, figures, records, tables
-from cefam.views import resize_regions
+from cefam.report.examples import examples
 from cefam.vlm import VisionLanguageModel
 
 Chance = Literal["random_channel", "random_map", "center", "luminance"]
@@ -147,29 +146,12 @@ class RegionEvaluation(L.LightningModule):
         if not rows:
             return
         picked = torch.tensor(rows, device=keys.device)
-        pairs, stages = found.pairs[picked], len(self.classifier.stages)
-        explainer = self.cefam.explainer
-        encoding = explainer.encode(batch.image)
-        regions = explainer.regions(encoding, pairs, self.cefam.derivative)
-        association = explainer.association(encoding, pairs, self.cefam.num_channels, regions)
-        score = explainer.scores(encoding)[pairs.image, pairs.concept].tolist()
         masks = batch.masks[found.mask[picked]] == found.label[picked].view(-1, 1, 1)
-        nra = torch.stack([_nra(regions.maps[stage], masks) for stage in range(stages)], dim=1).tolist()
-        for row in range(len(rows)):
-            concept = self.concepts.concepts[int(pairs.concept[row])]
-            image = batch.image[pairs.image[row]]
-            self.examples.append(
-                figures.Example(
-                    title=f"{concept.word} ({concept.category})\nscore {score[row]:.2g}",
-                    image=image.float() / 255 if image.dtype == torch.uint8 else image,
-                    mask=masks[row].cpu(),
-                    maps=[m[row].cpu() for m in regions.maps],
-                    captions=[
-                        f"NRA {n:.2f}  assoc. {float(a):.2f}" for n, a in zip(nra[row], association[row], strict=True)
-                    ],
-                    chosen=int(association[row].argmax()),
-                )
-            )
+        explainer, method = self.cefam.explainer, self.cefam
+        encoding = explainer.encode(batch.image)
+        self.examples += examples(
+            explainer, encoding, found.pairs[picked], method.derivative, method.num_channels, masks
+        )
 
     def on_test_epoch_end(self) -> None:
         """Merge the records of all processes, make the tables from them, and print the first."""
@@ -240,10 +222,6 @@ class RegionEvaluation(L.LightningModule):
             f"Masking K = {most} channels is more than a quarter of stage(s) {names}: their association, and so the choice of "
             f"top-1, says little. Try a smaller `model.num_channels`, or `model.channel_share` 0.125."
         ]
-
-
-def _nra(region: Tensor, mask: Tensor) -> Tensor:
-    return normalized_region_accuracy(resize_regions(region, mask.shape[-2:]), mask)
 
 
 def _chosen(stored: ConceptSet, name: str | None, vlm: VisionLanguageModel | None) -> ConceptSet:
