@@ -261,6 +261,10 @@ class FrozenClassifier(nn.Module):
                 ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(f"The classifier must return logits (B, classes), got {describe_value(logits)}.")
+        if self.class_names and len(self.class_names) != logits.shape[1]:
+            raise ValueError(
+                f"The classifier has {logits.shape[1]} classes, but {len(self.class_names)} class_names were given."
+            )
         for stage in self.stages:
             trace.describe(stage, num_prefix_tokens, self.module, self.input_size)
         starts = [trace.start(stage.tap) for stage in self.stages]

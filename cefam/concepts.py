@@ -176,8 +176,8 @@ class ConceptSet:
         """
         path = Path(path)
         if path.suffix.lower() != ".csv":
-            return cls.from_words(path.read_text(encoding="utf-8").splitlines())
-        with path.open(newline="", encoding="utf-8") as lines:
+            return cls.from_words(path.read_text(encoding="utf-8-sig").splitlines())
+        with path.open(newline="", encoding="utf-8-sig") as lines:  # a spreadsheet writes a byte-order mark
             reader = csv.DictReader(lines)
             columns = set(reader.fieldnames or ())
             if not columns & {"word", "name"}:

@@ -63,13 +63,15 @@ def demo(
         seed: of the training.
 
     Raises:
-        ValueError: for a number below 1, or a folder that holds a demo with other options.
+        ValueError: for a number below 1, or a folder that holds a demo with other options, or anything else.
     """
     for name, value in (("scenes", scenes), ("evaluation_scenes", evaluation_scenes), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     root = Path(folder)
     journal = root / "demo.json"
+    if not journal.is_file() and root.is_dir() and any(root.iterdir()):
+        raise ValueError(f"{root} holds something else than a demo: name another `--folder`, or remove it.")
     done: dict[str, dict[str, Any]] = json.loads(journal.read_text()) if journal.is_file() else {}
     for step in steps(root, scenes, evaluation_scenes, epochs, seed):
         known = done.get(step.name)
@@ -81,17 +83,17 @@ def demo(
             continue
         done[step.name] = {"command": step.command}
         write_text(journal, json.dumps(done, indent=1))
-        done[step.name]["seconds"] = round(_run(step), 1)
+        done[step.name]["seconds"] = round(_run(step, again=known is not None), 1)
         write_text(journal, json.dumps(done, indent=1))
     _tell(root, done)
 
 
-def _run(step: Step) -> float:
-    """Run a step by the command's own entry; the seconds it took."""
+def _run(step: Step, again: bool) -> float:
+    """Run a step by the command's own entry, perhaps a second time; the seconds it took."""
     from cefam.cli import main
 
     arguments = list(step.arguments)
-    if step.name == "fit":
+    if step.name == "fit" and again:
         arguments += _resumed(step.made.parent)
     print(f"\n$ {shlex.join(['cefam', *arguments])}", flush=True)
     start = time.monotonic()

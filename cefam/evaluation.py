@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
@@ -23,7 +23,7 @@ from cefam.methods import (
     RandomMapRegions,
     RegionMethod,
 )
-from cefam.module import CEFAM
+from cefam.module import CEFAM, check_precision
 from cefam.report import bootstrap, figures, records, tables
 from cefam.report.examples import examples
 from cefam.vlm import VisionLanguageModel
@@ -105,6 +105,8 @@ class RegionEvaluation(L.LightningModule):
             **(methods or {}),
             **{name.replace("_", " "): known[name] for name in chance},
         }
+        # Those with weights of their own move to the device with everything else.
+        self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
         num_candidates = min(num_candidates, len(self.classifier.stages))
         self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.preset, memory_limit)
@@ -112,6 +114,10 @@ class RegionEvaluation(L.LightningModule):
         self.examples: list[figures.Example] = []
         self._part: Any = None  # this process's open part of the records
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that regions cannot be measured in."""
+        check_precision(self.trainer)
 
     def on_test_start(self) -> None:
         """Start afresh, and open this process's part of the records."""

@@ -34,7 +34,7 @@ class RegionBatch:
         image: views (B, 3, H, W), uint8 or floats in [0, 1].
         ids: names of the images (B).
         masks: index maps (M, h, w), whole numbers.
-        mask_image: whose mask it is (M,), index into the batch.
+        mask_image: whose mask it is (M,), index into the batch, ascending.
         mask_category: categories of the masks (M).
         pair_mask: mask of every pair (P,).
         pair_label: label number of every pair (P,).
@@ -117,7 +117,11 @@ class RegionEvaluator:
 
     @torch.no_grad()
     def evaluate(self, batch: RegionBatch, output: ClassifierOutput) -> PairValues:
-        """Measure every method on every pair of a batch, given the classifier's output for its images."""
+        """Measure every method on every pair of a batch, given the classifier's output for its images.
+
+        Raises:
+            ValueError: where a valid region holds values that are not finite.
+        """
         device = batch.image.device
         self._index_of_number = index = self._index_of_number.to(device)
         self._category_of_concept = self._category_of_concept.to(device)
@@ -161,15 +165,21 @@ class RegionEvaluator:
         bounds = area_bounds(mask)
         for name, method in self.methods.items():
             candidates = method.regions(batch.image, output, pairs, mask.shape[-2:], self.num_candidates)
-            values[name] = self._values(candidates, mask, bounds)
+            values[name] = self._values(name, candidates, mask, bounds)
         return bounds, values
 
-    def _values(self, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
+    def _values(self, name: str, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
         count = candidates.maps.shape[1]
-        regions = candidates.maps.flatten(0, 1).float()
+        # What a map that is not valid holds is nobody's business.
+        regions = candidates.maps.float().masked_fill(~candidates.valid[..., None, None], 0).flatten(0, 1)
         repeated = mask.repeat_interleave(count, dim=0)
         shape = (len(mask), count)
         auc, epg = (values.view(shape) for values in self._areas_and_energy(regions, repeated))
+        if not bool(auc.isfinite().all()):
+            raise ValueError(
+                f"{name} gave a region that holds values which are not finite: its pixels cannot be ranked. Look for NaN in the "
+                f"activations, or mark such a candidate as not valid."
+            )
         each = Bounds(*(bound.unsqueeze(1) for bound in bounds))
         nra, calibrated = nra_from_areas(auc, each, "published"), nra_from_areas(auc, each, "constant")
         if self.preset == "published":

@@ -7,9 +7,9 @@ per photograph stand in for the fresh crops of every epoch.
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from cefam.files import write_tensors, write_text
 from cefam.prepare import list_images
 from cefam.regions import pool
 from cefam.shards import MANIFEST, Manifest, open_picture, read_shard
-from cefam.views import TrainingView, View
+from cefam.views import TrainingView, View, drawn
 from cefam.vlm import VisionLanguageModel
 
 FORMAT, VERSION = "cefam-features", 1
@@ -73,11 +73,7 @@ class _Views(Dataset[Tensor]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            # A Mersenne stream turns (seed, position) into a seed: neighbors must not be correlated.
-            torch.manual_seed(random.Random(f"{self.seed}/{self.first + index}").getrandbits(63))
-            view: Tensor = self.view(self.pictures[index]())
-            return view
+        return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
 
 
 def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable[[], Image.Image]]]:
@@ -88,11 +84,7 @@ def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable
         return
     paths = [path for path, _ in list_images(source)]
     for start in range(0, len(paths), unit):
-        yield [_opener(path) for path in paths[start : start + unit]]
-
-
-def _opener(path: Path) -> Callable[[], Image.Image]:
-    return lambda: open_picture(path, str(path))
+        yield [partial(open_picture, path, str(path)) for path in paths[start : start + unit]]
 
 
 def compute_features(

@@ -1,17 +1,18 @@
 """Files are written under a temporary name and then renamed: nobody ever sees half of one."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, which becomes it when the block ends well and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same
+    # Several processes may write the same, on machines that number them alike.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
     try:
         yield temporary
         temporary.replace(path)

@@ -149,13 +149,14 @@ class CEFAM(L.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Refuse features that were computed with other towers, and masks that number their labels otherwise."""
+        """Refuse features of other towers, masks that number their labels otherwise, and a precision that is none."""
+        check_precision(self.trainer)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         for manifest in getattr(datamodule, "manifests", []):
             check_identity("classifier", manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
-            if self.vlm is not None:
-                check_identity("vision-language model", manifest.vlm, self.vlm.identity(), VLM_KEYS)
+            if self.vlm_identity is not None:
+                check_identity("vision-language model", manifest.vlm, self.vlm_identity, VLM_KEYS)
 
     @torch.no_grad()
     def _teacher_and_pooled(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -310,8 +311,12 @@ class CEFAM(L.LightningModule):
         """
         stored, translator, text = artefact.read(Path(path))
         try:
-            if classifier is None:
-                classifier = artefact.load_source("classifier", stored["classifier"]["source"])
+            source = stored["classifier"]["source"]
+        except (KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+        if classifier is None:
+            classifier = artefact.load_source("classifier", source)
+        try:
             kinds = {key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
             concepts: Any = ConceptSet.from_records(stored["concepts"]["records"], embeddings=text, **kinds)
             settings, hidden_dims = stored["settings"], stored["translator"]["hidden_dims"]
@@ -320,11 +325,26 @@ class CEFAM(L.LightningModule):
             artefact.check(module, stored)
             module.translator.load_state_dict(translator)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"The artefact {path} is damaged ({type(error).__name__}: {error}): export it again."
-            ) from error
+            raise _damaged(path, error) from error
         module._stored_vlm = stored["vlm"]
         return module.eval()
+
+
+def check_precision(trainer: L.Trainer) -> None:
+    """Refuse a precision that would round the weights and the mathematics of regions; autocast is for the towers alone.
+
+    Raises:
+        ValueError: with what to set instead.
+    """
+    if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise ValueError(
+            f"The precision {trainer.precision!r} would run regions and metrics in it, too: set `trainer.precision` to 32-true, "
+            f"bf16-mixed or 16-mixed."
+        )
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"The artefact {path} is damaged ({type(error).__name__}: {error}): export it again.")
 
 
 def _embedded(

@@ -55,7 +55,7 @@ def read_broden_labels(root: str | Path) -> list[dict[str, Any]]:
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file that must have these columns."""
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         missing = set(columns) - set(reader.fieldnames or ())
         if missing:

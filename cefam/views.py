@@ -5,9 +5,10 @@ The crop is chosen once per photograph; then classifier and VLM get THAT picture
 torchvision takes over a second to import, so it is imported where a photograph is cut.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +65,6 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as stored with every artefact."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`."""
-        options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**options)
 
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -165,6 +160,17 @@ class TrainingView:
         """Photograph -> view, uint8 (3, size, size)."""
         view: Tensor = self._transform(to_pixels(picture))
         return view
+
+
+def drawn(view: Callable[[Image.Image], Tensor], picture: Image.Image, stream: str) -> Tensor:
+    """A view of a photograph that depends on the name of its random stream alone.
+
+    Not on the global stream, which is the same in every process and goes on as workers and batches happen to use it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # A Mersenne stream turns the name into a seed: those of neighbors must not be correlated.
+        torch.manual_seed(random.Random(stream).getrandbits(63))
+        return view(picture)
 
 
 def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datamodules.loaders import StripedSampler, mask_labels, region_loader, shuffled_sampler, world
+from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, mask_labels, region_loader, world
 from cefam.features import FeatureManifest, load_features
 from cefam.views import View
 
@@ -85,7 +85,7 @@ class FeaturesData(L.LightningDataModule):
         return DataLoader(
             _Rows(features),
             batch_size=self.batch_size,
-            sampler=shuffled_sampler(rows, self.seed),
+            sampler=ShuffledSampler(rows, self.seed),
             drop_last=True,
             collate_fn=_as_it_is,
         )
@@ -95,7 +95,12 @@ class FeaturesData(L.LightningDataModule):
         features = load_features(self.val)
         rows = _Rows(features)
         loaders: list[Any] = [
-            DataLoader(rows, batch_size=self.val_batch_size, sampler=StripedSampler(len(rows)), collate_fn=_as_it_is)
+            DataLoader(
+                rows,
+                batch_size=self.val_batch_size,
+                sampler=StripedSampler(len(rows), self.val),
+                collate_fn=_as_it_is,
+            )
         ]
         if self.regions:
             loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, default_collate
 
 from cefam.datamodules.loaders import (
     ImageFiles,
+    RandomViews,
+    ShuffledSampler,
     StripedSampler,
     check_workers,
     in_order,
     mask_labels,
     region_loader,
     resampled,
-    shuffled_sampler,
     world,
 )
 from cefam.prepare import list_images
@@ -39,7 +40,7 @@ class ImagesData(L.LightningDataModule):
         val_batch_size: validation batch.
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process.
-        seed: of the order of the training images.
+        seed: of the order of the training images and of their crops.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class ImagesData(L.LightningDataModule):
         return mask_labels(self.regions)
 
     def train_dataloader(self) -> Any:
-        """Random views in a random order; the last incomplete batch is dropped, as in the published program."""
+        """Random views in a random order; the last incomplete batch is dropped, as in the published program.
+
+        Order and crops come from the seed, not from the global stream, which is the same in every process.
+        """
         view = TrainingView(self.size)
         if _is_shards(self.train):
             ranks = world()[1]
@@ -81,7 +85,7 @@ class ImagesData(L.LightningDataModule):
             # resumed run gets a fresh stream (not the one it would have seen: shards are drawn with replacement).
             epoch = self.trainer.current_epoch if self.trainer else 0
             seed = (self.seed * 1009 + world()[0]) * 1009 + epoch
-            stream = resampled(self.train, partial(_picture_view, view), seed)
+            stream = resampled(self.train, view, seed)
             loader = wds.WebLoader(
                 stream.compose(wds.batched(self.batch_size, collation_fn=default_collate, partial=False)),
                 batch_size=None,
@@ -96,9 +100,9 @@ class ImagesData(L.LightningDataModule):
                 f"process(es): set a smaller `data.init_args.batch_size`."
             )
         return DataLoader(
-            ImageFiles(paths, view),
+            RandomViews(paths, view, self.seed),
             batch_size=self.batch_size,
-            sampler=shuffled_sampler(len(paths), self.seed),
+            sampler=ShuffledSampler(len(paths), self.seed, draws=True),
             num_workers=self.num_workers,
             drop_last=True,
             persistent_workers=self.num_workers > 0,
@@ -123,7 +127,7 @@ class ImagesData(L.LightningDataModule):
                 DataLoader(
                     ImageFiles(paths, view),
                     batch_size=self.val_batch_size,
-                    sampler=StripedSampler(len(paths)),
+                    sampler=StripedSampler(len(paths), self.val),
                     num_workers=self.num_workers,
                 )
             ]

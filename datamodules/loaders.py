@@ -3,16 +3,17 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from cefam.evaluator import RegionBatch
 from cefam.shards import Manifest, Sample, decode, open_picture, unreadable
-from cefam.views import View
+from cefam.views import TrainingView, View, drawn
 
 
 def world() -> tuple[int, int]:
@@ -42,19 +43,19 @@ def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
     if num_shards < ranks * num_workers:
         raise ValueError(
             f"{num_shards} shard(s) in {folder} cannot feed {ranks} process(es) x {num_workers} data worker(s): a worker reads "
-            f"whole shards. Set `data.init_args.num_workers` to at most {num_shards // ranks}, or run `cefam prepare` again with a "
+            f"whole shards. Set `num_workers` of the data to at most {num_shards // ranks}, or run `cefam prepare` again with a "
             f"smaller `samples_per_shard`."
         )
 
 
 def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipeline:
     """Every sample of a folder once, over all processes and workers: no padding, nothing repeated, nothing dropped."""
-    files = Manifest.read(folder).files(folder)
     # Each process gets every n-th shard, each worker of it every n-th of those. A process may get fewer than another:
-    # evaluation makes no collective call per step, so nobody waits.
+    # evaluation makes no collective call per step, so nobody waits. The processes are told apart here: a data worker that
+    # is not forked knows of no other process.
+    rank, ranks = world()
     return wds.DataPipeline(
-        wds.SimpleShardList(files),
-        wds.split_by_node,
+        wds.SimpleShardList(Manifest.read(folder).files(folder)[rank::ranks]),
         wds.split_by_worker,
         wds.tarfile_to_samples(handler=unreadable),
         wds.map(decode),
@@ -62,16 +63,44 @@ def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipelin
     )
 
 
-def resampled(folder: str, transform: Callable[[Sample], Any], seed: int) -> wds.DataPipeline:
-    """An endless stream of shuffled samples; shards are drawn with replacement, so that no process runs dry."""
-    files = Manifest.read(folder).files(folder)
+def resampled(folder: str, view: TrainingView, seed: int) -> wds.DataPipeline:
+    """An endless stream of random views in random order; shards are drawn with replacement, so that no process runs dry."""
     return wds.DataPipeline(
-        wds.ResampledShards(files, seed=seed, deterministic=True),
+        wds.ResampledShards(Manifest.read(folder).files(folder), seed=seed, deterministic=True),
         wds.tarfile_to_samples(handler=unreadable),
         wds.detshuffle(1000, seed=seed),
         wds.map(decode),
-        wds.map(transform),
+        _StreamOfViews(view, seed),
     )
+
+
+class _StreamOfViews(wds.PipelineStage):  # type: ignore[misc]
+    """A view of every sample, drawn from seed, worker, epoch and position."""
+
+    def __init__(self, view: TrainingView, seed: int) -> None:
+        self.view, self.seed, self.epoch = view, seed, -1
+
+    def run(self, samples: Iterator[Sample]) -> Iterator[dict[str, Tensor]]:
+        """One view after another."""
+        self.epoch += 1
+        worker = get_worker_info()
+        stream = f"{self.seed}/{worker.id if worker else 0}/{self.epoch}"
+        for position, sample in enumerate(samples):
+            yield {"image": drawn(self.view, sample.picture(), f"{stream}/{position}")}
+
+
+class RandomViews(Dataset[Any]):
+    """Random views of photographs given by path; what is drawn depends on the number of the draw alone."""
+
+    def __init__(self, paths: Sequence[Path], view: TrainingView, seed: int) -> None:
+        self.paths, self.view, self.seed = paths, view, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        path = self.paths[draw % len(self.paths)]
+        return {"image": drawn(self.view, open_picture(path, str(path)), f"{self.seed}/{draw}")}
 
 
 class ImageFiles(Dataset[Any]):
@@ -91,12 +120,16 @@ class ImageFiles(Dataset[Any]):
 class StripedSampler(DistributedSampler[Any]):
     """Every n-th index for each process, without repeating one to make the shares equal.
 
+    Raises a ``ValueError`` where a process would have none: it could not take part in the validation.
+
     (torch's own sampler pads, and a padded sample counts twice in every average. Being one of its kind, this one is not
     replaced by Lightning.)
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, what: str) -> None:
         rank, ranks = world()
+        if length < ranks:
+            raise ValueError(f"{what} holds {length} row(s) for {ranks} processes: use fewer devices.")
         super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.share = range(rank, length, ranks)
 
@@ -107,17 +140,24 @@ class StripedSampler(DistributedSampler[Any]):
         return len(self.share)
 
 
-def shuffled_sampler(length: int, seed: int) -> DistributedSampler[Any]:
-    """A new order every epoch, from seed and epoch alone, in equal shares; a resumed run sees what it would have seen."""
-    rank, ranks = world()
-    return DistributedSampler(
-        range(length),  # type: ignore[arg-type]
-        num_replicas=ranks,
-        rank=rank,
-        shuffle=True,
-        seed=seed,
-        drop_last=True,
-    )
+class ShuffledSampler(DistributedSampler[Any]):
+    """A new order every epoch, from seed and epoch alone, in equal shares; a resumed run sees what it would have seen.
+
+    Args:
+        length: number of rows.
+        seed: of the order.
+        draws: give numbers of draws (epoch x length + index) instead of indices, for :class:`RandomViews`.
+    """
+
+    def __init__(self, length: int, seed: int, draws: bool = False) -> None:
+        rank, ranks = world()
+        every: Any = range(length)
+        super().__init__(every, num_replicas=ranks, rank=rank, shuffle=True, seed=seed, drop_last=True)
+        self.length, self.draws = length, draws
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.length if self.draws else 0
+        return (first + index for index in super().__iter__())
 
 
 def _viewed(view: View, sample: Sample) -> tuple[Tensor, Sample]:
@@ -165,9 +205,11 @@ def _collate_regions(mask_view: View | None, samples: Sequence[tuple[Tensor, Sam
             pair_label += labels
             owner.append(index)
             category.append(mask.category)
-    _check_one_size("photographs", [(s.id, image.shape[-2:]) for image, s in samples], "`data.resize` and `data.crop`")
+    _check_one_size(
+        "photographs", [(s.id, image.shape[-2:]) for image, s in samples], "`resize` and `crop` of the data"
+    )
     owners = [(samples[index][1].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
-    _check_one_size("masks", owners, "`data.resize`, `data.crop` and `data.view_masks`")
+    _check_one_size("masks", owners, "`resize`, `crop` and `view_masks` of the data")
     return {
         "image": torch.stack([image for image, _ in samples]),
         "ids": [sample.id for _, sample in samples],

@@ -42,5 +42,3 @@ class RegionsData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Photographs with their masks."""
         return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks)
-
-    val_dataloader = test_dataloader
