@@ -56,6 +56,8 @@ CASES = {
     "no channels": ("evaluate", ["--model.num_channels=0"], "num_channels"),
     "channel share above 1": ("evaluate", ["--model.channel_share=2"], "channel_share"),
     "crop larger than the picture": ("evaluate", ["--data.crop=500"], "smaller than the crop of 500"),
+    "regions in half precision": ("evaluate", ["--trainer.precision=bf16-true"], "set `trainer.precision` to 32-true"),
+    "training in double precision": ("fit", ["--trainer.precision=64-true"], "The precision '64-true'"),
     "too many data workers": ("evaluate", ["--data.num_workers=50"], "num_workers"),
     # Weights
     "weights missing offline": (

@@ -176,6 +176,11 @@ def test_a_family_without_usual_stages_asks_for_them():
         load_classifier("vgg11", weights=None)
 
 
+def test_class_names_must_be_those_of_the_classes():
+    with pytest.raises(ValueError, match="has 10 classes, but 2 class_names were given"):
+        FrozenClassifier(torchvision.models.resnet18(num_classes=10), ["layer1"], class_names=["cat", "dog"])
+
+
 def test_a_wrong_input_size_is_said():
     module = torchvision.models.vit_b_16()
     with pytest.raises(ValueError, match="pass the size it wants as `input_size`"):

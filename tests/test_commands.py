@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from cefam import CEFAM
+from cefam.evaluation import RegionEvaluation
 from cefam.report import records
 from tests.commands import CONVNEXT, QUIET, ROOT, csv_logger, evaluated, feature_options, images_data, run
 
@@ -317,6 +318,21 @@ def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp
     table = (tmp_path / "out" / "table.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines() if "leftwards" in line][:1] == ["leftwards"]
     assert "color" in table
+
+
+def test_a_method_with_weights_moves_with_the_evaluation(trained, tmp_path):
+    class Learned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def regions(self, images, activations, pairs, size, num_candidates):
+            raise NotImplementedError
+
+    method = Learned()
+    evaluation = RegionEvaluation(str(trained / "artefact"), str(tmp_path / "out"), methods={"learned": method})
+    evaluation.to(torch.float64)  # as good as another device
+    assert method.weight.dtype == torch.float64
 
 
 def test_without_a_logger_nothing_is_written_beside_the_output(trained, prepared, tmp_path):

@@ -9,6 +9,13 @@ from cefam import ConceptSet
 from cefam.concepts import Concept
 
 
+def test_files_of_spreadsheets_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.csv").write_text("number,word\n38,car\n10,red\n", encoding="utf-8-sig")
+    assert ConceptSet.from_file(tmp_path / "a.csv").numbers == [38, 10]
+    (tmp_path / "a.txt").write_text("striped fur\n", encoding="utf-8-sig")
+    assert ConceptSet.from_file(tmp_path / "a.txt").words == ["striped fur"]
+
+
 def test_broden_has_the_counts_of_the_published_program_and_of_table_a1():
     concepts = ConceptSet.broden()
     assert len(concepts) == 1197

@@ -48,6 +48,15 @@ def test_a_second_run_changes_nothing_and_other_options_are_refused(finished, ca
     assert "scenes must be at least 1, got 0" in capsys.readouterr().err
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
+    kept = tmp_path / "runs" / "fit" / "version_0" / "checkpoints" / "best.ckpt"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"hours of work")
+    assert run("demo", *SMALL[:-1], tmp_path / "runs") == 1
+    assert "runs holds something else than a demo: name another `--folder`" in capsys.readouterr().err
+    assert snapshot(tmp_path).keys() == {kept}
+
+
 def test_a_stopped_training_is_taken_up(finished, capsys):
     """As it lies on the disk when a run is killed in `fit`: the journal has no time of it, and a last checkpoint is there."""
     journal = finished / "demo.json"

@@ -92,6 +92,27 @@ def test_top1_takes_the_first_candidate_and_the_oracle_the_best(memory_limit):
     assert found.pairs.image.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("held", [0.5, math.nan, math.inf])
+def test_what_an_invalid_map_holds_changes_nothing(held):
+    maps = torch.rand(4, 2, 20, 20, generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([[True, True], [False, False], [True, False], [True, True]])
+    clean = evaluate(Given(maps, valid))[1].values["given"]
+    found = evaluate(Given(maps.masked_fill(~valid[..., None, None], held), valid))[1].values["given"]
+    for protocol in ("top1", "oracle"):
+        for name in ("nra", "epg", "hit", "nra_calibrated"):
+            wanted = getattr(clean[protocol], name)
+            assert torch.equal(getattr(found[protocol], name), wanted)
+            assert wanted.isfinite().all()  # undefined is a matter of the mask alone
+        assert found[protocol].expressible.tolist() == [True, False, True, True]
+
+
+def test_a_valid_region_that_is_not_finite_is_refused():
+    maps = torch.rand(4, 2, 20, 20)
+    maps[2, 1, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="given gave a region that holds values which are not finite"):
+        evaluate(Given(maps))
+
+
 def test_a_mask_keeps_its_place_where_the_first_one_has_no_concept_of_the_set():
     without_color = ConceptSet(tuple(c for c in CONCEPTS.concepts if c.number != 9))
     evaluator = RegionEvaluator({"map": RandomMapRegions()}, without_color)

@@ -80,6 +80,25 @@ def test_a_validation_cache_of_other_towers_is_refused(world, prepared, tmp_path
     assert "made with another vision-language model: its fingerprint is another" in capsys.readouterr().err
 
 
+def test_an_artefact_knows_its_teacher_without_holding_it(trained, prepared, tmp_path):
+    """Loaded without the VLM, it is still not trained on another teacher's features."""
+    import shutil
+
+    import lightning as L
+
+    from cefam.datamodules import FeaturesData
+
+    shutil.copytree(prepared / "features" / "train", tmp_path / "train")
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
+    manifest["vlm"]["fingerprint"] = "another"
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
+    module = CEFAM.from_pretrained(trained / "artefact")
+    data = FeaturesData(str(tmp_path / "train"), str(prepared / "features" / "val"), batch_size=8)
+    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False)
+    with pytest.raises(ValueError, match="made with another vision-language model: its fingerprint is another"):
+        trainer.fit(module, data)
+
+
 def test_features_notice_changed_photographs(world, prepared, tmp_path, capsys):
     import shutil
 

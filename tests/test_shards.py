@@ -150,7 +150,7 @@ def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
         assert batch["masks"].shape == (2, 32, 32)
         assert (batch["masks"] == 3).double().mean().item() == pytest.approx(0.5, abs=0.02)
     else:
-        with pytest.raises(ValueError, match=r"masks of a and b differ in size .* `data.view_masks`"):
+        with pytest.raises(ValueError, match=r"masks of a and b differ in size .* `view_masks` of the data"):
             list(data.test_dataloader())
 
 
@@ -202,7 +202,7 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
 
 
 def test_too_many_workers_are_refused_with_the_number_that_would_do(monkeypatch):
-    with pytest.raises(ValueError, match=r"`data.init_args.num_workers` to at most 3"):
+    with pytest.raises(ValueError, match=r"`num_workers` of the data to at most 3"):
         check_workers(3, 4, "shards")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="use fewer devices"):

@@ -75,12 +75,12 @@ def test_the_training_view_is_one_random_crop():
     assert pixels.dtype == torch.uint8
 
 
-def test_preprocessing_from_a_pencil_and_back_from_plain_types():
+def test_preprocessing_from_a_pencil_and_in_plain_types():
     images = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
     expected = [(1 - m) / s for m, s in zip(IMAGENET.mean, IMAGENET.std, strict=True)]
     torch.testing.assert_close(IMAGENET(images)[0, :, 0, 0], torch.tensor(expected))
     torch.testing.assert_close(IMAGENET(images), IMAGENET(torch.ones(1, 3, 4, 4)))
-    assert Preprocessing.from_dict(IMAGENET.to_dict()) == IMAGENET
+    assert IMAGENET.to_dict()["mean"] == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""Random streams of the data: processes and epochs see other crops, a resumed run sees what it would have seen."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cefam.cli import main
+from cefam.datamodules import ImagesData
+from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, in_order
+from cefam.features import picture_units
+from tests.test_shards import prepared
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Twelve copies of one photograph, as files and as shards: whatever differs between two views is the crop."""
+    folder = tmp_path_factory.mktemp("copies")
+    ramp = np.arange(64 * 64).reshape(64, 64)
+    picture = Image.fromarray(np.stack([ramp % 251, ramp // 64 * 3, ramp % 64 * 4], axis=-1).astype(np.uint8))
+    (folder / "files" / "a").mkdir(parents=True)
+    for index in range(12):
+        picture.save(folder / "files" / "a" / f"{index}.png")
+    source, target = str(folder / "files"), str(folder / "shards")
+    assert (
+        main(["prepare", "--kind", "images", "--source", source, "--folder", target, "--samples_per_shard", "3"]) == 0
+    )
+    return folder
+
+
+def views(monkeypatch, folder, rank, epoch=0, workers=0):
+    """The views of one process in an epoch. The global stream is the same in every process: Lightning seeds all alike."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torch.manual_seed(0)
+    data = ImagesData(str(folder), str(folder), size=16, batch_size=3, num_workers=workers)
+    loader = data.train_dataloader()
+    if hasattr(loader, "sampler") and isinstance(loader.sampler, ShuffledSampler):
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([batch["image"] for batch in loader])
+    for _ in range(epoch):
+        list(loader)
+    return torch.cat([batch["image"] for batch in loader])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_no_two_crops_of_two_processes_and_two_epochs_are_the_same(monkeypatch, photographs, kind, workers):
+    folder = photographs / kind
+    every = torch.cat([views(monkeypatch, folder, rank, epoch, workers) for rank in (0, 1) for epoch in (0, 1)])
+    assert len(every) == 24
+    assert len(every.flatten(1).unique(dim=0)) == 24
+    again = views(monkeypatch, folder, 1, 1, workers)
+    assert torch.equal(again, every[-6:])
+
+
+def test_crops_of_files_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photographs):
+    one = views(monkeypatch, photographs / "files", 0, epoch=3)
+    assert torch.equal(one, views(monkeypatch, photographs / "files", 0, epoch=3, workers=2))
+    assert not torch.equal(one, views(monkeypatch, photographs / "files", 0, epoch=2))
+
+
+def test_every_process_keeps_its_shards_wherever_they_are_read(monkeypatch, world, tmp_path):
+    """A data worker that is not forked knows of no other process: the share is settled before, and can be sent to it."""
+    folder = prepared(world, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        stream = in_order(str(folder), name)
+        monkeypatch.delenv("RANK")
+        found.append(list(pickle.loads(pickle.dumps(stream))))
+    assert [len(share) for share in found] == [8, 6]
+    assert len({*found[0], *found[1]}) == 14
+
+
+def name(sample):
+    return sample.id
+
+
+def test_photographs_to_cache_can_be_sent_to_a_worker(world):
+    (unit,) = picture_units(world / "images" / "val")
+    assert pickle.loads(pickle.dumps(unit))[0]().mode == unit[0]().mode
+
+
+def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(StripedSampler(3, "cache")) == 2
+    with pytest.raises(ValueError, match=r"cache holds 1 row\(s\) for 2 processes: use fewer devices"):
+        StripedSampler(1, "cache")
