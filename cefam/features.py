@@ -204,27 +204,37 @@ def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Te
 
 
 def load_features(folder: str | Path) -> dict[str, Tensor]:
-    """All rows of a cache: ``pooled.0`` .. (N, C_l) and ``embedding`` (N, D).
+    """All rows of a cache: ``pooled.0`` .. (N, C_l) and ``embedding`` (N, D), in memory: 4 bytes a number.
 
     Raises:
         FileNotFoundError: where the cache is unfinished.
-        ValueError: where a file is broken.
+        ValueError: where a file is broken, or does not fit the manifest.
     """
     from safetensors.torch import load_file
 
     manifest = FeatureManifest.read(folder)
-    parts = []
+    widths = {f"pooled.{stage}": width for stage, width in enumerate(manifest.classifier["channels"])}
+    widths["embedding"] = manifest.vlm["embedding_dim"]
+    # Filled file by file: with the parts beside the whole, a large cache would take twice its memory.
+    every = {name: torch.empty(manifest.num_rows, width) for name, width in widths.items()}
+    first = 0
     for entry in manifest.files:
+        path, rows = Path(folder) / entry["file"], entry["rows"]
+        again = "remove it and run `cefam features` again."
         try:
-            parts.append(load_file(Path(folder) / entry["file"]))
+            part = load_file(path)
         except Exception as error:  # safetensors has errors of its own for a truncated file
-            raise ValueError(
-                f"{Path(folder) / entry['file']} cannot be read ({error}): remove it and run `cefam features` again."
-            ) from error
-        expected = [*(f"pooled.{stage}" for stage in range(len(manifest.classifier["stages"]))), "embedding"]
-        if sorted(parts[-1]) != sorted(expected):
-            raise ValueError(
-                f"{Path(folder) / entry['file']} holds {', '.join(sorted(parts[-1]))} instead of {', '.join(expected)}: remove it and "
-                f"run `cefam features` again."
+            raise ValueError(f"{path} cannot be read ({error}): {again}") from error
+        expected, found = (
+            ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+            for shapes in (
+                {name: (rows, width) for name, width in widths.items()},
+                {name: tuple(tensor.shape) for name, tensor in part.items()},
             )
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        )
+        if found != expected:
+            raise ValueError(f"{path} holds {found} instead of {expected}: {again}")
+        for name, tensor in part.items():
+            every[name][first : first + rows] = tensor
+        first += rows
+    return every

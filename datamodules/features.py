@@ -34,7 +34,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class FeaturesData(L.LightningDataModule):
-    """Feature caches made by ``cefam features``.
+    """Feature caches made by ``cefam features``. Every process holds them whole: rows x (channels + D) x 4 bytes.
 
     Args:
         train: cache of training views.
