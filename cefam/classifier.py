@@ -261,6 +261,8 @@ class FrozenClassifier(nn.Module):
                 ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise ValueError(f"The classifier must return logits (B, classes), got {describe_value(logits)}.")
+        if not bool(logits.isfinite().all()):
+            raise ValueError("The classifier's logits are not finite: its weights hold NaN, or values that overflow.")
         if self.class_names and len(self.class_names) != logits.shape[1]:
             raise ValueError(
                 f"The classifier has {logits.shape[1]} classes, but {len(self.class_names)} class_names were given."
@@ -310,8 +312,9 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
 def _input_size(module: nn.Module, given: Sequence[int] | None) -> tuple[int, int]:
     """Height and width of the images the module is probed with."""
     if given is not None:
-        height, width = given
-        return height, width
+        if len(given) != 2 or min(given) < 1:
+            raise ValueError(f"input_size must be (height, width), both positive, got {list(given)}.")
+        return given[0], given[1]
     fixed = getattr(module, "image_size", None) or getattr(getattr(module, "patch_embed", None), "img_size", None)
     config = getattr(module, "pretrained_cfg", None)  # timm
     if fixed is None and isinstance(config, Mapping):

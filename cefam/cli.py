@@ -1,13 +1,15 @@
 """All verbs of ``cefam``: Lightning's CLI for those that run a Trainer, light parsers for the rest.
 
 Heavy imports stand inside the verbs, so that ``cefam --help`` comes at once. Bad input ends with one sentence and a
-non-zero exit (set CEFAM_TRACEBACK=1 to see the traceback).
+non-zero exit; what nobody expected does so, too, and leaves its traceback in a file (CEFAM_TRACEBACK=1 shows it at once).
 """
 
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -30,7 +32,7 @@ Configs are named by path, or by their name among those that come with cefam (`-
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 130 interrupted, 143 told to end."""
+    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected, 130 interrupted, 143 told to end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(configs="\n".join(f"  {name}" for name in _shipped_configs())))
@@ -78,10 +80,11 @@ def _run(verb: str, arguments: list[str]) -> int:
     except (KeyboardInterrupt, _Ended, SystemExit) as error:
         return _stopped(verb, error)
     except Exception as error:
-        if os.environ.get("CEFAM_TRACEBACK") or not _said(error):
+        if os.environ.get("CEFAM_TRACEBACK"):
             raise
-        print(f"cefam {verb}: {_sentence(error)}", file=sys.stderr)
-        return getattr(error, "status", 1)
+        said = _said(error)
+        print(f"cefam {verb}: {_sentence(error) if said else _unexpected(verb, error)}", file=sys.stderr)
+        return getattr(error, "status", 1) if said else 70
     return 0
 
 
@@ -108,9 +111,19 @@ def _stopped(verb: str, error: BaseException) -> int:
 
 
 def _said(error: Exception) -> bool:
-    """Whether an error's message was written for the user; others are defects, and show where they are."""
+    """Whether an error's message was written for the user; others come from a library, or are defects of ours."""
     # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone.
     return isinstance(error, ValueError | OSError) or type(error).__name__ == "MisconfigurationException"
+
+
+def _unexpected(verb: str, error: Exception) -> str:
+    """A sentence on an error that nobody has foreseen; whoever looks for its cause finds the traceback in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix=f"cefam-{verb}-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return (
+        f"{type(error).__name__}: {_sentence(error)} Nobody has foreseen this here: look for an option, a class or a file that makes "
+        f"no sense, and if there is none, report it with the traceback in {file.name}."
+    )
 
 
 def _sentence(error: Exception) -> str:

@@ -170,6 +170,11 @@ class RegionEvaluation(L.LightningModule):
         self.trainer.strategy.barrier()
         self.discard()
 
+    @property
+    def measured(self) -> bool:
+        """Whether there was anything to measure."""
+        return self._part is not None
+
     def discard(self) -> None:
         """Remove this process's part of the records; after a run that failed, nobody else does."""
         if self._part is not None:

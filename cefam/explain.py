@@ -74,8 +74,8 @@ class Explainer:
             )
         if preset not in ("published", "paper"):
             raise ValueError(f"preset must be 'published' or 'paper', got {preset!r}.")
-        if memory_limit <= 0:
-            raise ValueError(f"memory_limit must be positive (megabytes), got {memory_limit}.")
+        if not 0 < memory_limit < float("inf"):
+            raise ValueError(f"memory_limit must be positive and finite (megabytes), got {memory_limit}.")
         if not 0 < channel_share <= 1:
             raise ValueError(f"channel_share must be above 0 and at most 1, got {channel_share}.")
         self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm

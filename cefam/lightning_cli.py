@@ -147,6 +147,8 @@ def run(verb: str, arguments: list[str]) -> None:
         )
         try:
             cli.trainer.test(cli.model, datamodule=cli.datamodule)
+            if not cli.model.measured:
+                raise ValueError("Nothing was measured: set `trainer.limit_test_batches` above 0.")
         finally:
             cli.model.discard()
     else:

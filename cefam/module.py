@@ -90,6 +90,8 @@ class CEFAM(L.LightningModule):
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
         self.register_buffer("text", text, persistent=False)
+        if similarity_weight < 0:
+            raise ValueError(f"similarity_weight must be 0 (no similarity loss) or more, got {similarity_weight}.")
         self.similarity_weight, self.preset = similarity_weight, preset
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
         self.plateau_patience = PLATEAU_PATIENCE[preset] if plateau_patience is None else plateau_patience
@@ -151,6 +153,11 @@ class CEFAM(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse features of other towers, masks that number their labels otherwise, and a precision that is none."""
         check_precision(self.trainer)
+        if stage == "fit" and 0 in (self.trainer.limit_train_batches, self.trainer.limit_val_batches):
+            raise ValueError(
+                "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
+                "follow the validation. Set `trainer.limit_train_batches` and `trainer.limit_val_batches` above 0."
+            )
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         for manifest in getattr(datamodule, "manifests", []):

@@ -139,7 +139,7 @@ def prepare(
     source: str | Path,
     folder: str | Path,
     samples_per_shard: int = 256,
-    count: int = 200,
+    count: int | None = None,
     masks: Sequence[str] = MASK_CATEGORIES,
 ) -> ShardWriter:
     """Convert a raw data set into shards, with a progress bar.
@@ -149,11 +149,13 @@ def prepare(
         source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation.
         folder: where the shards go.
         samples_per_shard: samples in a shard.
-        count: how many scenes of Brodenette.
+        count: how many scenes of Brodenette; ``None``: 200. Other data is taken whole.
         masks: their categories; [] for none.
     """
     from rich.progress import track
 
+    if count is not None and kind != "brodenette":
+        raise ValueError(f"count is for scenes of Brodenette, {kind!r} is taken whole: leave `count` out.")
     if kind == "images":
         samples, labels, total = image_folder_samples(source), [], len(list_images(source))
     elif kind == "broden":
@@ -162,6 +164,7 @@ def prepare(
     elif kind == "brodenette":
         from cefam.brodenette import COMPOSITIONS, LABELS
 
+        count = 200 if count is None else count
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}.")
         labels = [asdict(label) for label in (*LABELS, *(COMPOSITIONS if "composition" in masks else ()))]

@@ -42,7 +42,9 @@ class Translator(nn.Module):
         super().__init__()
         self.channels = list(channels)
         self.embedding_dim = embedding_dim
-        self.hidden_dims = list(hidden_dims or published_hidden_dims(channels) if channels else [])
+        if hidden_dims is None and channels:
+            hidden_dims = published_hidden_dims(channels)
+        self.hidden_dims = list(hidden_dims or [])
         if len(self.hidden_dims) != 2 or min([*self.channels, *self.hidden_dims, embedding_dim]) < 1:
             raise ValueError(
                 f"A translator needs at least one stage, two hidden widths and positive sizes; got channels={list(channels)}, "

@@ -45,6 +45,8 @@ class Preprocessing:
             raise ValueError(
                 f"mean and std need the same length and positive std, got mean={self.mean}, std={self.std}."
             )
+        if len(self.mean) not in (0, 1, 3):
+            raise ValueError(f"mean and std need one value per channel of three, got mean={self.mean}, std={self.std}.")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}.")
 

@@ -186,7 +186,15 @@ def load_vlm(
             tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
         except UserWarning as error:
             raise ValueError(f"{error} Use the model name that ends in '-quickgelu' for these weights.") from error
-        except (RuntimeError, OSError, AssertionError, ModuleNotFoundError) as error:
+        except (
+            RuntimeError,
+            OSError,
+            AssertionError,
+            ModuleNotFoundError,
+            TypeError,
+            AttributeError,
+            KeyError,
+        ) as error:
             raise FileNotFoundError(
                 f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {str(error).splitlines()[0]} "
                 f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "

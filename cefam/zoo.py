@@ -66,6 +66,8 @@ def load_classifier(
     build = _build_timm if name.startswith("timm:") else _build_torchvision
     if name == "brodenette":
         build = _build_brodenette
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     module, preprocessing, known_names, usual = build(name.removeprefix("timm:"), weights, num_classes)
     if mean is not None or std is not None:
         preprocessing = replace(

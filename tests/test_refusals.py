@@ -24,6 +24,33 @@ def test_an_artefact_names_networks_not_programs(trained, tmp_path):
     assert not (tmp_path / "called").exists()
 
 
+def test_what_nobody_has_foreseen_is_one_sentence_and_a_file(world, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    options = [*feature_options(world, prepared), csv_logger(tmp_path), "--trainer.log_every_n_steps=0"]
+    assert run("fit", *options) == 70
+    printed = capsys.readouterr().err
+    assert "cefam fit: ZeroDivisionError: integer modulo by zero Nobody has foreseen this" in printed
+    assert "Traceback" not in printed
+    (path,) = tmp_path.glob("cefam-fit-*.txt")
+    assert str(path) in printed
+    assert path.read_text().startswith("Traceback")
+    monkeypatch.setenv("CEFAM_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        run("fit", *options, csv_logger(tmp_path, "again"))
+
+
+def test_weights_that_are_no_numbers_are_refused(world, tmp_path, capsys):
+    import torchvision
+
+    state = torchvision.models.resnet18(num_classes=10).state_dict()
+    state["layer4.1.conv2.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    options = ["--config", world / "towers.yaml", f"--classifier.init_args.weights={tmp_path}/nan.pth"]
+    assert run("features", *options, f"--images={world}/images/val", f"--folder={tmp_path}/out") == 1
+    assert "logits are not finite: its weights hold NaN" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_never_overwrites_without_being_told(trained, capsys):
     options = ["--checkpoint", trained / "log/checkpoints/best.ckpt", "--folder", trained / "artefact"]
     assert run("export", *options) == 1

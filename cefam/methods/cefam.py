@@ -36,6 +36,8 @@ class CEFAMRegions:
         num_channels: int = 20,
         **options: Any,
     ) -> None:
+        if num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {num_channels}.")
         self.explainer = Explainer(classifier, translator, concepts, **options)
         self.derivative: Derivative = derivative
         self.num_channels = num_channels

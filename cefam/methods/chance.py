@@ -21,7 +21,12 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) that depend on key, position and seed alone: (P,) -> (P, count), double.
 
     A counter-based generator (the splitmix64 finalizer), the same on every device.
+
+    Raises:
+        ValueError: for a seed beyond 32 bits.
     """
+    if not -(2**31) <= seed < 2**31:
+        raise ValueError(f"The seed must lie in 32 bits, got {seed}.")
     x = keys.unsqueeze(1) + (torch.arange(1, count + 1, device=keys.device) + seed * 1_000_003) * _ODD
     for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ _shift_right(x, shift)) * multiplier
