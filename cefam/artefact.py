@@ -21,6 +21,7 @@ from cefam.zoo import read_state_dict
 if TYPE_CHECKING:
     from cefam.module import CEFAM
 
+MARK = "library_name: cefam"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -84,14 +85,18 @@ def export(module: "CEFAM", folder: Path, overwrite: bool = False) -> Path:
     """
     if (folder / CONFIG).exists() and not overwrite:
         raise FileExistsError(f"{folder} already holds an artefact: name another folder, or say `--overwrite true`.")
+    card, weights = folder / CARD, folder / WEIGHTS
+    ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    if not overwrite and not ours and (card.exists() or weights.exists()):
+        raise FileExistsError(f"{folder} holds a {CARD} or {WEIGHTS} of something else: name another folder.")
     tensors = {
         f"translator.{name}": v.detach().cpu().contiguous() for name, v in module.translator.state_dict().items()
     }
     tensors["concepts.embeddings"] = module.concepts.require_embeddings().detach().cpu().contiguous()
     stored = describe(module)
     (folder / CONFIG).unlink(missing_ok=True)  # it comes last: old and new files are never taken for one artefact
-    write_tensors(folder / WEIGHTS, tensors)
-    write_text(folder / CARD, _card(stored))
+    write_text(card, _card(stored))  # first: it says whose files these are, if nothing else is written
+    write_tensors(weights, tensors)
     write_text(folder / CONFIG, json.dumps(stored, indent=1))
     return folder
 
@@ -111,6 +116,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(checkpoint, dict) and "cefam" in checkpoint:
+            state, text = dict(checkpoint["state_dict"]), checkpoint["cefam_text"].float()
     except Exception as error:  # torch has many words for a broken file
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is truncated, empty, or holds pickled "
@@ -118,9 +125,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
         ) from error
     if not isinstance(checkpoint, dict) or "cefam" not in checkpoint:
         raise ValueError(f"{path} is no checkpoint of cefam: it does not say what its translator belongs to.")
-    state = checkpoint["state_dict"]
     weights = {name.removeprefix("translator."): value for name, value in state.items()}
-    return checkpoint["cefam"], weights, checkpoint["cefam_text"]
+    return checkpoint["cefam"], weights, text
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
@@ -129,9 +135,9 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]
             raise FileNotFoundError(f"{path} is no exported artefact: it has no {name}. Make one with `cefam export`.")
     try:
         stored = json.loads((path / CONFIG).read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{path / CONFIG} is not JSON ({error}): export the artefact again.") from error
-    if stored.get("format") != "cefam":
+    if not isinstance(stored, dict) or stored.get("format") != "cefam":
         raise ValueError(
             f"{path / CONFIG} does not describe an artefact of cefam: name a folder made by `cefam export`."
         )
@@ -139,7 +145,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]
     if "concepts.embeddings" not in tensors:
         raise ValueError(f"{path / WEIGHTS} holds no text embeddings: export the artefact again.")
     weights = {n.removeprefix("translator."): v for n, v in tensors.items() if n.startswith("translator.")}
-    return stored, weights, tensors["concepts.embeddings"]
+    return stored, weights, tensors["concepts.embeddings"].float()
 
 
 def load_source(kind: str, source: dict[str, Any] | None) -> Any:
@@ -159,7 +165,7 @@ def _build(kind: str, spec: Any) -> Any:
     """Call what ``class_path`` names with its ``init_args``, which may hold such entries themselves."""
     if not isinstance(spec, dict) or "class_path" not in spec:
         return spec
-    module, _, name = spec["class_path"].rpartition(".")
+    module, _, name = str(spec["class_path"]).rpartition(".")
     try:
         build = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -180,7 +186,7 @@ def _build(kind: str, spec: Any) -> Any:
 def _card(stored: dict[str, Any]) -> str:
     classifier, concepts, vlm = stored["classifier"], stored["concepts"], stored["vlm"] or {}
     return f"""---
-library_name: cefam
+{MARK}
 tags: [explainable-ai, concepts, ce-fam]
 ---
 # A CE-FAM translator

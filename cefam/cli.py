@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cefam {__version__}")
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
     if verb not in VERBS:
         near = get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -76,6 +74,8 @@ def _signals() -> Iterator[None]:
 
 def _run(verb: str, arguments: list[str]) -> int:
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
         VERBS[verb](_with_shipped_configs(arguments))
     except (KeyboardInterrupt, _Ended, SystemExit) as error:
         return _stopped(verb, error)

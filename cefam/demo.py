@@ -11,6 +11,8 @@ from typing import Any
 
 from cefam.files import write_text
 
+BATCH = 128  # of the training
+
 
 @dataclass(frozen=True)
 class Step:
@@ -68,11 +70,18 @@ def demo(
     for name, value in (("scenes", scenes), ("evaluation_scenes", evaluation_scenes), ("epochs", epochs)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and 2^32 - 1, got {seed}.")
+    if scenes < BATCH:
+        raise ValueError(f"scenes must be at least {BATCH}, one batch, got {scenes}.")
     root = Path(folder)
     journal = root / "demo.json"
     if not journal.is_file() and root.is_dir() and any(root.iterdir()):
         raise ValueError(f"{root} holds something else than a demo: name another `--folder`, or remove it.")
-    done: dict[str, dict[str, Any]] = json.loads(journal.read_text()) if journal.is_file() else {}
+    try:
+        done: dict[str, dict[str, Any]] = dict(json.loads(journal.read_text())) if journal.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{journal} cannot be read ({error}): name another `--folder`, or remove it.") from error
     for step in steps(root, scenes, evaluation_scenes, epochs, seed):
         known = done.get(step.name)
         if known and known["command"] != step.command:

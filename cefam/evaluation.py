@@ -29,6 +29,7 @@ from cefam.report.examples import examples
 from cefam.vlm import VisionLanguageModel
 
 Chance = Literal["random_channel", "random_map", "center", "luminance"]
+RESULTS = ("records.csv", "table.txt", "table.md", "table.csv", "differences.csv", "contact_sheet.png")
 ALL_CHANCE: list[Chance] = ["random_channel", "random_map", "center", "luminance"]
 
 
@@ -76,7 +77,7 @@ class RegionEvaluation(L.LightningModule):
     ) -> None:
         super().__init__()
         self.output = Path(output)
-        if (self.output / "records.csv").exists() and not overwrite:
+        if any((self.output / name).exists() for name in RESULTS) and not overwrite:
             raise FileExistsError(
                 f"{output} already holds results: name another `model.output`, or set `model.overwrite`."
             )
@@ -100,6 +101,11 @@ class RegionEvaluation(L.LightningModule):
             "center": CenterRegions(),
             "luminance": LuminanceRegions(),
         }
+        taken = {"CE-FAM", *(name.replace("_", " ") for name in known)} & set(methods or {})
+        if taken:
+            raise ValueError(
+                f"{', '.join(sorted(taken))} in `model.methods` is a row of its own: name yours otherwise."
+            )
         rows: dict[str, RegionMethod] = {
             "CE-FAM": self.cefam,
             **(methods or {}),

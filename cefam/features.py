@@ -57,8 +57,11 @@ class FeatureManifest:
         try:
             values = json.loads(path.read_text())
             if (values["format"], values["version"]) == (FORMAT, VERSION):
-                return cls(**values)
-        except (json.JSONDecodeError, TypeError, KeyError):
+                manifest = cls(**values)
+                rows = sum(entry["rows"] for entry in manifest.files if entry["file"])
+                if rows == manifest.num_rows and manifest.classifier["channels"] and manifest.vlm["embedding_dim"]:
+                    return manifest
+        except (ValueError, TypeError, KeyError):
             pass  # said below
         raise ValueError(f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
 
@@ -79,8 +82,8 @@ class _Views(Dataset[Tensor]):
 def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable[[], Image.Image]]]:
     """Photographs of a folder, or of shards, in units that are cached (and resumed) together."""
     if (Path(source) / MANIFEST).is_file():
-        for path in Manifest.read(source).files(source):
-            yield [sample.picture for sample in read_shard(path)]
+        for path, count in Manifest.read(source).counts(source).items():
+            yield [sample.picture for sample in read_shard(path, count)]
         return
     paths = [path for path, _ in list_images(source)]
     for start in range(0, len(paths), unit):
@@ -153,8 +156,9 @@ def compute_features(
 
 def _check_same_run(folder: Path, manifest: FeatureManifest) -> None:
     """Let a run go on only in a folder that is empty or of the very same run."""
-    folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run.json"
+    if (folder / MANIFEST).exists() and not run.is_file():
+        raise ValueError(f"{folder} holds other data: name another folder for the features.")
     mine = json.dumps([manifest.classifier, manifest.vlm, manifest.view], sort_keys=True, default=str)
     if run.is_file() and run.read_text() != mine:
         raise ValueError(

@@ -96,7 +96,7 @@ class _FitCLI(_CLI):
         """Parse, and look at the checkpoint to start from before anything takes it for a good one."""
         super().parse_arguments(parser, args)
         checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
-        if checkpoint.endswith(".ckpt"):  # others are Lightning's words: "last", "best"
+        if Path(checkpoint).suffix or Path(checkpoint).is_file():  # others are Lightning's words: "last", "best"
             artefact.read(Path(checkpoint))
 
     def before_fit(self) -> None:
@@ -110,6 +110,24 @@ class _FitCLI(_CLI):
             raise FileExistsError(
                 f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
             )
+        metrics = Path(folder or ".") / "metrics.csv"
+        if folder and metrics.is_file() and self.trainer.is_global_zero:
+            # The logger starts a new file; what the run has logged so far is kept beside it.
+            number = len(list(metrics.parent.glob("metrics-until-*.csv"))) + 1
+            metrics.rename(metrics.with_name(f"metrics-until-{number}.csv"))
+
+    def before_validate(self) -> None:
+        """Refuse to validate weights that nobody has trained, and to write over the log of a run.
+
+        Raises:
+            ValueError: where no checkpoint is named.
+            FileExistsError: where the logger's folder holds a run.
+        """
+        if not self.config.validate.ckpt_path:
+            raise ValueError(
+                "Name the checkpoint to validate with `--ckpt_path`; without one the translator is random."
+            )
+        refuse_logged(self.trainer)
 
     def before_instantiate_classes(self) -> None:
         """Keep how the towers are loaded, in plain types, for the checkpoint."""
@@ -123,6 +141,17 @@ class _FitCLI(_CLI):
             tower = getattr(self.model, kind)
             if tower.source is None:
                 tower.source = source
+
+
+def refuse_logged(trainer: L.Trainer) -> None:
+    """Refuse a logger's folder that holds the log of a run: it would be written over.
+
+    Raises:
+        FileExistsError: with the folder.
+    """
+    folder = trainer.log_dir
+    if folder and (Path(folder) / "metrics.csv").is_file():
+        raise FileExistsError(f"{folder} already holds the log of a run: name another folder for `trainer.logger`.")
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -145,6 +174,7 @@ def run(verb: str, arguments: list[str]) -> None:
         cli = _CLI(
             verb, RegionEvaluation, datamodule_class=RegionsData, run=False, args=arguments, parser_kwargs=options
         )
+        refuse_logged(cli.trainer)
         try:
             cli.trainer.test(cli.model, datamodule=cli.datamodule)
             if not cli.model.measured:

@@ -325,13 +325,16 @@ class CEFAM(L.LightningModule):
             classifier = artefact.load_source("classifier", source)
         try:
             kinds = {key: stored["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
+            shape = (len(stored["concepts"]["records"]), stored["translator"]["embedding_dim"])
+            if tuple(text.shape) != shape or not all(bool(v.isfinite().all()) for v in (text, *translator.values())):
+                raise KeyError(f"embeddings of shape {shape} and finite numbers")
             concepts: Any = ConceptSet.from_records(stored["concepts"]["records"], embeddings=text, **kinds)
             settings, hidden_dims = stored["settings"], stored["translator"]["hidden_dims"]
             options = {"preset": settings["preset"], "channel_share": settings["channel_share"]}
             module = cls(classifier, vlm, concepts, settings["similarity_weight"], hidden_dims, **options)
             artefact.check(module, stored)
             module.translator.load_state_dict(translator)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
             raise _damaged(path, error) from error
         module._stored_vlm = stored["vlm"]
         return module.eval()

@@ -26,10 +26,22 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
         raise FileNotFoundError(f"There is no folder {root}: name one that holds images.")
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     index = {name: position for position, name in enumerate(classes)}
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in _files_below(root, ()) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) was found below {root}.")
     return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files, those in linked folders, too; a folder that cannot be read is an error, a link back up is not followed."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files_below(path, (*above, here))
+        else:
+            yield path
 
 
 def image_folder_samples(folder: str | Path) -> Iterator[Sample]:

@@ -101,7 +101,10 @@ class Manifest:
             if (values["format"], values["version"]) != (FORMAT, VERSION):
                 raise KeyError("version")
             manifest = cls(**values)
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            whole = sum(shard["samples"] for shard in manifest.shards) == manifest.num_samples > 0
+            if not whole or any({"number", "name", "category"} - set(label) for label in manifest.labels):
+                raise KeyError("counts or labels")
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is no manifest of {FORMAT} version {VERSION}: run `cefam prepare` again."
             ) from error
@@ -114,7 +117,11 @@ class Manifest:
 
     def files(self, folder: str | Path) -> list[str]:
         """Paths of the shards, in order."""
-        return [str(Path(folder) / shard["file"]) for shard in self.shards]
+        return list(self.counts(folder))
+
+    def counts(self, folder: str | Path) -> dict[str, int]:
+        """How many samples each shard holds, by its path."""
+        return {str(Path(folder) / shard["file"]): shard["samples"] for shard in self.shards}
 
 
 class ShardWriter:
@@ -226,14 +233,18 @@ def decode(members: dict[str, Any]) -> Sample:
         raise ValueError(
             f"{where}: the sample has no {'image' if suffix is None else 'json'}. Run `cefam prepare` again."
         )
-    about = json.loads(members["json"])
+    try:
+        about = json.loads(members["json"])
+        name, label, categories = about["id"], about["label"], [entry["category"] for entry in about["masks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: its json cannot be read. Run `cefam prepare` again.") from error
     masks = []
-    for index, entry in enumerate(about["masks"]):
+    for index, category in enumerate(categories):
         if f"mask{index}.png" not in members:
             raise ValueError(f"{where}: mask {index} is missing. Run `cefam prepare` again.")
-        picture = Image.open(io.BytesIO(members[f"mask{index}.png"]))
-        masks.append(Mask(entry["category"], np.asarray(picture).astype(np.int32)))
-    return Sample(about["id"], members[suffix.lstrip(".")], suffix, about["label"], tuple(masks))
+        picture = open_picture(members[f"mask{index}.png"], f"mask {index} of {where}")
+        masks.append(Mask(category, np.asarray(picture).astype(np.int32)))
+    return Sample(name, members[suffix.lstrip(".")], suffix, label, tuple(masks))
 
 
 def unreadable(error: Exception) -> bool:
@@ -247,9 +258,25 @@ def unreadable(error: Exception) -> bool:
     ) from error
 
 
-def read_shard(path: str | Path) -> Iterator[Sample]:
-    """All samples of one shard, in order."""
+def read_members(path: str | Path, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """The members of all samples of one shard, in order, before :func:`decode`.
+
+    Raises:
+        ValueError: where the shard holds another number of samples than ``count``: a copy that was cut between two samples
+            is a whole tar.
+    """
     import webdataset as wds
 
-    pipeline = wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples(handler=unreadable))
-    return (decode(members) for members in pipeline)
+    found = 0
+    for members in wds.DataPipeline(wds.SimpleShardList([str(path)]), wds.tarfile_to_samples(handler=unreadable)):
+        found += 1
+        yield members
+    if count is not None and found != count:
+        raise ValueError(
+            f"{path} holds {found} samples, its manifest says {count}: copy the shards again, or run `cefam prepare` again."
+        )
+
+
+def read_shard(path: str | Path, count: int | None = None) -> Iterator[Sample]:
+    """All samples of one shard, in order; see :func:`read_members`."""
+    return (decode(members) for members in read_members(path, count))

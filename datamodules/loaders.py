@@ -1,7 +1,6 @@
 """What the data modules share: pipelines over shards, and the loader of photographs with masks."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from cefam.evaluator import RegionBatch
-from cefam.shards import Manifest, Sample, decode, open_picture, unreadable
+from cefam.shards import Manifest, Sample, decode, open_picture, read_members
 from cefam.views import TrainingView, View, drawn
 
 
 def world() -> tuple[int, int]:
-    """Rank and number of processes."""
+    """Rank and number of processes that work together now, whatever the environment says."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return 0, 1
 
 
 def mask_labels(folder: str | None) -> list[dict[str, Any]]:
@@ -54,20 +53,28 @@ def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipelin
     # evaluation makes no collective call per step, so nobody waits. The processes are told apart here: a data worker that
     # is not forked knows of no other process.
     rank, ranks = world()
+    counts = Manifest.read(folder).counts(folder)
     return wds.DataPipeline(
-        wds.SimpleShardList(Manifest.read(folder).files(folder)[rank::ranks]),
+        wds.SimpleShardList(list(counts)[rank::ranks]),
         wds.split_by_worker,
-        wds.tarfile_to_samples(handler=unreadable),
+        partial(_members, counts),
         wds.map(decode),
         wds.map(transform),
     )
 
 
+def _members(counts: dict[str, int], shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    """What is in the shards, each found to be whole."""
+    for shard in shards:
+        yield from read_members(shard["url"], counts[shard["url"]])
+
+
 def resampled(folder: str, view: TrainingView, seed: int) -> wds.DataPipeline:
     """An endless stream of random views in random order; shards are drawn with replacement, so that no process runs dry."""
+    counts = Manifest.read(folder).counts(folder)
     return wds.DataPipeline(
-        wds.ResampledShards(Manifest.read(folder).files(folder), seed=seed, deterministic=True),
-        wds.tarfile_to_samples(handler=unreadable),
+        wds.ResampledShards(list(counts), seed=seed, deterministic=True),
+        partial(_members, counts),
         wds.detshuffle(1000, seed=seed),
         wds.map(decode),
         _StreamOfViews(view, seed),

@@ -204,7 +204,7 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
 def test_too_many_workers_are_refused_with_the_number_that_would_do(monkeypatch):
     with pytest.raises(ValueError, match=r"`num_workers` of the data to at most 3"):
         check_workers(3, 4, "shards")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr("cefam.datamodules.loaders.world", lambda: (0, 4))
     with pytest.raises(ValueError, match="use fewer devices"):
         check_workers(3, 0, "shards")
 

@@ -30,10 +30,15 @@ def photographs(tmp_path_factory):
     return folder
 
 
+def pretend(monkeypatch, rank, ranks):
+    """Be one of several processes, as far as the data knows."""
+    for module in ("loaders", "images"):
+        monkeypatch.setattr(f"cefam.datamodules.{module}.world", lambda: (rank, ranks))
+
+
 def views(monkeypatch, folder, rank, epoch=0, workers=0):
     """The views of one process in an epoch. The global stream is the same in every process: Lightning seeds all alike."""
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend(monkeypatch, rank, 2)
     torch.manual_seed(0)
     data = ImagesData(str(folder), str(folder), size=16, batch_size=3, num_workers=workers)
     loader = data.train_dataloader()
@@ -65,12 +70,11 @@ def test_crops_of_files_depend_on_neither_workers_nor_what_ran_before(monkeypatc
 def test_every_process_keeps_its_shards_wherever_they_are_read(monkeypatch, world, tmp_path):
     """A data worker that is not forked knows of no other process: the share is settled before, and can be sent to it."""
     folder = prepared(world, tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
     found = []
     for rank in (0, 1):
-        monkeypatch.setenv("RANK", str(rank))
+        pretend(monkeypatch, rank, 2)
         stream = in_order(str(folder), name)
-        monkeypatch.delenv("RANK")
+        pretend(monkeypatch, 0, 1)
         found.append(list(pickle.loads(pickle.dumps(stream))))
     assert [len(share) for share in found] == [8, 6]
     assert len({*found[0], *found[1]}) == 14
@@ -86,7 +90,7 @@ def test_photographs_to_cache_can_be_sent_to_a_worker(world):
 
 
 def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    pretend(monkeypatch, 0, 2)
     assert len(StripedSampler(3, "cache")) == 2
     with pytest.raises(ValueError, match=r"cache holds 1 row\(s\) for 2 processes: use fewer devices"):
         StripedSampler(1, "cache")
