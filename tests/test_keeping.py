@@ -1,0 +1,183 @@
+"""What is there stays there, and what is read is whole: files of others are not written over, counts are compared."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cefam import CEFAM
+from cefam.features import load_features
+from cefam.shards import Manifest
+from tests.commands import csv_logger, evaluated, feature_options, run
+
+
+def changed(path, **values):
+    """A JSON file with other values."""
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, **values}))
+
+
+def test_features_are_not_written_over_shards(world, prepared, tmp_path, capsys):
+    shutil.copytree(prepared / "broden", tmp_path / "s")
+    before = (tmp_path / "s" / "manifest.json").read_bytes()
+    options = ["--config", world / "towers.yaml", "--size", 64, "--resize", 64, "--device", "cpu"]
+    assert run("features", *options, "--images", tmp_path / "s", "--folder", tmp_path / "s") == 1
+    assert "holds other data: name another folder for the features" in capsys.readouterr().err
+    assert (tmp_path / "s" / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "s" / "run.json").exists()
+
+
+def test_export_leaves_the_files_of_others_alone(trained, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# My project")
+    options = ["--checkpoint", trained / "log/checkpoints/best.ckpt", "--folder", tmp_path]
+    assert run("export", *options) == 1
+    assert "holds a README.md or model.safetensors of something else" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["# My project"]
+
+
+def test_the_log_of_a_run_is_not_written_over(world, prepared, trained, tmp_path, capsys):
+    shutil.copytree(trained / "log", tmp_path / "log")
+    before = (tmp_path / "log" / "metrics.csv").read_text()
+    logger, options = csv_logger(tmp_path), feature_options(world, prepared)
+    checkpoint = f"--ckpt_path={tmp_path}/log/checkpoints/last.ckpt"
+    assert run("validate", *options, logger, checkpoint) == 1
+    assert "already holds the log of a run" in capsys.readouterr().err
+    assert evaluated(trained, prepared, tmp_path / "out", logger) == 1
+    assert "already holds the log of a run" in capsys.readouterr().err
+    assert (tmp_path / "log" / "metrics.csv").read_text() == before
+    assert run("fit", *options, logger, checkpoint, "--trainer.max_epochs=5") == 0
+    assert (tmp_path / "log" / "metrics-until-1.csv").read_text() == before
+    assert (tmp_path / "log" / "metrics.csv").read_text() != before
+
+
+def test_validation_needs_a_trained_translator(world, prepared, tmp_path, capsys):
+    assert run("validate", *feature_options(world, prepared), csv_logger(tmp_path)) == 1
+    assert "Name the checkpoint to validate with `--ckpt_path`" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_refused_whatever_its_name(world, prepared, tmp_path, capsys):
+    (tmp_path / "a.pt").write_bytes(b"")
+    options = [*feature_options(world, prepared), csv_logger(tmp_path), "--ckpt_path", tmp_path / "a.pt"]
+    assert run("fit", *options) == 1
+    assert "a.pt cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["table.txt", "contact_sheet.png"])
+def test_any_result_keeps_its_folder(trained, prepared, tmp_path, capsys, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    assert evaluated(trained, prepared, tmp_path / "out") == 1
+    assert "already holds results" in capsys.readouterr().err
+
+
+def test_linked_folders_are_read_and_loops_are_not_followed(world, tmp_path, capsys):
+    shutil.copytree(world / "images" / "val", tmp_path / "linked")
+    shutil.rmtree(tmp_path / "linked" / "class0")
+    (tmp_path / "linked" / "class0").symlink_to(world / "images" / "val" / "class0")
+    (tmp_path / "linked" / "class1" / "up").symlink_to(tmp_path / "linked")
+    counts = []
+    for source in (world / "images" / "val", tmp_path / "linked"):
+        folder = tmp_path / f"shards{len(counts)}"
+        assert run("prepare", "--kind=images", "--source", source, "--folder", folder) == 0
+        counts.append(Manifest.read(folder).num_samples)
+    assert counts[0] == counts[1]
+
+
+def test_a_shard_that_was_cut_between_two_samples_is_refused(world, trained, prepared, tmp_path, capsys):
+    """An interrupted copy can be a whole tar."""
+    shutil.copytree(prepared / "broden", tmp_path / "s")
+    shard = tmp_path / "s" / "shard-000000.tar"
+    with tarfile.open(shard) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]
+    last = members[-1][0].name.split(".")[0]
+    with tarfile.open(shard, "w") as tar:
+        for member, content in members:
+            if not member.name.startswith(last):
+                tar.addfile(member, io.BytesIO(content))
+    assert run("evaluate", "--model.artefact", trained / "artefact", "--data.shards", tmp_path / "s",
+               "--model.output", tmp_path / "out", "--trainer.accelerator=cpu") == 1  # fmt: skip
+    assert "its manifest says" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "records.csv").exists()
+    options = ["--config", world / "towers.yaml", "--size", 64, "--resize", 64, "--device", "cpu"]
+    assert run("features", *options, "--images", tmp_path / "s", "--folder", tmp_path / "cache") == 1
+    assert "its manifest says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"shards": []}, {"shards": [{}]}, {"shards": [1]}, {"shards": None}, {"labels": [{}]}, {"num_samples": 3}],
+)
+def test_a_damaged_manifest_of_shards_is_refused(prepared, tmp_path, values):
+    shutil.copytree(prepared / "broden", tmp_path / "s")
+    changed(tmp_path / "s" / "manifest.json", **values)
+    with pytest.raises(ValueError, match="is no manifest of cefam-shards version 1"):
+        Manifest.read(tmp_path / "s")
+
+
+@pytest.mark.parametrize("values", [{"files": []}, {"files": [{}]}, {"files": None}, {"num_rows": 3}, {"vlm": None}])
+def test_a_damaged_manifest_of_features_is_refused(prepared, tmp_path, values):
+    shutil.copytree(prepared / "features" / "val", tmp_path / "f")
+    changed(tmp_path / "f" / "manifest.json", **values)
+    with pytest.raises(ValueError, match="is no manifest of cefam-features version 1"):
+        load_features(tmp_path / "f")
+
+
+def test_features_must_have_the_rows_and_widths_of_their_manifest(prepared, tmp_path):
+    shutil.copytree(prepared / "features" / "val", tmp_path / "f")
+    (path,) = (tmp_path / "f").glob("*.safetensors")
+    whole = load_file(path)
+    for name, damaged in (("embedding", whole["embedding"][1:]), ("pooled.0", whole["pooled.0"][:, 1:])):
+        save_file({**whole, name: damaged.contiguous()}, path)
+        with pytest.raises(ValueError, match=rf"holds .*{name} \(.* instead of .*remove it"):
+            load_features(tmp_path / "f")
+    save_file({name: tensor.half() for name, tensor in whole.items()}, path)
+    assert load_features(tmp_path / "f")["embedding"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("concepts.embeddings", lambda v: v[1:]),
+        ("concepts.embeddings", lambda v: v[0]),
+        ("concepts.embeddings", lambda v: v * torch.nan),
+        ("translator.fc2.weight", lambda v: v * torch.nan),
+        ("translator.fc2.weight", lambda v: v[1:]),
+    ],
+)
+def test_damaged_weights_of_an_artefact_are_refused(trained, tmp_path, name, damage):
+    shutil.copytree(trained / "artefact", tmp_path / "a")
+    path = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, name: damage(tensors[name]).contiguous()}, path)
+    with pytest.raises(ValueError, match=r"(?s)is damaged .*export it again"):
+        CEFAM.from_pretrained(tmp_path / "a")
+    save_file({key: tensor.half() for key, tensor in tensors.items()}, path)
+    assert CEFAM.from_pretrained(tmp_path / "a").translator.fc2.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("content", ["[]", '"x"', "null"])
+def test_a_config_that_is_no_description_is_refused(trained, tmp_path, content):
+    shutil.copytree(trained / "artefact", tmp_path / "a")
+    (tmp_path / "a" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="does not describe an artefact"):
+        CEFAM.from_pretrained(tmp_path / "a")
+
+
+def test_a_name_of_a_row_that_is_there_is_refused(trained, prepared, tmp_path, capsys):
+    for name in ("CE-FAM", "random map"):
+        methods = json.dumps({name: {"class_path": "cefam.methods.CenterRegions"}})
+        assert evaluated(trained, prepared, tmp_path / "out", f"--model.methods={methods}") == 1
+        assert f"{name} in `model.methods` is a row of its own" in capsys.readouterr().err
+
+
+def test_a_leftover_environment_does_not_halve_the_data(trained, prepared, tmp_path, monkeypatch):
+    assert evaluated(trained, prepared, tmp_path / "one") == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert evaluated(trained, prepared, tmp_path / "two") == 0
+    lines = [(tmp_path / name / "records.csv").read_text().count("\n") for name in ("one", "two")]
+    assert lines[0] == lines[1]
