@@ -1,8 +1,10 @@
 """How options are parsed: by jsonargparse, but a wrong option ends in one sentence with near names."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -46,7 +48,9 @@ def sentence(message: str, names: list[str]) -> str:
         found = re.search(pattern, flat)
         if found:
             asked = found[1].rstrip(".").split("=")[0]
-            near = get_close_matches(asked, names, n=3) or get_close_matches(f"--{asked}", names, n=3)
+            near = get_close_matches(asked, [*_arguments(flat), *names], n=3) or get_close_matches(
+                f"--{asked}", names, n=3
+            )
             return flat + (f" Did you mean {' or '.join(map(repr, near))}?" if near else "")
     return flat
 
@@ -56,7 +60,7 @@ def plain(message: str) -> str:
     where, _, tried = message.partition("Does not validate against any of the Union subtypes")
     if tried:
         option = f"{where.split(':')[0]}: " if where else ""
-        errors = re.findall(r"^ *- (.+)$", tried, re.MULTILINE)
+        errors = _items(tried.partition("Errors:")[2].partition("Given value type:")[0])
         unknown = re.search(r"Expected a dot import path string: (\S+)", tried)
         said = [error for error in errors if not error.startswith("Expected a ")]
         expected = re.search(r"Subtypes: \[(.*)\]", tried)
@@ -68,6 +72,27 @@ def plain(message: str) -> str:
         elif expected and given:
             message = f"{option}Expected one of {expected[1]}. Got value: {given[1]}"
     return " ".join(message.split("\nGiven value: ")[0].split())
+
+
+def _items(listed: str) -> list[str]:
+    r"""The points of an indented list, each with what stands below it.
+
+    >>> _items("  - one:\n      two\n  - three\n")
+    ['one: two', 'three']
+    """
+    first = re.search(r"^( *)- ", listed, re.MULTILINE)
+    if first is None:
+        return []
+    return [" ".join(item.split()) for item in re.split(rf"^{first[1]}- ", listed, flags=re.MULTILINE)[1:]]
+
+
+def _arguments(message: str) -> list[str]:
+    """Names of the arguments of the class that a message speaks of."""
+    found = re.search(r"given class_path '([^']+)\.(\w+)'", message)
+    try:
+        return list(inspect.signature(getattr(import_module(found[1]), found[2])).parameters) if found else []
+    except (ImportError, AttributeError, ValueError):
+        return []
 
 
 def _names(parser: Any) -> Iterator[str]:

@@ -32,6 +32,13 @@ CASES = {
     ),
     "unknown concepts": ("fit", ["--model.concepts=brodn"], "Did you mean 'broden'?"),
     "unknown data": ("fit", ["--data=ImageData"], "Did you mean 'ImagesData'", 2),
+    "wrong value of the data": (
+        "fit",
+        [DATA + "batch_size=abc"],
+        "'cefam.datamodules.FeaturesData': Parser key \"batch_size\": Expected a <class 'int'>",
+        2,
+    ),
+    "unknown option of the data": ("fit", [DATA + "batchsize=8"], "is not accepted. Did you mean 'batch_size'", 2),
     "unknown option": ("fit", ["--model.similarty_weight=1"], "Did you mean '--model.similarity_weight'", 2),
     "unknown key in a config": ("fit", ["--config={broken}/unknown_key.yaml"], "Did you mean '--model.similarity_w", 2),
     "unknown config": ("fit", ["--config=train/feature"], "Did you mean 'train/features'"),
