@@ -59,12 +59,14 @@ def _guarded(verb: str, arguments: list[str]) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """While open, SIGTERM is an exception; afterwards signals are as before (an interrupted Trainer leaves Ctrl-C off)."""
+    """While open, both signals are exceptions; afterwards they are as before (an interrupted Trainer leaves Ctrl-C off)."""
+    _came.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, _end)
+    for number in before:
+        signal.signal(number, _end)
     try:
         yield
     finally:
@@ -80,6 +82,8 @@ def _run(verb: str, arguments: list[str]) -> int:
     except (KeyboardInterrupt, _Ended, SystemExit) as error:
         return _stopped(verb, error)
     except Exception as error:
+        if _came:  # in the middle of an import, or in a data worker, a signal turns into whatever fails there
+            return _stopped(verb, error)
         if os.environ.get("CEFAM_TRACEBACK"):
             raise
         said = _said(error)
@@ -92,18 +96,27 @@ class _Ended(BaseException):
     """SIGTERM came: raised where the program is, so that open files are closed and half-written ones removed."""
 
 
+_came: list[int] = []  # the signals that have come while a verb ran
+
+
 def _end(number: int, frame: Any) -> None:
-    raise _Ended
+    _came.append(number)
+    raise KeyboardInterrupt if number == signal.SIGINT else _Ended
 
 
 def _stopped(verb: str, error: BaseException) -> int:
     """The status of a verb that was stopped; a Trainer turns Ctrl-C into an exit of its own."""
+    if _came:  # a second one must not end the sentence
+        for number in set(_came):
+            signal.signal(number, signal.SIG_IGN)
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         status, word = 130, "interrupted"
     elif (
         isinstance(error, _Ended) or isinstance(error.__context__, _Ended) or type(error).__name__ == "SIGTERMException"
     ):
         status, word = 143, "told to end"
+    elif _came:
+        status, word = (130, "interrupted") if _came[0] == signal.SIGINT else (143, "told to end")
     else:
         raise error  # --help and its kind
     print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)

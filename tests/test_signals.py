@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import cefam
 from cefam import CEFAM
+from cefam.cli import VERBS, main
 from tests.commands import RESULTS, ROOT, good_call, run
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -130,3 +131,22 @@ def test_stopped_at_any_moment(verb, world, prepared, trained, tmp_path, capsys)
         if verb != "fit" or not list(tmp_path.rglob("*.ckpt")):  # a run that has begun is taken up by --ckpt_path
             assert run(verb, *options) == 0
             assert contents(tmp_path) == wanted
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_turned_into_another_error_is_still_one(monkeypatch, capsys, number, status):
+    """As in the middle of an import, where whoever catches it may fail in ways of its own."""
+
+    def verb(arguments):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setitem(VERBS, "demo", verb)
+    assert main(["demo"]) == status
+    assert "finished files are kept" in capsys.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    monkeypatch.setitem(VERBS, "demo", lambda arguments: {}["gone"])
+    assert main(["demo"]) == 70  # the signal of an earlier run is forgotten
