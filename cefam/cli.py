@@ -97,11 +97,28 @@ class _Ended(BaseException):
 
 
 _came: list[int] = []  # the signals that have come while a verb ran
+_held: list[str] = []  # what must not be broken off now
 
 
 def _end(number: int, frame: Any) -> None:
     _came.append(number)
-    raise KeyboardInterrupt if number == signal.SIGINT else _Ended
+    if not _held:
+        _raise_what_came()
+
+
+def _raise_what_came() -> None:
+    if _came:
+        raise KeyboardInterrupt if _came[-1] == signal.SIGINT else _Ended
+
+
+def _import_torch() -> None:
+    """Import torch, and look at signals afterwards: an exception in the middle of its C++ part aborts the process."""
+    _held.append("torch")
+    try:
+        import torch  # noqa: F401
+    finally:
+        _held.clear()
+    _raise_what_came()
 
 
 def _stopped(verb: str, error: BaseException) -> int:
@@ -189,6 +206,7 @@ def _config_path(name: str) -> str:
 
 
 def _lightning(arguments: list[str], verb: str) -> None:
+    _import_torch()
     from cefam.lightning_cli import run
 
     run(verb, arguments)
@@ -216,6 +234,7 @@ def _prepare(arguments: list[str]) -> None:
 
 
 def _features(arguments: list[str]) -> None:
+    _import_torch()
     from cefam.features import compute_features
 
     manifest = _function(arguments, "features", compute_features)
@@ -231,6 +250,7 @@ def _export(arguments: list[str]) -> None:
             folder: where to.
             overwrite: replace an artefact that is there.
         """
+        _import_torch()
         from cefam.module import CEFAM
 
         return CEFAM.from_pretrained(checkpoint).export(folder, overwrite)
