@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from cefam import signals
 
 USAGE = """usage: cefam VERB [options]     (cefam VERB --help explains a verb)
 
@@ -32,8 +33,20 @@ Configs are named by path, or by their name among those that come with cefam (`-
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected, 130 interrupted, 143 told to end."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run a verb.
+
+    Returns:
+        The exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected, 128 + n stopped by signal n.
+    """
+    status = _main(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `cefam ... | head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at its end
+    return status
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(configs="\n".join(f"  {name}" for name in _shipped_configs())))
         return 0
@@ -48,41 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"cefam: there is no verb {verb!r}.{hint} The verbs are {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    return _guarded(verb, rest)
-
-
-def _guarded(verb: str, arguments: list[str]) -> int:
-    """Run a verb; bad input and signals become a sentence and a status."""
-    with _signals():
-        return _run(verb, arguments)
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """While open, both signals are exceptions; afterwards they are as before (an interrupted Trainer leaves Ctrl-C off)."""
-    _came.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, _end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():  # None: it was not set from Python
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    with signals.caught():
+        return _run(verb, rest)
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    """Run a verb; bad input and signals become a sentence and a status."""
     try:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
         VERBS[verb](_with_shipped_configs(arguments))
-    except (KeyboardInterrupt, _Ended, SystemExit) as error:
+    except (KeyboardInterrupt, signals.Ended, SystemExit) as error:
         return _stopped(verb, error)
     except Exception as error:
-        if _came:  # in the middle of an import, or in a data worker, a signal turns into whatever fails there
+        if signals.first():  # in the middle of an import, or in a data worker, a signal turns into whatever fails there
             return _stopped(verb, error)
         if os.environ.get("CEFAM_TRACEBACK"):
             raise
@@ -92,52 +84,21 @@ def _run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-class _Ended(BaseException):
-    """SIGTERM came: raised where the program is, so that open files are closed and half-written ones removed."""
-
-
-_came: list[int] = []  # the signals that have come while a verb ran
-_held: list[str] = []  # what must not be broken off now
-
-
-def _end(number: int, frame: Any) -> None:
-    _came.append(number)
-    if not _held:
-        _raise_what_came()
-
-
-def _raise_what_came() -> None:
-    if _came:
-        raise KeyboardInterrupt if _came[-1] == signal.SIGINT else _Ended
-
-
 def _import_torch() -> None:
     """Import torch, and look at signals afterwards: an exception in the middle of its C++ part aborts the process."""
-    _held.append("torch")
-    try:
+    with signals.held("torch"):
         import torch  # noqa: F401
-    finally:
-        _held.clear()
-    _raise_what_came()
 
 
 def _stopped(verb: str, error: BaseException) -> int:
-    """The status of a verb that was stopped; a Trainer turns Ctrl-C into an exit of its own."""
-    if _came:  # a second one must not end the sentence
-        for number in set(_came):
-            signal.signal(number, signal.SIG_IGN)
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        status, word = 130, "interrupted"
-    elif (
-        isinstance(error, _Ended) or isinstance(error.__context__, _Ended) or type(error).__name__ == "SIGTERMException"
-    ):
-        status, word = 143, "told to end"
-    elif _came:
-        status, word = (130, "interrupted") if _came[0] == signal.SIGINT else (143, "told to end")
-    else:
+    """The status of a verb that was stopped; a Trainer, say, turns Ctrl-C into an exit of its own."""
+    number = signals.first() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    if number is None:
         raise error  # --help and its kind
-    print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
-    return status
+    word = "interrupted" if number == signal.SIGINT else "told to end"
+    with suppress(OSError):  # the terminal may be gone
+        print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
+    return 128 + number
 
 
 def _said(error: Exception) -> bool:

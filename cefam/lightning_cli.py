@@ -1,8 +1,14 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
+import atexit
 import logging
+import signal
+import threading
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 import lightning as L
@@ -11,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
-from cefam import artefact
+from cefam import artefact, signals
 from cefam.datamodules import RegionsData
 from cefam.evaluation import RegionEvaluation
 from cefam.module import CEFAM
@@ -36,6 +42,39 @@ class SaveConfig(SaveConfigCallback):
             logger.log_hyperparams(self.config.as_dict())
 
 
+class EndTogether(L.Callback):
+    """End all processes at once on SIGTERM, wherever they are.
+
+    Lightning's own handler, set just before these hooks, waits for the other processes in a broadcast; they may be waiting
+    in something else. Here each one raises, which also ends what the others wait for.
+    """
+
+    @staticmethod
+    def handle(trainer: L.Trainer, pl_module: L.LightningModule | None = None) -> None:
+        """Set the handler, until the verb ends or Lightning sets its own."""
+
+        def end(number: int, frame: Any) -> None:
+            children = getattr(trainer.strategy.launcher, "procs", [])
+            for child in children:
+                child.send_signal(number)
+            atexit.register(_wait_for, list(children))
+            children.clear()  # or Lightning's observer would kill this process, too, as soon as one of them has ended
+            signals.end(number, frame)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = handle
+
+
+def _wait_for(processes: Sequence[Popen[bytes]], seconds: float = 20.0) -> None:
+    """Wait for processes that were told to end; end those that do not."""
+    for process in processes:
+        with suppress(TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+
+
 class _CLI(LightningCLI):
     """What all verbs share."""
 
@@ -47,8 +86,15 @@ class _CLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
+            trainer_defaults={"callbacks": EndTogether()},
             **kwargs,
         )
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Make the Trainer; processes that it starts are told of SIGTERM from their first moment."""
+        trainer = super().instantiate_trainer(**kwargs)
+        EndTogether.handle(trainer)
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set what this method needs of a Trainer."""

@@ -17,6 +17,7 @@ UPPER = ("cefam.module", "cefam.evaluation", "cefam.datamodules", "cefam.callbac
 GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts", "identity", "stages", "folding")
 FORBIDDEN = {
     "files": ("cefam.", *LIGHTNING),
+    "signals": ("cefam.", *LIGHTNING),
     "options": ("cefam.", *LIGHTNING),
     "metrics": ("cefam.", *LIGHTNING),
     "regions": ("cefam.", *LIGHTNING),

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: a status that says so, nothing half-written, and the next run is as if nothing had been."""
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ from cefam import CEFAM
 from cefam.cli import VERBS, main
 from tests.commands import RESULTS, ROOT, good_call, run
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SOURCE = str(Path(cefam.__file__).parent)
 
 
@@ -31,29 +32,35 @@ LONG = {
 }
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("verb", LONG)
-def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
-    """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
-    more, begun = LONG[verb]
-    options = [str(option) for option in [*good_call(verb, world, prepared, trained), *more]]
+def stopped(verb, sign, options, begun, to_all=True):
+    """Status and words of a verb that gets a signal once a file that it writes is there; all its processes must end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cefam", verb, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=environment, start_new_session=True,
+        [sys.executable, "-m", "cefam", verb, *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, env=environment, start_new_session=True,
     )  # fmt: skip
     try:
         for _ in range(1200):
-            if list(tmp_path.glob(begun)) or process.poll() is not None:
+            if list(Path().glob(begun)) or process.poll() is not None:
                 break
             time.sleep(0.05)
-        os.killpg(process.pid, sign)
-        _, said = process.communicate(timeout=60)
+        (os.killpg if to_all else os.kill)(process.pid, sign)
+        _, said = process.communicate(timeout=60)  # returns when the last process has closed the pipe
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == STATUS[sign], said
+    return process.returncode, said
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("verb", "sign"), [*itertools.product(LONG, [signal.SIGINT, signal.SIGTERM]), ("prepare", signal.SIGHUP)]
+)
+def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
+    """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
+    more, begun = LONG[verb]
+    status, said = stopped(verb, sign, [*good_call(verb, world, prepared, trained), *more], begun)
+    assert status == STATUS[sign], said
     assert "Traceback" not in said
     assert said.rstrip().endswith("; finished files are kept.")
     assert not list(tmp_path.rglob("*.part"))
@@ -61,6 +68,19 @@ def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_pa
         CEFAM.from_pretrained(path)
     for path in tmp_path.rglob("*.safetensors"):
         load_file(path)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("verb", "to_all"), [("fit", False), ("fit", True), ("evaluate", False)])
+def test_sigterm_ends_all_processes(verb, to_all, world, prepared, trained, tmp_path):
+    """As a cluster sends it: to the first process, or to every one."""
+    more, begun = LONG[verb]
+    options = [*good_call(verb, world, prepared, trained), *more, "--config", "trainer/ddp_cpu"]
+    status, said = stopped(verb, signal.SIGTERM, options, begun, to_all)
+    assert status == 143, said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.glob("out/.records-*"))
 
 
 class Moment:
@@ -71,7 +91,7 @@ class Moment:
 
     def __call__(self, frame, event, argument):
         path = frame.f_code.co_filename
-        if not path.startswith(SOURCE) or path.endswith(("cli.py", "__init__.py")):
+        if not path.startswith(SOURCE) or path.endswith(("cli.py", "signals.py", "__init__.py")):
             return None
         if event == "line":
             self.lines += 1

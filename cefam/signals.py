@@ -1,0 +1,69 @@
+"""Ctrl-C, SIGTERM and SIGHUP are exceptions while a verb runs: open files are closed and half-written ones removed."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):
+    SIGNALS.append(signal.SIGHUP)
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGHUP came: raised where the program is."""
+
+
+# Handlers of signals belong to the process, and so does what they note.
+_came: list[int] = []
+_held: list[str] = []
+
+
+@contextmanager
+def caught() -> Iterator[None]:
+    """While open, the signals are exceptions; afterwards they are as before (an interrupted Trainer leaves Ctrl-C off)."""
+    _came.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        # What is ignored stays so (nohup), but for Ctrl-C, which shells switch off for all that runs in the background.
+        if handler is not signal.SIG_IGN or number == signal.SIGINT:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # None: it was not set from Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def held(what: str) -> Iterator[None]:
+    """While open, signals wait: they are raised when it closes."""
+    _held.append(what)
+    try:
+        yield
+    finally:
+        _held.remove(what)
+    if _came:
+        _raise()
+
+
+def end(number: int, frame: Any) -> None:
+    """The handler."""
+    _came.append(number)
+    if not _held:
+        _raise()
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt if _came[-1] == signal.SIGINT else Ended
+
+
+def first() -> int | None:
+    """The first signal that has come; what came after it must not end the sentence about it and is ignored from now on."""
+    for number in set(_came):
+        signal.signal(number, signal.SIG_IGN)
+    return _came[0] if _came else None
