@@ -32,16 +32,20 @@ Configs are named by path, or by their name among those that come with cefam (`-
 {configs}"""
 
 
+CONFIG_OPTIONS = ("-c", "--config", "--confi", "--conf", "--con", "--co")  # all that the parser takes for it
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
         The exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected, 128 + n stopped by signal n.
     """
-    status = _main(list(sys.argv[1:] if argv is None else argv))
+    status = 0
     try:
+        status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except BrokenPipeError:  # `cefam ... | head`: who reads has had enough
+    except BrokenPipeError:  # `cefam --help | head`: who reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at its end
     return status
 
@@ -103,8 +107,11 @@ def _stopped(verb: str, error: BaseException) -> int:
 
 def _said(error: Exception) -> bool:
     """Whether an error's message was written for the user; others come from a library, or are defects of ours."""
-    # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone.
-    return isinstance(error, ValueError | OSError) or type(error).__name__ == "MisconfigurationException"
+    # Lightning's word for a Trainer that cannot be (no GPU, say) derives from Exception alone; of its callbacks, from RuntimeError.
+    if type(error).__name__ == "MisconfigurationException" or isinstance(error, ValueError | OSError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return type(error) is RuntimeError and str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _unexpected(verb: str, error: Exception) -> str:
@@ -133,24 +140,45 @@ def _shipped_configs() -> list[str]:
 
 
 def _with_shipped_configs(arguments: Sequence[str]) -> list[str]:
-    """Replace names of shipped configs after ``--config`` by their paths."""
+    """Replace names of shipped configs after ``--config``, however it is written, by their paths."""
     result = list(arguments)
     for position, argument in enumerate(result):
-        if argument == "--config" and position + 1 < len(result):
+        option, equals, name = argument.partition("=")
+        if option not in CONFIG_OPTIONS:
+            continue
+        if equals:
+            result[position] = f"{option}={_config_path(name)}"
+        elif position + 1 < len(result):
             result[position + 1] = _config_path(result[position + 1])
-        elif argument.startswith("--config="):
-            result[position] = "--config=" + _config_path(argument.removeprefix("--config="))
     return result
 
 
 def _parsable(name: str) -> str:
-    """The same name, once its file has been found to be YAML; the parser would not name the file."""
+    """The same name, once its file has been found to be good; the parser would not name the file, nor see a key that is there twice."""
     import yaml
 
+    from cefam.files import read_text
+
+    class Strict(yaml.SafeLoader):
+        """Refuses a mapping with the same key twice, of which YAML would take the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys: list[Any] = []
+            for key, _ in node.value:
+                keys.append(self.construct_object(key, deep=True))
+                if keys.count(keys[-1]) > 1:
+                    where = f"{name}, line {key.start_mark.line + 1}"
+                    raise ValueError(f"The config {where}: the key {keys[-1]!r} is there already; keep one of them.")
+            return super().construct_mapping(node, deep)
+
     try:
-        yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(read_text(Path(name)), Strict)
+    except yaml.YAMLError as error:
         raise ValueError(f"The config {name} is not YAML: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"The config {name} is {'empty' if content is None else 'no mapping'}: it needs options, as `name: value`."
+        )
     return name
 
 
@@ -175,12 +203,14 @@ def _lightning(arguments: list[str], verb: str) -> None:
 
 def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> Any:
     """Parse the options of a function from its signature and docstring, and call it."""
-    from cefam.options import OptionParser
+    from cefam.options import OptionParser, expand_home
 
     parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_function_arguments(function, fail_untyped=False)
-    options = parser.instantiate(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    expand_home(parsed)
+    options = parser.instantiate(parsed)
     return function(**{name: value for name, value in vars(options).items() if name != "config"})
 
 

@@ -3,7 +3,6 @@
 A concept is known by its number: words repeat (Broden has a color "orange" and a fruit). The encoder is passed in.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.files import write_tensors
+from cefam.files import read_csv, read_text, write_tensors
 
 if TYPE_CHECKING:
     from cefam.vlm import VisionLanguageModel
@@ -176,18 +175,16 @@ class ConceptSet:
         """
         path = Path(path)
         if path.suffix.lower() != ".csv":
-            return cls.from_words(path.read_text(encoding="utf-8-sig").splitlines())
-        with path.open(newline="", encoding="utf-8-sig") as lines:  # a spreadsheet writes a byte-order mark
-            reader = csv.DictReader(lines)
-            columns = set(reader.fieldnames or ())
-            if not columns & {"word", "name"}:
-                raise ValueError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
-            concepts = []
-            for position, row in enumerate(reader, start=1):
-                try:
-                    concepts.append(_from_row(row, position))
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            return cls.from_words(read_text(path).splitlines())
+        columns, rows = read_csv(path)
+        if not columns & {"word", "name"}:
+            raise ValueError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
+        concepts = []
+        for position, (line, row) in enumerate(rows, start=1):
+            try:
+                concepts.append(_from_row(row, position))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {line}: {error}") from error
         return cls(tuple(concepts))
 
     @classmethod
@@ -242,7 +239,10 @@ class ConceptSet:
         )
 
     def _encoded(self, vlm: "VisionLanguageModel") -> Tensor:
-        return F.normalize(vlm.encode_text(self.prompts).detach().float().cpu(), dim=-1)
+        embeddings = vlm.encode_text(self.prompts).detach().float().cpu()
+        if not bool(embeddings.isfinite().all()):
+            raise ValueError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
+        return F.normalize(embeddings, dim=-1)
 
     def _cached(self, vlm: "VisionLanguageModel", folder: Path) -> Tensor:
         from safetensors.torch import load_file
@@ -315,6 +315,8 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
     number = row.get("number") or str(position)
     if not number.strip().isdigit():
         raise ValueError(f"the number {number!r} of {name!r} is no whole number.")
+    if int(number) == 0:
+        raise ValueError(f"the number of {name!r} is 0, which means 'no label' in masks: count from 1.")
     listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
     categories = tuple(category for category in listed if category) or ("concept",)
     word = _clean(name, categories)

@@ -189,7 +189,11 @@ class RegionEvaluation(L.LightningModule):
             Path(self._part.name).unlink(missing_ok=True)
 
     def _report(self, outside: int) -> None:
+        limit = self.trainer.limit_test_batches  # a number of batches, or 1.0
         notes = [
+            f"Not all photographs: at most {limit} batch(es) of each process were measured (`trainer.limit_test_batches`)."
+            if isinstance(limit, int)
+            else "",
             f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}."
             if outside
             else "",

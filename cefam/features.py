@@ -204,6 +204,12 @@ def _numbered(
 def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor) -> dict[str, Tensor]:
     pooled = {f"pooled.{stage}": pool(a) for stage, a in enumerate(classifier(images).activations)}
     tensors = {**pooled, "embedding": vlm.encode_image(images)}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            tower = "vision-language model" if name == "embedding" else "classifier"
+            raise ValueError(
+                f"What the {tower} says ({name}) is not finite: its weights hold NaN, or numbers that are too large."
+            )
     return {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
 
 

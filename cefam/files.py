@@ -1,6 +1,8 @@
-"""Files are written under a temporary name and then renamed: nobody ever sees half of one."""
+"""Files are written under a temporary name and then renamed: nobody ever sees half of one. Broken text is named when read."""
 
-from collections.abc import Iterator, Mapping
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,3 +43,45 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
             save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # its own word for a full disk
             raise OSError(f"{path} cannot be written: {error}.") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file, without the byte-order mark that a spreadsheet writes.
+
+    Raises:
+        ValueError: where it is not UTF-8, with its name.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it in that encoding.") from error
+
+
+def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV file, and its rows with the lines they end on; a value that a row lacks is missing from its dict.
+
+    Args:
+        path: the file.
+        needed: columns that every row must have.
+
+    Raises:
+        ValueError: for a column or value that is missing, more values than columns, or a quote that is never closed.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        columns = set(reader.fieldnames or ())
+        missing = set(needed) - columns
+        if missing:
+            raise ValueError(f"{path} has no column {', '.join(map(repr, sorted(missing)))}.")
+        for row in reader:
+            if None in row:
+                raise csv.Error("more values than columns: quote those that hold a comma")
+            lacking = [name for name in needed if row[name] is None]
+            if lacking:
+                raise csv.Error(f"no value for {lacking[0]!r}: the row is cut short")
+            rows.append((reader.line_num, {name: value for name, value in row.items() if value is not None}))
+    except csv.Error as error:
+        reason = str(error).replace("unexpected end of data", "a quote is opened below and never closed")
+        raise ValueError(f"{path}, line {reader.line_num}: {reason}.") from error
+    return columns, rows

@@ -21,7 +21,7 @@ from cefam import artefact, signals
 from cefam.datamodules import RegionsData
 from cefam.evaluation import RegionEvaluation
 from cefam.module import CEFAM
-from cefam.options import Sentences
+from cefam.options import Sentences, expand_home
 
 
 class Parser(Sentences, LightningArgumentParser):
@@ -90,6 +90,11 @@ class _CLI(LightningCLI):
             **kwargs,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a leading ~ is the user's home, in configs, too."""
+        super().parse_arguments(parser, args)
+        expand_home(self.config)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the Trainer; processes that it starts are told of SIGTERM from their first moment."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -139,7 +144,7 @@ class _FitCLI(_CLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and look at the checkpoint to start from before anything takes it for a good one."""
+        """Look at the checkpoint to start from before anything takes it for a good one."""
         super().parse_arguments(parser, args)
         checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
         if Path(checkpoint).suffix or Path(checkpoint).is_file():  # others are Lightning's words: "last", "best"
@@ -149,9 +154,17 @@ class _FitCLI(_CLI):
         """Refuse a folder that holds a finished run: its checkpoint would be taken for this one's.
 
         Raises:
+            ValueError: where no data is named.
             FileExistsError: where the folder is taken and the run is not resumed.
         """
+        self._check_data()
         folder = self.trainer.log_dir
+        for callback in self.trainer.checkpoint_callbacks:
+            taken = getattr(callback, "dirpath", None)
+            if taken and list(Path(taken).glob("*.ckpt")) and not self.config.fit.ckpt_path:
+                raise FileExistsError(
+                    f"{taken} already holds checkpoints: name another `checkpoint.dirpath`, or remove them."
+                )
         if folder and (Path(folder) / "checkpoints").is_dir() and not self.config.fit.ckpt_path:
             raise FileExistsError(
                 f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
@@ -169,11 +182,18 @@ class _FitCLI(_CLI):
             ValueError: where no checkpoint is named.
             FileExistsError: where the logger's folder holds a run.
         """
+        self._check_data()
         if not self.config.validate.ckpt_path:
             raise ValueError(
                 "Name the checkpoint to validate with `--ckpt_path`; without one the translator is random."
             )
         refuse_logged(self.trainer)
+
+    def _check_data(self) -> None:
+        if self.datamodule is None:
+            raise ValueError(
+                "No data is named: set `--data` to FeaturesData or ImagesData, or take a config that does (`--config train/features`)."
+            )
 
     def before_instantiate_classes(self) -> None:
         """Keep how the towers are loaded, in plain types, for the checkpoint."""

@@ -153,11 +153,7 @@ class CEFAM(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse features of other towers, masks that number their labels otherwise, and a precision that is none."""
         check_precision(self.trainer)
-        if stage == "fit" and 0 in (self.trainer.limit_train_batches, self.trainer.limit_val_batches):
-            raise ValueError(
-                "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
-                "follow the validation. Set `trainer.limit_train_batches` and `trainer.limit_val_batches` above 0."
-            )
+        _check_epochs(self.trainer, stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         for manifest in getattr(datamodule, "manifests", []):
@@ -294,8 +290,28 @@ class CEFAM(L.LightningModule):
         checkpoint["cefam_text"] = self.concepts.require_embeddings().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint made for another classifier, VLM or concept set."""
+        """Refuse a checkpoint made for another classifier, VLM or concept set, and to go on with another optimizer."""
         artefact.check(self, checkpoint.get("cefam"))
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self._check_optimizer(checkpoint.get("optimizer_states"))
+
+    def _check_optimizer(self, states: Any) -> None:
+        """The state of an optimizer brings its options along: those that were asked for now would be lost in silence."""
+        if not states:
+            raise ValueError(
+                "This checkpoint holds weights alone, no state of the training: resume from one that was not saved with "
+                "`checkpoint.save_weights_only`."
+            )
+        stored = states[0]["param_groups"][0]
+        mine = self.optimizer(self.translator.parameters()).param_groups[0]
+        if mine.keys() - stored.keys() and stored.keys() - mine.keys() - {"initial_lr"}:
+            raise ValueError("The checkpoint was trained with another optimizer: resume it with its `model.optimizer`.")
+        for name in sorted(mine.keys() & stored.keys() - {"params", "lr"}):  # the rate goes on as scheduled
+            if mine[name] != stored[name]:
+                raise ValueError(
+                    f"The checkpoint was trained with {name} = {stored[name]}, `model.optimizer` says {mine[name]}: a resumed run keeps "
+                    f"its optimizer. Leave it as it was, or start a new run."
+                )
 
     def export(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write ``model.safetensors``, ``config.json`` and a model card; see :func:`cefam.artefact.export`."""
@@ -338,6 +354,24 @@ class CEFAM(L.LightningModule):
             raise _damaged(path, error) from error
         module._stored_vlm = stored["vlm"]
         return module.eval()
+
+
+def _check_epochs(trainer: L.Trainer, stage: str) -> None:
+    """Refuse a Trainer that would do nothing, or validate at other times than once an epoch."""
+    if stage == "validate" and trainer.limit_val_batches == 0:
+        raise ValueError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
+    if stage != "fit":
+        return
+    if 0 in (trainer.limit_train_batches, trainer.limit_val_batches, trainer.max_epochs):
+        raise ValueError(
+            "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
+            "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches` and `trainer.max_epochs` above 0."
+        )
+    if (trainer.check_val_every_n_epoch, trainer.val_check_interval) != (1, 1.0):
+        raise ValueError(
+            "The learning rate and the early stop count epochs by their validations: leave `trainer.check_val_every_n_epoch` at 1 and "
+            "`trainer.val_check_interval` at 1.0."
+        )
 
 
 def check_precision(trainer: L.Trainer) -> None:

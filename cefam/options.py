@@ -1,13 +1,14 @@
 """How options are parsed: by jsonargparse, but a wrong option ends in one sentence with near names."""
 
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 DATA_CLASSES = ("FeaturesData", "ImagesData", "RegionsData")
 # What jsonargparse says of a name that it does not know: an option, a key of a config file, a class.
@@ -103,6 +104,13 @@ def _names(parser: Any) -> Iterator[str]:
         if isinstance(action.choices, dict):
             for verb in action.choices.values():
                 yield from _names(verb)
+
+
+def expand_home(options: Namespace) -> None:
+    """Replace a leading ``~/`` in all values: after ``=`` no shell does it, and in a config file nobody."""
+    for name, value in options.items():
+        if isinstance(value, str) and value.startswith("~/"):
+            options[name] = os.path.expanduser(value)
 
 
 class OptionParser(Sentences, ArgumentParser):

@@ -1,7 +1,8 @@
 """Raw data sets -> shards: a folder of images (one folder a class), Broden's on-disk format, and scenes of Brodenette."""
 
-import csv
 import io
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cefam.files import read_csv
 from cefam.shards import IMAGE_SUFFIXES, Mask, Sample, ShardWriter, open_picture
 
 MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
@@ -26,9 +28,20 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
         raise FileNotFoundError(f"There is no folder {root}: name one that holds images.")
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     index = {name: position for position, name in enumerate(classes)}
-    found = sorted(path for path in _files_below(root, ()) if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path for path in _files_below(root, ()) if not path.name.startswith(".")]
+    found = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) was found below {root}.")
+    for path in found:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is a link to nothing, or no file: remove it.")
+    others = Counter(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in IMAGE_SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(5))
+        warnings.warn(
+            f"{others.total()} file(s) below {root} are left out, as their suffix is of no image: {kinds}.",
+            stacklevel=2,
+        )
     return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
 
 
@@ -53,59 +66,74 @@ def image_folder_samples(folder: str | Path) -> Iterator[Sample]:
 
 def read_broden_labels(root: str | Path) -> list[dict[str, Any]]:
     """Number, name and category of every row of Broden's ``label.csv``."""
-    path = Path(root) / "label.csv"
+    labels: dict[int, dict[str, Any]] = {}
+    for line, row in _read_broden(root, "label.csv", ("number", "name", "category")):
+        where, number = f"{Path(root) / 'label.csv'}, line {line}", row["number"]
+        if not number.isdigit():
+            raise ValueError(f"{where}: the number {number!r} is no whole number.")
+        if int(number) == 0 or int(number) in labels:
+            reason = "means 'no label' in masks" if int(number) == 0 else "has a row already"
+            raise ValueError(f"{where}: the number {number}, of {row['name']!r}, {reason}; give it another one.")
+        labels[int(number)] = {"number": int(number), "name": row["name"], "category": row["category"]}
+    return list(labels.values())
+
+
+def _read_broden(root: str | Path, name: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Lines and rows of one of Broden's tables."""
+    path = Path(root) / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{root} is no Broden folder: it has no label.csv. Name the folder that holds index.csv, label.csv and images/."
+            f"{root} is no Broden folder: it has no {name}. Name the folder that holds index.csv, label.csv and images/."
         )
-    rows = _read_csv(path, ("number", "name", "category"))
-    for line, row in enumerate(rows, start=2):
-        if not row["number"].isdigit():
-            raise ValueError(f"{path}, line {line}: the number {row['number']!r} is no whole number.")
-    return [{"number": int(row["number"]), "name": row["name"], "category": row["category"]} for row in rows]
+    return read_csv(path, columns)[1]
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that must have these columns."""
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = set(columns) - set(reader.fieldnames or ())
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(map(repr, sorted(missing)))}: is it Broden's?")
-        return list(reader)
-
-
-def broden_samples(root: str | Path) -> Iterator[Sample]:
+def broden_samples(root: str | Path, categories: Sequence[str] = MASK_CATEGORIES) -> Iterator[Sample]:
     """Samples of a folder in Broden's format: ``index.csv``, ``images/``; a mask's label is R + 256 * G.
 
     Only what ``index.csv`` lists is read; an entry of a category may name several mask files, separated by ``;``.
 
+    Args:
+        root: the folder.
+        categories: of the masks.
+
     Raises:
         FileNotFoundError: where the index, a photograph or a mask is missing.
-        ValueError: where a mask has labels that ``label.csv`` lacks.
+        ValueError: where a mask has labels that ``label.csv`` lacks, or for a category that the index lacks.
     """
     root = Path(root)
     known = {label["number"] for label in read_broden_labels(root)}
-    for row in _index_rows(root):
+    for row in _index_rows(root, categories):
         path = root / "images" / row["image"]
         if not path.is_file():
             raise FileNotFoundError(
                 f"{root / 'index.csv'} lists {row['image']}, which is not in {root / 'images'}: complete the copy."
             )
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"{path} has no suffix of an image ({', '.join(IMAGE_SUFFIXES)}): rename it, in index.csv too."
+            )
         masks = []
-        for category in MASK_CATEGORIES:
-            for name in filter(None, (row.get(category) or "").split(";")):
+        for category in categories:
+            for name in filter(None, row[category].split(";")):
                 masks.append(Mask(category, _read_broden_mask(root / "images" / name, known)))
         yield Sample(row["image"], path.read_bytes(), path.suffix.lower(), None, tuple(masks))
 
 
-def _index_rows(root: Path) -> list[dict[str, str]]:
-    index = root / "index.csv"
-    if not index.is_file():
-        raise FileNotFoundError(
-            f"{root} is no Broden folder: it has no index.csv. Name the folder that holds index.csv, label.csv and images/."
+def _index_rows(root: Path, categories: Sequence[str]) -> list[dict[str, str]]:
+    unknown = set(categories) - set(MASK_CATEGORIES)
+    if unknown:
+        raise ValueError(
+            f"Broden has no masks of {', '.join(sorted(unknown))}; it has those of {', '.join(MASK_CATEGORIES)}."
         )
-    return _read_csv(index, ("image", *MASK_CATEGORIES))
+    rows: dict[str, dict[str, str]] = {}
+    for line, row in _read_broden(root, "index.csv", ("image", *categories)):
+        if row["image"] in rows:
+            raise ValueError(
+                f"{root / 'index.csv'}, line {line}: {row['image']!r} has a row already: take one of them out."
+            )
+        rows[row["image"]] = row
+    return list(rows.values())
 
 
 def _read_broden_mask(path: Path, known: set[int]) -> np.ndarray:
@@ -168,11 +196,13 @@ def prepare(
 
     if count is not None and kind != "brodenette":
         raise ValueError(f"count is for scenes of Brodenette, {kind!r} is taken whole: leave `count` out.")
+    if kind == "images" and tuple(masks) not in (MASK_CATEGORIES, ()):
+        raise ValueError(f"A folder of images holds no masks, got masks = {list(masks)}: leave `masks` out.")
     if kind == "images":
         samples, labels, total = image_folder_samples(source), [], len(list_images(source))
     elif kind == "broden":
         labels = read_broden_labels(source)
-        samples, total = broden_samples(source), len(_index_rows(Path(source)))
+        samples, total = broden_samples(source, masks), len(_index_rows(Path(source), masks))
     elif kind == "brodenette":
         from cefam.brodenette import COMPOSITIONS, LABELS
 

@@ -26,7 +26,7 @@ from cefam.files import write_text
 
 FORMAT, VERSION = "cefam-shards", 1
 MANIFEST = "manifest.json"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
     if input_size[0] != input_size[1]:
         raise ValueError(
             f"Stage {name!r} gives a map {tuple(raw.shape)} for an image of {input_size[0]} x {input_size[1]}, whose layout can only be "
-            f"told from a square one: pass `layout` ('channels_first' or 'channels_last')."
+            f"told from a square one: give a square `input_size`, or FrozenClassifier its `layout` ('channels_first' or 'channels_last')."
         )
     _, first, second, third = raw.shape
     return "channels_last" if first == second != third else "channels_first"

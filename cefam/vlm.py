@@ -5,6 +5,7 @@ class in a config (``class_path``). :func:`load_vlm` brings those of open_clip.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,14 @@ class VisionLanguageModel(nn.Module):
         """No gradient, no dropout, no moving statistics; called by everything that uses a teacher.
 
         The weights are hashed here: later they may lie on a GPU, or in another precision.
+
+        Raises:
+            ValueError: where its scale or bias is no finite number.
         """
+        if not (math.isfinite(self.logit_scale) and math.isfinite(self.logit_bias)):
+            raise ValueError(
+                f"The VLM's logit_scale is {self.logit_scale} and its logit_bias {self.logit_bias}: its weights are damaged."
+            )
         self._fingerprint = self.fingerprint
         return self.requires_grad_(False).eval()
 

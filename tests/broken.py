@@ -1,6 +1,7 @@
 """Broken things, made from the good ones that the tests share."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,9 @@ WORDS = {
     "no_word.csv": "number,category\n1,object\n",
     "no_name.csv": "number,name,category\n1,wing,part\n2,,part\n",
     "bad_number.csv": "number,name,category\n1,wing,part\ntwo,beak,part\n",
+    "zero.csv": "number,name\n0,wing\n",
+    "quote.csv": 'number,name\n1,wing\n2,"beak\n',
+    "many.csv": "number,name\n1,wing, left\n",
     "twice.csv": "number,name,category\n1,wing,part\n1,beak,part\n",
 }
 
@@ -45,6 +49,11 @@ def _copy(source: Path, target: Path) -> Path:
 
 def _configs(folder: Path) -> None:
     (folder / "unknown_key.yaml").write_text("model: {similarty_weight: 1}\n")
+    (folder / "empty.yaml").touch()
+    (folder / "list.yaml").write_text("- model\n")
+    (folder / "twice.yaml").write_text("trainer: {max_epochs: 1}\ntrainer: {max_epochs: 2}\n")
+    for name in ("latin.yaml", "latin.txt"):
+        (folder / name).write_bytes("#café\n".encode("latin-1"))
     (folder / "no_yaml.yaml").write_text("model: {concepts: [\n")
 
 
@@ -54,6 +63,9 @@ def _weights(folder: Path, world: Path) -> None:
     _cut(folder / "truncated.pth")
     torch.save(torch.nn.Linear(1, 1), folder / "pickled.pth")
     torch.save([1, 2], folder / "list.pth")
+    for name, key in (("nan_vlm", "visual.proj"), ("nan_scale", "logit_scale"), ("nan_text", "text_projection")):
+        state = torch.load(world / "tiny_clip.pt", weights_only=True)
+        torch.save({**state, key: state[key] * torch.nan}, folder / f"{name}.pt")
     save_file({"layer.weight": torch.zeros(1)}, folder / "other.safetensors")
     (folder / "empty.safetensors").touch()
     (folder / "no_clip.json").write_text('{"embed_dim": 8}')
@@ -64,7 +76,10 @@ def _images(folder: Path) -> None:
     for name, content in (("corrupt", b"no image at all"), ("nothing", b"")):
         (folder / name).mkdir()
         (folder / name / "a.jpg").write_bytes(content)
-    (folder / "half").mkdir()
+    for name in ("pipe", "link", "half"):
+        (folder / name).mkdir()
+    os.mkfifo(folder / "pipe" / "a.jpg")
+    (folder / "link" / "a.jpg").symlink_to("gone.jpg")
     Image.effect_noise((64, 64), 50).save(folder / "half" / "a.png")
     _cut(folder / "half" / "a.png")
     (folder / "bomb").mkdir()
@@ -74,8 +89,9 @@ def _images(folder: Path) -> None:
 def _broden(folder: Path, world: Path) -> None:
     copies = {
         name: _copy(world / "broden", folder / f"broden_{name}")
-        for name in ("labels", "index", "column", "photo", "mask", "unknown", "number", "rows", "broken_mask")
-    }
+        for name in ("labels", "index", "column", "photo", "mask", "unknown", "number", "rows", "broken_mask",
+                     "zero", "twice", "again", "short", "suffix")
+    }  # fmt: skip
     (copies["labels"] / "label.csv").unlink()
     (copies["index"] / "index.csv").unlink()
     index = (world / "broden" / "index.csv").read_text()
@@ -87,6 +103,12 @@ def _broden(folder: Path, world: Path) -> None:
     labels = (world / "broden" / "label.csv").read_text()
     (copies["unknown"] / "label.csv").write_text("".join(line for line in labels.splitlines(True) if "car" not in line))
     (copies["number"] / "label.csv").write_text(labels.replace("38,", "thirty-eight,", 1))
+    (copies["zero"] / "label.csv").write_text(labels.replace("38,", "0,", 1))
+    (copies["twice"] / "label.csv").write_text(labels + labels.splitlines(True)[1])
+    (copies["again"] / "index.csv").write_text(index + index.splitlines(True)[1])
+    (copies["short"] / "index.csv").write_text(index + "src/zzz.jpg,val,64\n")
+    (copies["suffix"] / "index.csv").write_text(index.replace("src/003.jpg", "src/003", 1))
+    (copies["suffix"] / "images" / "src" / "003.jpg").rename(copies["suffix"] / "images" / "src" / "003")
 
 
 def _shards(folder: Path, made: Path) -> None:
@@ -138,3 +160,7 @@ def _artefacts(folder: Path, trained: Path) -> None:
     _cut(folder / "cut.ckpt")
     torch.save(torch.nn.Linear(1, 1), folder / "pickled.ckpt")
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
+    whole = torch.load(checkpoint, weights_only=True)
+    state_of_the_training = ("optimizer_states", "lr_schedulers", "loops", "callbacks")
+    weights = {key: value for key, value in whole.items() if key not in state_of_the_training}
+    torch.save(weights, folder / "weights.ckpt")

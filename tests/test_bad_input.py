@@ -16,6 +16,7 @@ from tests.commands import RESULTS, csv_logger, good_call, images_data, run
 TOWER = "--model.classifier.init_args."
 VLM = "--model.vlm.init_args."
 DATA = "--data.init_args."
+RESUMED = "--ckpt_path={trained}/log/checkpoints/last.ckpt"
 
 # Verb, what is changed in a good call, what the sentence must say, and the exit status.
 CASES = {
@@ -43,6 +44,13 @@ CASES = {
     "unknown key in a config": ("fit", ["--config={broken}/unknown_key.yaml"], "Did you mean '--model.similarity_w", 2),
     "unknown config": ("fit", ["--config=train/feature"], "Did you mean 'train/features'"),
     "config that is no YAML": ("fit", ["--config={broken}/no_yaml.yaml"], "no_yaml.yaml is not YAML"),
+    "empty config": ("fit", ["--config={broken}/empty.yaml"], "empty.yaml is empty"),
+    "config that is a list": ("fit", ["--config={broken}/list.yaml"], "list.yaml is no mapping"),
+    "config with a key twice": ("fit", ["--config={broken}/twice.yaml"], "line 2: the key 'trainer' is there already"),
+    "config in Latin-1": ("fit", ["--config={broken}/latin.yaml"], "latin.yaml is no text in UTF-8"),
+    "unknown config, in short": ("fit", ["-c", "train/feature"], "Did you mean 'train/features'"),
+    "unknown metric to stop by": ("fit", ["--early_stopping.monitor=val/los"], "`val/los` which is not available"),
+    "unknown metric to keep the best by": ("fit", ["--checkpoint.monitor=val/los"], "could not find the monitored key"),
     "unknown preset": ("fit", ["--model.preset=official"], "'published', 'paper'", 2),
     "unknown derivative": ("evaluate", ["--model.derivative=ful"], "'total', 'branch'", 2),
     "unknown chance row": ("evaluate", ["--model.chance=[centre]"], "'center'", 2),
@@ -69,6 +77,17 @@ CASES = {
     "nothing to measure": ("evaluate", ["--trainer.limit_test_batches=0"], "Nothing was measured"),
     "nothing to validate": ("fit", ["--trainer.limit_val_batches=0"], "Without training or validation batches"),
     "nothing to train": ("fit", ["--trainer.limit_train_batches=0"], "Without training or validation batches"),
+    "no validation at all": ("validate", ["--trainer.limit_val_batches=0"], "Without validation batches"),
+    "no epochs": ("fit", ["--trainer.max_epochs=0"], "`trainer.max_epochs` above 0"),
+    "validation now and then": ("fit", ["--trainer.check_val_every_n_epoch=2"], "count epochs by their validations"),
+    "validation in between": ("fit", ["--trainer.val_check_interval=0.5"], "count epochs by their validations"),
+    "no data": ("fit", ["--data=null"], "No data is named"),
+    "no data to validate": ("validate", ["--data=null"], "No data is named"),
+    "image that is not square": (
+        "features",
+        ["--classifier.init_args.input_size=[8,64]"],
+        "give a square `input_size`",
+    ),
     "some of the photographs": ("prepare", ["--count=5"], "'images' is taken whole"),
     "negative classes": ("features", ["--classifier.init_args.num_classes=-1"], "num_classes must be at least 1"),
     "negative image": ("features", ["--classifier.init_args.input_size=[-1, 5]"], "input_size must be (height, width)"),
@@ -106,6 +125,9 @@ CASES = {
         "is random",
     ),
     "VLM weights broken": ("fit", [VLM + "pretrained={broken}/truncated.pth"], "could not be loaded"),
+    "VLM of NaN": ("features", ["--vlm.init_args.pretrained={broken}/nan_vlm.pt"], "(embedding) is not finite"),
+    "VLM with a scale of NaN": ("fit", [VLM + "pretrained={broken}/nan_scale.pt"], "logit_scale is nan"),
+    "VLM with texts of NaN": ("fit", [VLM + "pretrained={broken}/nan_text.pt"], "text embeddings are not finite"),
     "VLM config that is none": ("fit", [VLM + "config={broken}/no_clip.json"], "it needs embed_dim"),
     "VLM config that is no JSON": ("fit", [VLM + "config={broken}/no_json.json"], "is not JSON"),
     # Concepts
@@ -115,6 +137,10 @@ CASES = {
     "concept without a name": ("fit", ["--model.concepts={broken}/no_name.csv"], "line 3: the word is empty"),
     "concept of a strange number": ("fit", ["--model.concepts={broken}/bad_number.csv"], "line 3: the number 'two'"),
     "one number twice": ("fit", ["--model.concepts={broken}/twice.csv"], "Two concepts have number 1"),
+    "number 0": ("fit", ["--model.concepts={broken}/zero.csv"], "line 2: the number of 'wing' is 0"),
+    "open quote": ("fit", ["--model.concepts={broken}/quote.csv"], "a quote is opened below and never closed"),
+    "value too many": ("fit", ["--model.concepts={broken}/many.csv"], "line 2: more values than columns"),
+    "concepts in Latin-1": ("fit", ["--model.concepts={broken}/latin.txt"], "latin.txt is no text in UTF-8"),
     "prompt too long": ("fit", ["--model.concepts={broken}/long.txt"], "shorten the concept"),
     "concepts with other numbers than the masks": (
         "evaluate",
@@ -130,6 +156,8 @@ CASES = {
     "no folder of images": ("features", ["--images=gone"], "There is no folder gone"),
     "folder without images": ("features", ["--images={broken}/empty"], "No image"),
     "images in a file": ("features", ["--images={broken}/file"], "There is no folder"),
+    "image that is a pipe": ("features", ["--images={broken}/pipe"], "a.jpg is a link to nothing, or no file"),
+    "image that is a link to nothing": ("features", ["--images={broken}/link"], "a.jpg is a link to nothing"),
     "corrupt image": ("features", ["--images={broken}/corrupt"], "a.jpg cannot be read"),
     "empty image": ("features", ["--images={broken}/nothing"], "a.jpg cannot be read"),
     "truncated image": ("features", ["--images={broken}/half"], "a.png cannot be read"),
@@ -146,6 +174,17 @@ CASES = {
     "mask that is no image": ("prepare", ["--kind=broden", "--source={broken}/broden_broken_mask"], "003_color.png"),
     "mask with an unknown label": ("prepare", ["--kind=broden", "--source={broken}/broden_unknown"], "has labels [38]"),
     "label of a strange number": ("prepare", ["--kind=broden", "--source={broken}/broden_number"], "'thirty-eight'"),
+    "label number 0": ("prepare", ["--kind=broden", "--source={broken}/broden_zero"], "means 'no label' in masks"),
+    "label number twice": ("prepare", ["--kind=broden", "--source={broken}/broden_twice"], "has a row already"),
+    "photograph twice": ("prepare", ["--kind=broden", "--source={broken}/broden_again"], "has a row already"),
+    "row cut short": ("prepare", ["--kind=broden", "--source={broken}/broden_short"], "the row is cut short"),
+    "photograph without a suffix": ("prepare", ["--kind=broden", "--source={broken}/broden_suffix"], "no suffix of"),
+    "masks that Broden has not": (
+        "prepare",
+        ["--kind=broden", "--source={world}/broden", "--masks=[scene]"],
+        "Broden has no masks of scene",
+    ),
+    "masks of photographs": ("prepare", ["--masks=[object]"], "A folder of images holds no masks"),
     # Shards, caches
     "no shards": ("evaluate", ["--data.shards={broken}/empty"], "holds no shards"),
     "broken manifest": ("evaluate", ["--data.shards={broken}/shards_json"], "is no manifest of cefam-shards"),
@@ -177,7 +216,15 @@ CASES = {
     "checkpoint of something else": ("export", ["--checkpoint={broken}/foreign.ckpt"], "is no checkpoint of cefam"),
     "no checkpoint to resume": ("fit", ["--ckpt_path=gone.ckpt"], "gone.ckpt"),
     "truncated checkpoint to resume": ("fit", ["--ckpt_path={broken}/cut.ckpt"], "cut.ckpt"),
+    "weights alone to resume": ("fit", ["--ckpt_path={broken}/weights.ckpt"], "holds weights alone"),
+    "another optimizer to resume with": (
+        "fit",
+        [RESUMED, "--model.optimizer=torch.optim.Adam"],
+        "trained with another optimizer",
+    ),
+    "other options of the optimizer": ("fit", [RESUMED, "--model.optimizer.momentum=0.9"], "with momentum = 0.0"),
     # Output
+    "checkpoints beside others": ("fit", ["--checkpoint.dirpath={trained}/log/checkpoints"], "holds checkpoints"),
     "shards into a file": ("prepare", ["--folder={broken}/file"], "file"),
     "shards below a file": ("prepare", ["--folder={broken}/file/below"], "file"),
     "features into a file": ("features", ["--folder={broken}/file"], "file"),
@@ -199,7 +246,14 @@ def filled(changes, broken, world, made, trained):
     """Changes with the places of this run."""
     towers = yaml.safe_load((world / "towers.yaml").read_text())
     images = images_data(broken / "corrupt", broken / "corrupt")
-    places = {"broken": broken, "made": made, "trained": trained, "vlm": towers["vlm"], "corrupt_images": images}
+    places = {
+        "broken": broken,
+        "world": world,
+        "made": made,
+        "trained": trained,
+        "vlm": towers["vlm"],
+        "corrupt_images": images,
+    }
     for place, value in places.items():
         changes = [change.replace("{" + place + "}", str(value)) for change in changes]
     return changes

@@ -167,7 +167,7 @@ def test_a_stage_that_runs_twice_is_refused():
 
 
 def test_a_layout_is_not_guessed_from_an_image_that_is_not_square():
-    with pytest.raises(ValueError, match="pass `layout`"):
+    with pytest.raises(ValueError, match="FrozenClassifier its `layout`"):
         load_classifier("swin_t", weights=None, input_size=(224, 320))
 
 

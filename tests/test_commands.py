@@ -136,6 +136,25 @@ def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, t
     assert float(oracle["NRA avg"]) >= float(top1["NRA avg"])
 
 
+def test_a_table_of_some_photographs_says_so(trained, prepared, tmp_path):
+    assert evaluated(trained, prepared, tmp_path / "some", "--trainer.limit_test_batches=2") == 0
+    note = "at most 2 batch(es) of each process were measured (`trainer.limit_test_batches`)"
+    assert note in (tmp_path / "some" / "table.txt").read_text()
+    assert evaluated(trained, prepared, tmp_path / "all") == 0
+    assert "limit_test_batches" not in (tmp_path / "all" / "table.txt").read_text()
+
+
+def test_a_leading_tilde_is_the_users_home(world, tmp_path, monkeypatch):
+    """After "=" no shell replaces it, and in a config nobody else."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    source = f"--source={world}/images/val"
+    assert run("prepare", "--kind=images", source, "--folder=~/shards") == 0
+    (tmp_path / "here.yaml").write_text(f"kind: images\nsource: {world}/images/val\nfolder: ~/more\n")
+    assert run("prepare", "--config=here.yaml") == 0
+    assert [(tmp_path / "home" / name / "manifest.json").is_file() for name in ("shards", "more")] == [True, True]
+    assert not (tmp_path / "~").exists()
+
+
 def test_the_paper_preset_and_the_branch_derivative_run_too(trained, prepared, tmp_path):
     options = [
         "--model.preset=paper",

@@ -1,6 +1,8 @@
 """What the commands refuse: a sentence, a non-zero exit, nothing half-written."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -237,6 +239,18 @@ def test_the_exit_status_of_a_command(verb, tmp_path):
     assert status == 1, printed
     assert "nowhere" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.processes
+def test_output_that_nobody_reads_is_no_error():
+    """As in `cefam --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cefam", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_and_version(capsys):

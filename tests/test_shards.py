@@ -41,6 +41,26 @@ def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
     assert [len(sample.masks) for sample in found][3:6] == [5, 4, 0]
 
 
+def test_masks_of_chosen_categories_alone(world, tmp_path):
+    options = ["--kind=broden", f"--source={world}/broden", f"--folder={tmp_path}/shards", "--masks=[part, object]"]
+    assert main(["prepare", *options]) == 0
+    (path,) = (tmp_path / "shards").glob("*.tar")
+    originals = broden_samples(world / "broden")
+    for sample, whole in zip(read_shard(path), originals, strict=True):
+        wanted = [mask for category in ("part", "object") for mask in whole.masks if mask.category == category]
+        assert [mask.category for mask in sample.masks] == [mask.category for mask in wanted]
+        for a, b in zip(sample.masks, wanted, strict=True):
+            assert np.array_equal(a.index_map, b.index_map)
+
+
+def test_files_that_are_left_out_are_counted(world, tmp_path):
+    shutil.copytree(world / "images" / "val", tmp_path / "images")
+    for name in ("a.heic", "b.HEIC", "notes.txt", ".DS_Store"):
+        (tmp_path / "images" / name).touch()
+    with pytest.warns(UserWarning, match=r"3 file\(s\) below .* are left out.*: 2 x .heic, 1 x .txt."):
+        assert len(list_images(tmp_path / "images")) == 11
+
+
 def test_a_label_number_beyond_255_survives(tmp_path):
     index_map = np.full((4, 4), 1196)
     with ShardWriter(tmp_path / "s", "test") as writer:
