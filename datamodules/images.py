@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from cefam.datamodules.loaders import (
     ImageFiles,
     RandomViews,
+    ShardEpochs,
     ShuffledSampler,
+    StartedLate,
     StripedSampler,
+    check_batches,
     check_workers,
     in_order,
     mask_labels,
     region_loader,
-    resampled,
     world,
 )
 from cefam.prepare import list_images
@@ -70,36 +71,14 @@ class ImagesData(L.LightningDataModule):
     def train_dataloader(self) -> Any:
         """Random views in a random order; the last incomplete batch is dropped, as in the published program.
 
-        Order and crops come from the seed, not from the global stream, which is the same in every process.
+        Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
         view = TrainingView(self.size)
         if _is_shards(self.train):
-            ranks = world()[1]
-            batches = Manifest.read(self.train).num_samples // (ranks * self.batch_size)
-            if not batches:
-                raise ValueError(
-                    f"{self.train} holds fewer images than {ranks} process(es) x a batch of {self.batch_size}: set a smaller "
-                    f"`data.init_args.batch_size`."
-                )
-            # A stream per process: equal numbers of batches whatever the shards hold, so that nobody waits for ever. A
-            # resumed run gets a fresh stream (not the one it would have seen: shards are drawn with replacement).
-            epoch = self.trainer.current_epoch if self.trainer else 0
-            seed = (self.seed * 1009 + world()[0]) * 1009 + epoch
-            stream = resampled(self.train, view, seed)
-            loader = wds.WebLoader(
-                stream.compose(wds.batched(self.batch_size, collation_fn=default_collate, partial=False)),
-                batch_size=None,
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-            )
-            return loader.with_epoch(batches).with_length(batches, silent=True)
+            return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed)
         paths = [path for path, _ in list_images(self.train)]
-        if len(paths) < self.batch_size * world()[1]:
-            raise ValueError(
-                f"{self.train} holds {len(paths)} images, fewer than one batch of {self.batch_size} for each of {world()[1]} "
-                f"process(es): set a smaller `data.init_args.batch_size`."
-            )
-        return DataLoader(
+        check_batches(len(paths) // (world()[1] * self.batch_size), self.train, self.batch_size)
+        loader = DataLoader(
             RandomViews(paths, view, self.seed),
             batch_size=self.batch_size,
             sampler=ShuffledSampler(len(paths), self.seed, draws=True),
@@ -107,6 +86,7 @@ class ImagesData(L.LightningDataModule):
             drop_last=True,
             persistent_workers=self.num_workers > 0,
         )
+        return StartedLate(loader)
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""

@@ -1,18 +1,22 @@
 """What the data modules share: pipelines over shards, and the loader of photographs with masks."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cefam.evaluator import RegionBatch
-from cefam.shards import Manifest, Sample, decode, open_picture, read_members
+from cefam.shards import Manifest, Sample, decode, open_picture, read_members, read_shard
 from cefam.views import TrainingView, View, drawn
+
+MIXED = 1000  # views of neighboring shards among which a batch is drawn
 
 
 def world() -> tuple[int, int]:
@@ -25,6 +29,19 @@ def world() -> tuple[int, int]:
 def mask_labels(folder: str | None) -> list[dict[str, Any]]:
     """The vocabulary of the masks in a folder of shards; none without a folder."""
     return Manifest.read(folder).labels if folder else []
+
+
+def check_batches(batches: int, folder: str, batch_size: int) -> None:
+    """Refuse a training set that is smaller than one batch of every process.
+
+    Raises:
+        ValueError: with the batch size that was asked for.
+    """
+    if not batches:
+        raise ValueError(
+            f"{folder} holds fewer than one batch of {batch_size} for each of {world()[1]} process(es): set a smaller "
+            f"`data.init_args.batch_size`."
+        )
 
 
 def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
@@ -69,31 +86,93 @@ def _members(counts: dict[str, int], shards: Iterable[dict[str, str]]) -> Iterat
         yield from read_members(shard["url"], counts[shard["url"]])
 
 
-def resampled(folder: str, view: TrainingView, seed: int) -> wds.DataPipeline:
-    """An endless stream of random views in random order; shards are drawn with replacement, so that no process runs dry."""
-    counts = Manifest.read(folder).counts(folder)
-    return wds.DataPipeline(
-        wds.ResampledShards(list(counts), seed=seed, deterministic=True),
-        partial(_members, counts),
-        wds.detshuffle(1000, seed=seed),
-        wds.map(decode),
-        _StreamOfViews(view, seed),
-    )
+class StartedLate:
+    """A loader whose workers begin with its first batch, not with its iterator.
+
+    A Trainer makes the first iterator of a run before it says which epoch a resumed one goes on with.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader, self.sampler = loader, loader.sampler
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
 
 
-class _StreamOfViews(wds.PipelineStage):  # type: ignore[misc]
-    """A view of every sample, drawn from seed, worker, epoch and position."""
+class ShardEpochs:
+    """Batches of random views from shards: what an epoch holds depends on its number, the seed and the process alone.
 
-    def __init__(self, view: TrainingView, seed: int) -> None:
-        self.view, self.seed, self.epoch = view, seed, -1
+    Shards are read whole, in an order drawn for the epoch, of which every process takes every n-th shard; it goes on with
+    another order when it is through, so that all have equally many batches and nobody waits for ever. A buffer mixes the views
+    of neighboring shards. A data worker hands over a shard's views at once: 38 MB for 256 of side 224.
 
-    def run(self, samples: Iterator[Sample]) -> Iterator[dict[str, Tensor]]:
-        """One view after another."""
-        self.epoch += 1
-        worker = get_worker_info()
-        stream = f"{self.seed}/{worker.id if worker else 0}/{self.epoch}"
-        for position, sample in enumerate(samples):
-            yield {"image": drawn(self.view, sample.picture(), f"{stream}/{position}")}
+    Args:
+        folder: of shards.
+        view: drawn of every photograph.
+        batch_size: views in a batch; what is left at the end of an epoch is dropped.
+        num_workers: data workers.
+        seed: of orders and views.
+
+    Raises:
+        ValueError: where there is less than a batch for each process.
+    """
+
+    def __init__(self, folder: str, view: TrainingView, batch_size: int, num_workers: int, seed: int) -> None:
+        self.counts, self.view, self.batch_size = Manifest.read(folder).counts(folder), view, batch_size
+        self.num_workers, self.seed, self.epoch = num_workers, seed, 0
+        self.rank, self.ranks = world()
+        self.batches = sum(self.counts.values()) // (self.ranks * batch_size)
+        check_batches(self.batches, folder, batch_size)
+        self.sampler = self  # a Trainer tells the number of the epoch to what it finds here
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        stream = f"{self.seed}/{self.epoch}"
+        shards = _ShardViews(self._share(stream), self.counts, self.view, stream)
+        loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers)
+        mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
+        views = mix(view for shard in loader for view in shard)
+        for _ in range(self.batches):
+            yield {"image": torch.stack(list(islice(views, self.batch_size)))}
+
+    def _share(self, stream: str) -> list[tuple[int, str]]:
+        """As many shards as this process needs, each with its place in the order of all processes."""
+        share: list[tuple[int, str]] = []
+        for place, shard in islice(enumerate(self._order(stream)), self.rank, None, self.ranks):
+            share.append((place, shard))
+            if sum(self.counts[shard] for _, shard in share) >= self.batches * self.batch_size:
+                return share
+        raise AssertionError("The order has no end.")
+
+    def _order(self, stream: str) -> Iterator[str]:
+        for repeat in count():
+            yield from random.Random(f"{stream}/{repeat}").sample(list(self.counts), len(self.counts))
+
+
+class _ShardViews(Dataset[Tensor]):
+    """The views (n, 3, S, S) of one shard after another."""
+
+    def __init__(
+        self, share: Sequence[tuple[int, str]], counts: dict[str, int], view: TrainingView, stream: str
+    ) -> None:
+        self.share, self.counts, self.view, self.stream = share, counts, view, stream
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __getitem__(self, index: int) -> Tensor:
+        place, shard = self.share[index]
+        samples = enumerate(read_shard(shard, self.counts[shard]))
+        return torch.stack([drawn(self.view, sample.picture(), f"{self.stream}/{place}/{n}") for n, sample in samples])
 
 
 class RandomViews(Dataset[Any]):

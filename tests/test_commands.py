@@ -224,9 +224,14 @@ def test_a_teacher_of_ones_own_by_class_path(world, tmp_path, monkeypatch):
     assert stored["translator"]["embedding_dim"] == 3
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(world, prepared, tmp_path):
+@pytest.mark.parametrize("source", ["features", "folder", "shards"])
+def test_a_resumed_run_is_the_uninterrupted_one(world, prepared, tmp_path, source):
+    """In orders and crops of its training data, too, whatever stands ready in data workers."""
+    train, val = (prepared / n if source == "shards" else world / "images" / n for n in ("train", "val"))
+    data = [] if source == "features" else [f"--data={images_data(train, val, num_workers=2)}"]
+
     def fit(name, epochs, *more):
-        options = [f"--trainer.max_epochs={epochs}", csv_logger(tmp_path, name), *more]
+        options = [*data, f"--trainer.max_epochs={epochs}", csv_logger(tmp_path, name), *more]
         assert run("fit", *feature_options(world, prepared), *options) == 0
         return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cefam.cli import main
 from cefam.datamodules import ImagesData
-from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, in_order
+from cefam.datamodules.loaders import ShardEpochs, StripedSampler, in_order
 from cefam.features import picture_units
 from tests.test_shards import prepared
 
@@ -42,11 +42,7 @@ def views(monkeypatch, folder, rank, epoch=0, workers=0):
     torch.manual_seed(0)
     data = ImagesData(str(folder), str(folder), size=16, batch_size=3, num_workers=workers)
     loader = data.train_dataloader()
-    if hasattr(loader, "sampler") and isinstance(loader.sampler, ShuffledSampler):
-        loader.sampler.set_epoch(epoch)
-        return torch.cat([batch["image"] for batch in loader])
-    for _ in range(epoch):
-        list(loader)
+    loader.sampler.set_epoch(epoch)  # as a Trainer does
     return torch.cat([batch["image"] for batch in loader])
 
 
@@ -61,10 +57,31 @@ def test_no_two_crops_of_two_processes_and_two_epochs_are_the_same(monkeypatch, 
     assert torch.equal(again, every[-6:])
 
 
-def test_crops_of_files_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photographs):
-    one = views(monkeypatch, photographs / "files", 0, epoch=3)
-    assert torch.equal(one, views(monkeypatch, photographs / "files", 0, epoch=3, workers=2))
-    assert not torch.equal(one, views(monkeypatch, photographs / "files", 0, epoch=2))
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_crops_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photographs, kind):
+    one = views(monkeypatch, photographs / kind, 0, epoch=3)
+    assert torch.equal(one, views(monkeypatch, photographs / kind, 0, epoch=3, workers=2))
+    assert not torch.equal(one, views(monkeypatch, photographs / kind, 0, epoch=2))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_epoch_of_shards_draws_every_photograph_about_once(monkeypatch, world, tmp_path, ranks):
+    """24 photographs in 6 shards: as many batches for every process, and every shard once before any comes again."""
+    source, folder = f"--source={world}/images/train", tmp_path / "shards"
+    assert main(["prepare", "--kind=images", source, f"--folder={folder}", "--samples_per_shard=4"]) == 0
+    orders = []
+    for epoch in (0, 1):
+        drawn = []
+        for rank in range(ranks):
+            pretend(monkeypatch, rank, ranks)
+            loader = ShardEpochs(str(folder), lambda picture: torch.tensor(picture.getpixel((70, 0))), 2, 0, seed=5)
+            loader.set_epoch(epoch)
+            batches = [batch["image"] for batch in loader]
+            assert [len(batch) for batch in batches] == [2] * (24 // (2 * ranks)) == [2] * len(loader)
+            drawn += [tuple(view.tolist()) for batch in batches for view in batch]
+        assert len(set(drawn)) == 24  # noise: no two photographs have this pixel alike
+        orders.append(drawn)
+    assert orders[0] != orders[1]
 
 
 def test_every_process_keeps_its_shards_wherever_they_are_read(monkeypatch, world, tmp_path):
