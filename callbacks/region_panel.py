@@ -44,7 +44,9 @@ class RegionPanel(L.Callback):
         encoding = explainer.encode(self.images.to(pl_module.device))
         concept = explainer.scores(encoding).topk(min(self.top_k, len(explainer.concepts)), dim=1).indices
         image = torch.arange(len(concept), device=concept.device).repeat_interleave(concept.shape[1])
-        rows = examples(explainer, encoding, ConceptPairs(image, concept.flatten()))
+        method = model.evaluator.methods["CE-FAM"]  # the panel shows what is measured
+        pairs = ConceptPairs(image, concept.flatten())
+        rows = examples(explainer, encoding, pairs, method.derivative, method.num_channels)
         sheet = figures.contact_sheet(rows, explainer.classifier.stage_names)
         path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
         figures.save(sheet, path)

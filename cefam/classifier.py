@@ -232,8 +232,11 @@ class FrozenClassifier(nn.Module):
         nothing = raw.detach().new_full((), torch.nan)
 
         def answer(shapes: Any) -> Callable[..., Any]:
+            """An output of the same structure; what is no tensor in it (a number, None) is what it was."""
             return lambda *_, **__: tree_map(
-                lambda shape: nothing.expand(batch, *shape), shapes, is_leaf=lambda s: isinstance(s, torch.Size)
+                lambda s: nothing.expand(batch, *s) if isinstance(s, torch.Size) else s,
+                shapes,
+                is_leaf=lambda s: isinstance(s, torch.Size),
             )
 
         forwards = {name: answer(shapes) for name, shapes in stage.stand_ins.items()}

@@ -165,6 +165,8 @@ def _parsable(name: str) -> str:
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys: list[Any] = []
             for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
                 keys.append(self.construct_object(key, deep=True))
                 if keys.count(keys[-1]) > 1:
                     where = f"{name}, line {key.start_mark.line + 1}"
@@ -183,6 +185,7 @@ def _parsable(name: str) -> str:
 
 
 def _config_path(name: str) -> str:
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return _parsable(name)
     shipped = Path(str(files("cefam") / "configs" / f"{name.removesuffix('.yaml')}.yaml"))
@@ -201,8 +204,10 @@ def _lightning(arguments: list[str], verb: str) -> None:
     run(verb, arguments)
 
 
-def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> Any:
-    """Parse the options of a function from its signature and docstring, and call it."""
+def _function(
+    arguments: list[str], verb: str, function: Callable[..., Any], before: Callable[[], None] | None = None
+) -> Any:
+    """Parse the options of a function from its signature and docstring, and call it, something else ``before`` it."""
     from cefam.options import OptionParser, expand_home
 
     parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
@@ -211,13 +216,15 @@ def _function(arguments: list[str], verb: str, function: Callable[..., Any]) -> 
     parsed = parser.parse_args(arguments)
     expand_home(parsed)
     options = parser.instantiate(parsed)
+    if before is not None:
+        before()
     return function(**{name: value for name, value in vars(options).items() if name != "config"})
 
 
 def _prepare(arguments: list[str]) -> None:
     from cefam.prepare import prepare
 
-    writer = _function(arguments, "prepare", prepare)
+    writer = _function(arguments, "prepare", prepare, _import_torch)  # webdataset imports it in the middle of the work
     manifest = writer.manifest
     print(
         f"{manifest.num_samples} images with {manifest.num_pairs} (mask, label) pairs in {len(manifest.shards)} shard(s): {writer.folder}"
@@ -241,12 +248,11 @@ def _export(arguments: list[str]) -> None:
             folder: where to.
             overwrite: replace an artefact that is there.
         """
-        _import_torch()
         from cefam.module import CEFAM
 
         return CEFAM.from_pretrained(checkpoint).export(folder, overwrite)
 
-    print(f"Exported to {_function(arguments, 'export', export)}.")
+    print(f"Exported to {_function(arguments, 'export', export, _import_torch)}.")
 
 
 def _demo(arguments: list[str]) -> None:

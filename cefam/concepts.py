@@ -261,13 +261,21 @@ class ConceptSet:
         """This set and further words, embedded: call-time texts compete with the stored set.
 
         (A softmax over one text alone would always be 1.)
+
+        Raises:
+            ValueError: where this set was embedded by another VLM.
         """
-        more = type(self).from_words(words, start=max(self.numbers) + 1).embed(vlm)
         mine = self.require_embeddings()
-        assert more.embeddings is not None
-        return replace(
-            self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, more.embeddings.to(mine)])
-        )
+        stored = (mine.shape[1], self.logit_scale, self.logit_bias, self.probability)
+        given = (vlm.embedding_dim, vlm.logit_scale, vlm.logit_bias, vlm.probability)
+        if stored != given:
+            raise ValueError(
+                f"The concepts were embedded by another VLM: its dimension, scale, bias and probability are {stored}, those of the "
+                f"given one {given}. Load the VLM that the translator mimics."
+            )
+        more = type(self).from_words(words, start=max(self.numbers) + 1)
+        embeddings = more._encoded(vlm.freeze())
+        return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))
 
     def check_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:
         """Refuse masks whose labels have our numbers, and other words.

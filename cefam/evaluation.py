@@ -202,6 +202,8 @@ class RegionEvaluation(L.LightningModule):
         ]
         if len(self.classifier.stages) > 1:
             notes += self._warning_of_narrow_stages()
+        for name in RESULTS:  # where they may be overwritten, none of an earlier run stays beside the new ones
+            (self.output / name).unlink(missing_ok=True)
         with whole(self.output / "records.csv") as merged:
             records.merge([self._part_path(rank) for rank in range(self.trainer.world_size)], merged)
             table = tables.summarize(

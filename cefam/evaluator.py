@@ -209,8 +209,7 @@ class RegionEvaluator:
         auc, epg = [], []
         for region, mask in zip(torch.split(regions, size), torch.split(masks, size), strict=True):
             auc.append(region_area(region, mask))
-            # The paper takes maps raw; those of other methods may be negative, and energy is what is above zero.
-            epg.append(energy_pointing_game(region if normalize else region.clamp_min(0), mask, normalize))
+            epg.append(energy_pointing_game(region, mask, normalize))
         return torch.cat(auc), torch.cat(epg)
 
 

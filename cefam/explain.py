@@ -147,10 +147,15 @@ class Explainer:
 
         Returns:
             Maps at every stage's own resolution, channel weights and importances.
+
+        Raises:
+            ValueError: for another derivative, or a pair of an image or concept that is not there.
         """
         if derivative not in ("total", "branch"):
             raise ValueError(f"derivative must be 'total' or 'branch', got {derivative!r}.")
         encoding = self._encoded(images)
+        _check_range("image", pairs.image, len(encoding.images))
+        _check_range("concept", pairs.concept, len(self.concepts))
         pairs = pairs.to(encoding.embedding.device)
         activations = encoding.output.activations
         with _single_precision(encoding.images):
@@ -303,7 +308,7 @@ class Explainer:
             Values, curves and the stages that were masked; a positive value: the concept speaks for the class.
 
         Raises:
-            ValueError: where a stage is not a cut of the network, or ``num_channels`` is below 1.
+            ValueError: where a stage is not there or not a cut of the network, or ``num_channels`` is below 1.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.embedding.device)
@@ -311,6 +316,9 @@ class Explainer:
         if stage is None:
             stage = self.association(encoding, pairs, num_channels, regions).argmax(dim=1)
         stage = stage.to(encoding.embedding.device)
+        if stage.shape != pairs.image.shape:
+            raise ValueError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
+        _check_range("stage", stage, len(regions.maps))
         logits = encoding.output.logits
         classes = (
             logits.argmax(dim=1)
@@ -431,6 +439,17 @@ class Explainer:
             region=regions.maps[stage][row],
             contribution=contribution[row] if contribution else None,
         )
+
+
+def _check_range(what: str, index: Tensor, count: int) -> None:
+    """Refuse an index that would count from the end, or point to nothing.
+
+    Raises:
+        ValueError: with the first such index.
+    """
+    wrong = index[(index < 0) | (index >= count)]
+    if len(wrong):
+        raise ValueError(f"There is no {what} {int(wrong[0])}: there are {count}, counted from 0.")
 
 
 def _groups(image: Tensor, num_images: int, room: int) -> Iterator[tuple[Tensor, int]]:

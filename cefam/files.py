@@ -71,6 +71,8 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[set[str], list[tup
     rows = []
     try:
         columns = set(reader.fieldnames or ())
+        if len(columns) < len(reader.fieldnames or ()):
+            raise csv.Error("a column is there twice")
         missing = set(needed) - columns
         if missing:
             raise ValueError(f"{path} has no column {', '.join(map(repr, sorted(missing)))}.")

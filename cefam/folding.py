@@ -38,15 +38,25 @@ def folded(module: nn.Module, image: Tensor, kept: Collection[str] = ()) -> nn.M
         copied.set_submodule(convolution, fuse_conv_bn_eval(*both))
         copied.set_submodule(norm, _rest(both[1]))
     copied = copied.requires_grad_(False).to(memory_format=torch.channels_last)
-    wanted, found = module(image), copied(image)
     # Whatever else a convolution's output is used for shows here.
-    same = torch.allclose(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    values = zip(_outputs(copied, image, kept), _outputs(module, image, kept), strict=True)
+    same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())) for a, b in values)
     return copied if same else module
+
+
+def _outputs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[Tensor]:
+    """What the modules of these names give, and the whole."""
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for name in kept:
+            hook = module.get_submodule(name).register_forward_hook(lambda *ran: outputs.append(ran[2].clone()))
+            stack.callback(hook.remove)
+        return [module(image), *outputs]
 
 
 def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tuple[str, str]]:
     """Names of convolutions and the BatchNorm that takes their output, where each runs once and is plain."""
-    names = {child: name for name, child in module.named_modules() if _plain(child) and name not in kept}
+    names = {child: name for name, child in module.named_modules() if _plain(child)}
     runs: Counter[nn.Module] = Counter()
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # outputs by identity; held, so that no address is used twice
     found: list[tuple[nn.Module, nn.Module]] = []
@@ -58,12 +68,20 @@ def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tupl
         elif id(inputs[0]) in made:
             found.append((made[id(inputs[0])][0], child))
 
+    looked_at: set[nn.Module] = set()  # convolutions whose output is that of a kept module, which may contain them
+
+    def kept_ran(child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if id(output) in made:
+            looked_at.add(made[id(output)][0])
+
     with ExitStack() as stack:
         for child in names:
             stack.callback(child.register_forward_hook(ran).remove)
+        for name in kept:  # after those above: a convolution may itself be kept
+            stack.callback(module.get_submodule(name).register_forward_hook(kept_ran).remove)
         module(image)
     takers = Counter(convolution for convolution, _ in found)
-    return [(names[c], names[n]) for c, n in found if runs[c] == runs[n] == takers[c] == 1]
+    return [(names[c], names[n]) for c, n in found if runs[c] == runs[n] == takers[c] == 1 and c not in looked_at]
 
 
 def _plain(child: nn.Module) -> bool:

@@ -2,11 +2,13 @@
 
 import atexit
 import logging
+import os
 import signal
 import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Any
@@ -56,7 +58,7 @@ class EndTogether(L.Callback):
         def end(number: int, frame: Any) -> None:
             children = getattr(trainer.strategy.launcher, "procs", [])
             for child in children:
-                child.send_signal(number)
+                os.kill(child.pid, number)
             atexit.register(_wait_for, list(children))
             children.clear()  # or Lightning's observer would kill this process, too, as soon as one of them has ended
             signals.end(number, frame)
@@ -67,11 +69,14 @@ class EndTogether(L.Callback):
     on_sanity_check_start = on_train_start = on_validation_start = on_test_start = handle
 
 
-def _wait_for(processes: Sequence[Popen[bytes]], seconds: float = 20.0) -> None:
-    """Wait for processes that were told to end; end those that do not."""
+def _wait_for(processes: Sequence[Popen[bytes] | BaseProcess], seconds: float = 20.0) -> None:
+    """Wait for processes that were told to end; end those that do not. Lightning starts commands, or forks."""
     for process in processes:
-        with suppress(TimeoutExpired):
-            process.wait(seconds)
+        if isinstance(process, BaseProcess):
+            process.join(seconds)
+        else:
+            with suppress(TimeoutExpired):
+                process.wait(seconds)
         process.kill()
 
 

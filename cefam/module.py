@@ -288,29 +288,38 @@ class CEFAM(L.LightningModule):
         """Add what the translator belongs to, in plain types and tensors."""
         checkpoint["cefam"] = artefact.describe(self)
         checkpoint["cefam_text"] = self.concepts.require_embeddings().cpu()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        checkpoint["cefam_optimizer"] = type(optimizer).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint made for another classifier, VLM or concept set, and to go on with another optimizer."""
+        """Refuse a checkpoint made for another classifier, VLM or concept set, and to go on training otherwise."""
         artefact.check(self, checkpoint.get("cefam"))
         if self._trainer is not None and self._trainer.state.fn == "fit":
-            self._check_optimizer(checkpoint.get("optimizer_states"))
+            self._check_resumed(checkpoint)
 
-    def _check_optimizer(self, states: Any) -> None:
-        """The state of an optimizer brings its options along: those that were asked for now would be lost in silence."""
-        if not states:
+    def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint brings the state of its training along: what is asked for otherwise now would be lost in silence."""
+        if not checkpoint.get("optimizer_states"):
             raise ValueError(
                 "This checkpoint holds weights alone, no state of the training: resume from one that was not saved with "
                 "`checkpoint.save_weights_only`."
             )
-        stored = states[0]["param_groups"][0]
-        mine = self.optimizer(self.translator.parameters()).param_groups[0]
-        if mine.keys() - stored.keys() and stored.keys() - mine.keys() - {"initial_lr"}:
-            raise ValueError("The checkpoint was trained with another optimizer: resume it with its `model.optimizer`.")
-        for name in sorted(mine.keys() & stored.keys() - {"params", "lr"}):  # the rate goes on as scheduled
-            if mine[name] != stored[name]:
+        new: Any = self.configure_optimizers()
+        optimizer, schedule = new["optimizer"], new["lr_scheduler"]["scheduler"]
+        asked = _training(type(optimizer).__name__, optimizer.state_dict(), schedule.state_dict())
+        stored = _training(
+            checkpoint.get("cefam_optimizer"), checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
+        )
+        asked |= artefact.describe(self)["settings"]
+        stored |= checkpoint["cefam"]["settings"]
+        for callback in self.trainer.early_stopping_callbacks:
+            asked["early_stopping.patience"] = getattr(callback, "patience", None)
+            stored["early_stopping.patience"] = checkpoint["callbacks"].get(callback.state_key, {}).get("patience")
+        for name, value in asked.items():
+            if name in stored and stored[name] != value:
                 raise ValueError(
-                    f"The checkpoint was trained with {name} = {stored[name]}, `model.optimizer` says {mine[name]}: a resumed run keeps "
-                    f"its optimizer. Leave it as it was, or start a new run."
+                    f"The checkpoint was trained with {name} = {stored[name]}, and {value} is asked for now: a resumed run goes on as it "
+                    f"began. Leave it as it was, or start a new run."
                 )
 
     def export(self, folder: str | Path, overwrite: bool = False) -> Path:
@@ -356,16 +365,34 @@ class CEFAM(L.LightningModule):
         return module.eval()
 
 
+def _training(optimizer: Any, state: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """What rules a training, by the names that the options have."""
+    options = {
+        f"optimizer.{name}": value
+        for group in state["param_groups"]
+        for name, value in group.items()
+        if name not in ("params", "lr", "initial_lr")  # the rate follows the schedule
+    }
+    return {
+        "optimizer": optimizer,
+        **options,
+        "optimizer.lr": schedule["initial"],
+        "warmup_epochs": schedule["warmup_epochs"],
+        "plateau_patience": schedule["patience"] + 1,
+    }
+
+
 def _check_epochs(trainer: L.Trainer, stage: str) -> None:
     """Refuse a Trainer that would do nothing, or validate at other times than once an epoch."""
     if stage == "validate" and trainer.limit_val_batches == 0:
         raise ValueError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
     if stage != "fit":
         return
-    if 0 in (trainer.limit_train_batches, trainer.limit_val_batches, trainer.max_epochs):
+    if 0 in (trainer.limit_train_batches, trainer.limit_val_batches, trainer.max_epochs, trainer.max_steps):
         raise ValueError(
             "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
-            "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches` and `trainer.max_epochs` above 0."
+            "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches`, `trainer.max_epochs` and "
+            "`trainer.max_steps` above 0."
         )
     if (trainer.check_val_every_n_epoch, trainer.val_check_interval) != (1, 1.0):
         raise ValueError(

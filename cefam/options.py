@@ -109,8 +109,19 @@ def _names(parser: Any) -> Iterator[str]:
 def expand_home(options: Namespace) -> None:
     """Replace a leading ``~/`` in all values: after ``=`` no shell does it, and in a config file nobody."""
     for name, value in options.items():
-        if isinstance(value, str) and value.startswith("~/"):
-            options[name] = os.path.expanduser(value)
+        options[name] = _at_home(value)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _at_home(entry) for key, entry in value.items()}
+    if isinstance(value, Namespace):
+        expand_home(value)
+    return value
 
 
 class OptionParser(Sentences, ArgumentParser):

@@ -26,9 +26,9 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}: name one that holds images.")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     index = {name: position for position, name in enumerate(classes)}
-    files = [path for path in _files_below(root, ()) if not path.name.startswith(".")]
+    files = list(_files_below(root, ()))
     found = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise FileNotFoundError(f"No image ({', '.join(IMAGE_SUFFIXES)}) was found below {root}.")
@@ -46,11 +46,13 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
 
 
 def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All files, those in linked folders, too; a folder that cannot be read is an error, a link back up is not followed."""
+    """All files but hidden ones, those in linked folders, too; a folder that cannot be read is an error, a link back up is not followed."""
     here = folder.resolve()
     if here in above:
         return
     for path in folder.iterdir():
+        if path.name.startswith("."):  # .ipynb_checkpoints, .DS_Store
+            continue
         if path.is_dir():
             yield from _files_below(path, (*above, here))
         else:

@@ -153,14 +153,29 @@ class ShardWriter:
         self._tar: Any = None
         self._count = self._pairs = 0
         self._mask_sizes: set[tuple[int, ...]] = set()
+        self._ids: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, sample: Sample) -> None:
-        """Add one sample."""
+        """Add one sample.
+
+        Raises:
+            ValueError: for an id that is there already, a mask that holds no whole numbers, or masks of several sizes.
+        """
         import webdataset as wds
 
+        if sample.id in self._ids:
+            raise ValueError(f"There are two samples {sample.id!r}: ids name the pairs in all tables and must differ.")
+        for mask in sample.masks:
+            if mask.index_map.ndim != 2 or mask.index_map.dtype.kind not in "iub":
+                given = f"{mask.index_map.shape} {mask.index_map.dtype}"
+                raise ValueError(f"A {mask.category} mask of {sample.id} must be (H, W) whole numbers, got {given}.")
+        sizes = sorted({mask.index_map.shape for mask in sample.masks})
+        if len(sizes) > 1:
+            raise ValueError(f"The masks of {sample.id} have several sizes, {sizes}: resize them to one (nearest).")
+        self._ids.add(sample.id)
         if self._tar is None:
             # The name ends in .part until the shard is whole; a stopped run leaves no shard that looks finished.
             self._tar = wds.TarWriter(str(self._path()) + ".part", mtime=0, encoder=False)
@@ -169,7 +184,7 @@ class ShardWriter:
         self._count += 1
         self._pairs += sum(len(mask["labels"]) for mask in json.loads(encoded["json"])["masks"])
         self.manifest.num_samples += 1
-        self._mask_sizes |= {mask.index_map.shape for mask in sample.masks}
+        self._mask_sizes.update(sizes)
         if self._count == self.samples_per_shard:
             self._close_shard()
 

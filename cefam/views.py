@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,9 +18,20 @@ from torch import Tensor
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
-    """A picture of any mode as uint8 pixels (3, H, W)."""
+    """A picture as uint8 pixels (3, H, W); 16 bits become 8.
+
+    Raises:
+        ValueError: for 32-bit pixels, whole numbers or floats, whose range nobody knows.
+    """
     from torchvision.transforms.functional import pil_to_tensor
 
+    if picture.mode in ("I", "F"):
+        name = getattr(picture, "filename", "") or "A picture"
+        raise ValueError(
+            f"{name} has 32-bit pixels (mode {picture.mode}), whose range is not known: save it with 8 or 16 bits."
+        )
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off what is above 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
     return pixels
 
@@ -56,6 +68,8 @@ class Preprocessing:
             raise ValueError(f"Images must be (B, 3, H, W), got {tuple(images.shape)}.")
         if images.dtype == torch.uint8:
             images = images.float() / 255
+        if not images.is_floating_point():
+            raise ValueError(f"Images must be uint8 or floats in [0, 1], got {images.dtype}.")
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True, align_corners=False)
             images = images.clamp(0, 1)  # bicubic overshoots

@@ -184,6 +184,8 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
     else:
         usual = [entry["module"] for entry in module.feature_info][-4:]
         usual = [stage.removesuffix(".act") for stage in usual]
+        known_modules = dict(module.named_modules())
+        usual = [stage for stage in usual if stage in known_modules]  # some are named for timm's own wrapper
         if hasattr(module, "conv_head") and hasattr(module, "bn2"):
             usual[-1] = "bn2"  # EfficientNet: the map that is pooled for the classes comes after the head's convolution
     return module, preprocessing, None, usual

@@ -17,6 +17,7 @@ WORDS = {
     "bad_number.csv": "number,name,category\n1,wing,part\ntwo,beak,part\n",
     "zero.csv": "number,name\n0,wing\n",
     "quote.csv": 'number,name\n1,wing\n2,"beak\n',
+    "columns.csv": "number,name,name\n1,wing,beak\n",
     "many.csv": "number,name\n1,wing, left\n",
     "twice.csv": "number,name,category\n1,wing,part\n1,beak,part\n",
 }

@@ -255,3 +255,31 @@ def test_the_fingerprint_tells_weights_and_stages_apart():
         module.fc.bias[0] += 1
     assert FrozenClassifier.from_module(module, ["layer4"]).fingerprint != one.fingerprint
     assert one.to(torch.bfloat16).fingerprint == one.fingerprint  # known before it was moved
+
+
+class Attending(nn.Module):
+    """In front of its stage, a module that gives more than tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens, nothing = self.attention(tokens, tokens, tokens, need_weights=False)
+        assert nothing is None
+        return self.head(self.last(tokens.transpose(1, 2).unflatten(2, (4, 4))).mean(dim=(2, 3)))
+
+
+def test_what_stands_before_a_stage_may_give_more_than_tensors():
+    classifier = FrozenClassifier(fill(Attending(), 3), ["last"], input_size=(16, 16))
+    output = classifier(torch.rand(2, 3, 16, 16))
+    assert classifier.stages[0].resumable
+    torch.testing.assert_close(classifier.resume(0, output.activations[0]), output.logits)
+
+
+def test_usual_stages_of_timm_are_modules():
+    with pytest.raises(ValueError, match="No usual stages are known for 'timm:twins_svt_small': name submodules"):
+        load_classifier("timm:twins_svt_small", weights=None)

@@ -149,10 +149,42 @@ def test_a_leading_tilde_is_the_users_home(world, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     source = f"--source={world}/images/val"
     assert run("prepare", "--kind=images", source, "--folder=~/shards") == 0
-    (tmp_path / "here.yaml").write_text(f"kind: images\nsource: {world}/images/val\nfolder: ~/more\n")
-    assert run("prepare", "--config=here.yaml") == 0
+    (tmp_path / "home" / "here.yaml").write_text(f"kind: images\nsource: {world}/images/val\nfolder: ~/more\n")
+    assert run("prepare", "--config=~/here.yaml") == 0
     assert [(tmp_path / "home" / name / "manifest.json").is_file() for name in ("shards", "more")] == [True, True]
     assert not (tmp_path / "~").exists()
+
+
+def test_a_home_inside_a_list_of_loggers_is_found_too(world, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "~/runs", "version": ""}}
+    (tmp_path / "logger.yaml").write_text(f"trainer: {{max_epochs: 1, logger: [{json.dumps(logger)}]}}\n")
+    assert run("fit", *feature_options(world, prepared), "--config=logger.yaml") == 0
+    for name in ("metrics.csv", "concept_correlation.csv", "checkpoints/last.ckpt"):
+        assert (tmp_path / "home" / "runs" / "lightning_logs" / name).is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_config_may_merge_mappings(world, prepared, tmp_path):
+    (tmp_path / "merged.yaml").write_text("trainer: {<<: {max_epochs: 2}, log_every_n_steps: 1}\n")
+    assert run("fit", *feature_options(world, prepared), "--config=merged.yaml", csv_logger(tmp_path)) == 0
+    assert "max_epochs: 2" in (tmp_path / "log" / "config.yaml").read_text()
+
+
+def test_results_of_an_earlier_run_do_not_stay_beside_new_ones(trained, prepared, tmp_path):
+    assert evaluated(trained, prepared, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    again = ["--model.overwrite=true", "--model.num_examples=0"]
+    assert evaluated(trained, prepared, tmp_path / "out", *again) == 0
+    assert not (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_table_does_not_depend_on_data_workers(trained, prepared, tmp_path, workers):
+    for count in (0, workers):
+        assert evaluated(trained, prepared, tmp_path / str(count), f"--data.num_workers={count}") == 0
+    one, other = ((tmp_path / str(count) / "table.csv").read_text() for count in (0, workers))
+    assert one == other
 
 
 def test_the_paper_preset_and_the_branch_derivative_run_too(trained, prepared, tmp_path):

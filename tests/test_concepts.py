@@ -108,7 +108,7 @@ def test_without_embeddings_nothing_is_scored():
         ConceptSet.from_words(["a"]).require_embeddings()
 
 
-def test_new_texts_stand_beside_the_stored_set(world):
+def test_new_texts_stand_beside_the_stored_set(world, caplog):
     from cefam import load_vlm
 
     vlm = load_vlm("tiny_clip", f"{world}/tiny_clip.pt", config=f"{world}/tiny_clip.json")
@@ -116,6 +116,11 @@ def test_new_texts_stand_beside_the_stored_set(world):
     assert concepts.numbers == [5, 6, 7]
     assert concepts.find("wing") == [0, 2]
     torch.testing.assert_close(concepts.embeddings.norm(dim=1), torch.ones(3))
+    assert "Only 2 concepts" not in caplog.text  # they are scored with the stored ones
+    other = load_vlm("tiny_clip", f"{world}/tiny_clip.pt", config=f"{world}/tiny_clip.json")
+    other.logit_scale = 5.0
+    with pytest.raises(ValueError, match="embedded by another VLM"):
+        concepts.extended(["fur"], other)
 
 
 def test_a_template_needs_a_place_for_the_word():

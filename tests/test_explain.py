@@ -412,3 +412,21 @@ def test_what_does_not_fit_is_refused(options, advice):
     text = torch.randn(3, DIM if options else DIM + 1)
     with pytest.raises(ValueError, match=advice):
         Explainer.from_tensors(explainer.classifier, explainer.translator, text, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "concept", "advice"), [(3, 0, "no image 3"), (0, -1, "no concept -1"), (0, 12, "12")]
+)
+def test_pairs_of_nothing_are_refused(image, concept, advice):
+    explainer, images = explainer_of("resnet")
+    with pytest.raises(ValueError, match=advice):
+        explainer.regions(images, ConceptPairs(torch.tensor([0, image]), torch.tensor([0, concept])))
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"), [([4] * 5, "no stage 4: there are 4"), ([-1] * 5, "no stage -1"), ([0], "one entry per pair")]
+)
+def test_stages_of_nothing_are_refused(stage, advice):
+    explainer, images = explainer_of("resnet")
+    with pytest.raises(ValueError, match=advice):
+        explainer.contribution(images, RAGGED, stage=torch.tensor(stage))

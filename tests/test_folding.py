@@ -109,6 +109,28 @@ def test_batch_statistics_hooks_subclasses_and_locks_are_left_alone():
     assert folded(module, image) is module
 
 
+class PreActivation(nn.Module):
+    """A stage that ends in a convolution; the BatchNorm behind it belongs to the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3))
+        self.block = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images):
+        return self.head(self.block(self.stem(images)).mean(dim=(2, 3)))
+
+
+def test_a_stage_that_ends_in_a_convolution_keeps_its_map():
+    module, images = fill(PreActivation(), 4).eval(), torch.rand(2, 3, 16, 16)
+    plain = FrozenClassifier(module, ["stem", "block"], input_size=(16, 16), fold=False)(images)
+    classifier = FrozenClassifier(module, ["stem", "block"], input_size=(16, 16))
+    assert len(norms(classifier.module)) == 1  # the other one is folded
+    for ours, theirs in zip(classifier(images).activations, plain.activations, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 class Counting(TorchDispatchMode):
     """Counts the backward passes of convolutions."""
 

@@ -203,6 +203,7 @@ def test_hit_rate_counts_what_a_method_cannot_express_as_a_miss_and_averages_lea
     mask = torch.zeros(2, 12, 12, dtype=torch.bool)
     mask[:, 2:5, 2:5] = True
     region, expressible = mask.float(), torch.tensor([True, False])
+    region[1] = torch.nan  # whatever a method writes where it has nothing to say
     hit, nra = HitRate(), NormalizedRegionAccuracy()
     for metric in (hit, nra):
         metric.update(region, mask, torch.zeros(2, dtype=torch.long), expressible)

@@ -53,6 +53,37 @@ def test_masks_of_chosen_categories_alone(world, tmp_path):
             assert np.array_equal(a.index_map, b.index_map)
 
 
+@pytest.mark.parametrize(
+    ("masks", "advice"),
+    [
+        ([np.full((4, 4), 1.7)], r"A part mask of b must be \(H, W\) whole numbers, got \(4, 4\) float64"),
+        ([np.ones((4, 4, 3), dtype=int)], r"whole numbers, got \(4, 4, 3\)"),
+        ([np.ones((4, 4), dtype=int), np.ones((5, 4), dtype=int)], r"The masks of b have several sizes"),
+        ([np.full((4, 4), 70_000)], r"A part mask of b has labels outside 0 .. 65535"),
+    ],
+)
+def test_masks_that_would_be_stored_otherwise_are_refused(tmp_path, masks, advice):
+    with pytest.raises(ValueError, match=advice), ShardWriter(tmp_path / "s", "test") as writer:
+        writer.write(Sample("b", b"x", ".jpg", None, tuple(Mask("part", mask) for mask in masks)))
+    assert not list((tmp_path / "s").iterdir())
+
+
+def test_two_samples_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two samples 'a'"), ShardWriter(tmp_path / "s", "test") as writer:
+        for _ in range(2):
+            writer.write(Sample("a", b"x", ".jpg"))
+    assert not list((tmp_path / "s").iterdir())
+
+
+def test_hidden_files_and_folders_are_no_photographs(world, tmp_path):
+    shutil.copytree(world / "images" / "val", tmp_path / "images")
+    wanted = [label for _, label in list_images(tmp_path / "images")]
+    for folder in ("", "class1"):
+        hidden = tmp_path / "images" / folder / ".ipynb_checkpoints"
+        shutil.copytree(world / "images" / "val" / "class1", hidden)
+    assert [label for _, label in list_images(tmp_path / "images")] == wanted
+
+
 def test_files_that_are_left_out_are_counted(world, tmp_path):
     shutil.copytree(world / "images" / "val", tmp_path / "images")
     for name in ("a.heic", "b.HEIC", "notes.txt", ".DS_Store"):
@@ -159,7 +190,7 @@ def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
 
     with ShardWriter(tmp_path / "s", "test") as writer:
         for name, (height, width) in (("a", (40, 60)), ("b", (64, 48))):
-            buffer, index_map = io.BytesIO(), np.zeros((height, width))
+            buffer, index_map = io.BytesIO(), np.zeros((height, width), dtype=int)
             index_map[:, width // 2 :] = 3
             Image.new("RGB", (width, height)).save(buffer, format="PNG")
             writer.write(Sample(name, buffer.getvalue(), ".png", None, (Mask("object", index_map),)))
@@ -183,7 +214,9 @@ def test_photographs_of_different_sizes_need_a_view(tmp_path):
         for side in (8, 9):
             buffer = io.BytesIO()
             Image.new("RGB", (side, side)).save(buffer, format="PNG")
-            writer.write(Sample(str(side), buffer.getvalue(), ".png", None, (Mask("object", np.ones((4, 4))),)))
+            writer.write(
+                Sample(str(side), buffer.getvalue(), ".png", None, (Mask("object", np.ones((4, 4), dtype=int)),))
+            )
     with pytest.raises(ValueError, match="photographs of 8 and 9 differ in size"):
         list(RegionsData(str(tmp_path / "s")).test_dataloader())
 

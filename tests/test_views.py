@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph
+from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph, to_pixels
 
 
 def photograph(height, width, marker=None):
@@ -97,3 +97,17 @@ def test_preprocessing_from_a_pencil_and_in_plain_types():
 def test_impossible_views_are_refused(build, advice):
     with pytest.raises(ValueError, match=advice):
         build()
+
+
+def test_sixteen_bits_become_eight_and_a_range_that_nobody_knows_is_refused():
+    values = np.array([[0, 1000, 30_000, 65_535]])
+    pixels = to_pixels(Image.fromarray(values.astype(np.uint16)))
+    assert pixels[0].tolist() == [[0, 4, 117, 255]]
+    for mode in (np.int32, np.float32):
+        with pytest.raises(ValueError, match="A picture has 32-bit pixels"):
+            to_pixels(Image.fromarray(values.astype(mode)))
+
+
+def test_images_of_other_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"must be uint8 or floats in \[0, 1\], got torch.int64"):
+        IMAGENET(torch.zeros(1, 3, 4, 4, dtype=torch.long))

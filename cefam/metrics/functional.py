@@ -57,7 +57,7 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     """Share of a region's energy that lies inside its mask (EPG, eq. A2).
 
     Args:
-        region: (P, H, W); with ``normalize=None`` it must not be negative.
+        region: (P, H, W); with ``normalize=None`` what is below zero counts as zero.
         mask: (P, H, W), boolean, of the same size.
         normalize: "min-max" stretches every map to [0, 1] first (published program); ``None`` takes it raw (paper).
 
@@ -77,7 +77,9 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
         raise ValueError(f"normalize must be 'min-max' or None, got {normalize!r}.")
     # Sums of half-precision maps overflow.
     energy = region.flatten(1).to(torch.promote_types(region.dtype, torch.float32))
-    if normalize == "min-max" and energy.shape[1]:
+    if normalize is None:
+        energy = energy.clamp_min(0)
+    elif energy.shape[1]:
         # The division by the range cancels in the ratio; only the shift matters.
         energy = energy - energy.amin(dim=1, keepdim=True)
     total, within = energy.sum(dim=1).double(), (energy * mask.flatten(1)).sum(dim=1).double()

@@ -106,6 +106,7 @@ class NormalizedRegionAccuracy(PairMean):
         self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
     ) -> None:
         """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
+        region = _expressed(region, expressible)
         super().update(functional.normalized_region_accuracy(region, mask, self.chance), category, expressible)
 
 
@@ -131,6 +132,7 @@ class EnergyPointingGame(PairMean):
         self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
     ) -> None:
         """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
+        region = _expressed(region, expressible)
         super().update(functional.energy_pointing_game(region, mask, self.normalize), category, expressible)
 
 
@@ -151,7 +153,13 @@ class HitRate(PairMean):
         self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
     ) -> None:
         """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
+        region = _expressed(region, expressible)
         super().update(hits(functional.normalized_region_accuracy(region, mask), self.threshold), category, expressible)
+
+
+def _expressed(region: Tensor, expressible: Tensor | None) -> Tensor:
+    """Regions, but zeros where the method has none: what is there instead, NaN say, is nobody's business."""
+    return region if expressible is None else region.masked_fill(~expressible.view(-1, 1, 1), 0)
 
 
 def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:

@@ -32,18 +32,16 @@ COLUMNS = (
 def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
     """The records of one batch, in the order of ``COLUMNS``; a category that is not measured is ''."""
     images, places, labels = found.pairs.image.tolist(), found.place.tolist(), found.label.tolist()
-    high, low, category = found.auc_high.tolist(), found.auc_low.tolist(), found.category.tolist()
+    category = found.category.tolist()
     words = [concepts.concepts[c].word for c in found.pairs.concept.tolist()]
     for method, protocols in found.values.items():
         for protocol, values in protocols.items():
-            columns = [
-                getattr(values, name).tolist()
-                for name in ("epg", "nra", "nra_calibrated", "hit", "auc", "stage", "expressible")
-            ]
-            for row, (epg, nra, calibrated, hit, auc, stage, expressible) in enumerate(zip(*columns, strict=True)):
+            columns = {name: getattr(values, name) for name in (*METRICS, "auc", "stage")}
+            columns |= {"auc_high": found.auc_high, "auc_low": found.auc_low, "expressible": values.expressible.int()}
+            measured = [columns[name].tolist() for name in (*VALUES, "stage", "expressible")]
+            for row, cells in enumerate(zip(*measured, strict=True)):
                 name = categories[category[row]] if category[row] >= 0 else ""
-                about = [ids[images[row]], places[row], labels[row], words[row], name, method, protocol]
-                yield [*about, epg, nra, calibrated, hit, auc, high[row], low[row], stage, int(expressible)]
+                yield [ids[images[row]], places[row], labels[row], words[row], name, method, protocol, *cells]
 
 
 def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
