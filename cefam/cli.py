@@ -82,6 +82,12 @@ def _run(verb: str, arguments: list[str]) -> int:
             return _stopped(verb, error)
         if os.environ.get("CEFAM_TRACEBACK"):
             raise
+        if _lost_a_peer(error):
+            print(
+                f"cefam {verb}: another process has ended, and this one with it: see what that one said.",
+                file=sys.stderr,
+            )
+            return 1
         said = _said(error)
         print(f"cefam {verb}: {_sentence(error) if said else _unexpected(verb, error)}", file=sys.stderr)
         return getattr(error, "status", 1) if said else 70
@@ -99,6 +105,8 @@ def _stopped(verb: str, error: BaseException) -> int:
     number = signals.first() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
     if number is None:
         raise error  # --help and its kind
+    if isinstance(error, SystemExit) and error.code == 128 + number:
+        return 128 + number  # a verb inside this one has said so
     word = "interrupted" if number == signal.SIGINT else "told to end"
     with suppress(OSError):  # the terminal may be gone
         print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
@@ -112,6 +120,15 @@ def _said(error: Exception) -> bool:
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return type(error) is RuntimeError and str(frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """Whether this process of several ends because another one has."""
+    words = str(error)
+    connection = "gloo" in words and (
+        "Connection closed" in words or "Connection reset" in words or "Broken pipe" in words
+    )
+    return connection or type(error).__name__ in ("DistNetworkError", "DistStoreError")
 
 
 def _unexpected(verb: str, error: Exception) -> str:

@@ -174,7 +174,9 @@ class ConceptSet:
             ValueError: for an empty file, a missing column, or a number that is none, with the line.
         """
         path = Path(path)
-        if path.suffix.lower() != ".csv":
+        if path.suffix.lower() not in (".txt", ".csv"):
+            raise ValueError(f"{path} is no file of concepts: it must be .txt (a word per line) or .csv.")
+        if path.suffix.lower() == ".txt":
             return cls.from_words(read_text(path).splitlines())
         columns, rows = read_csv(path)
         if not columns & {"word", "name"}:
@@ -240,6 +242,11 @@ class ConceptSet:
 
     def _encoded(self, vlm: "VisionLanguageModel") -> Tensor:
         embeddings = vlm.encode_text(self.prompts).detach().float().cpu()
+        if embeddings.shape != (len(self), vlm.embedding_dim):
+            raise ValueError(
+                f"The VLM's encode_text gave {tuple(embeddings.shape)} for {len(self)} texts, its embedding_dim is {vlm.embedding_dim}: "
+                f"it must give (T, D)."
+            )
         if not bool(embeddings.isfinite().all()):
             raise ValueError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
         return F.normalize(embeddings, dim=-1)
@@ -323,8 +330,10 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
     number = row.get("number") or str(position)
     if not number.strip().isdigit():
         raise ValueError(f"the number {number!r} of {name!r} is no whole number.")
-    if int(number) == 0:
-        raise ValueError(f"the number of {name!r} is 0, which means 'no label' in masks: count from 1.")
+    if not 0 < int(number) < 2**16:
+        raise ValueError(
+            f"the number {int(number)} of {name!r} is none that masks can hold, where 0 is 'no label': take 1 to 65535."
+        )
     listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
     categories = tuple(category for category in listed if category) or ("concept",)
     word = _clean(name, categories)

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Preset
-from cefam.files import whole
+from cefam.files import alone, whole
 from cefam.impact import masked_count
 from cefam.methods import (
     CEFAMRegions,
@@ -23,7 +23,7 @@ from cefam.methods import (
     RandomMapRegions,
     RegionMethod,
 )
-from cefam.module import CEFAM, check_precision
+from cefam.module import CEFAM, check_precision, unstopped
 from cefam.report import bootstrap, figures, records, tables
 from cefam.report.examples import examples
 from cefam.vlm import VisionLanguageModel
@@ -76,11 +76,9 @@ class RegionEvaluation(L.LightningModule):
         methods: dict[str, RegionMethod] | None = None,
     ) -> None:
         super().__init__()
-        self.output = Path(output)
-        if any((self.output / name).exists() for name in RESULTS) and not overwrite:
-            raise FileExistsError(
-                f"{output} already holds results: name another `model.output`, or set `model.overwrite`."
-            )
+        self.output, self.overwrite = Path(output), overwrite
+        self._alone = ExitStack()  # held while the output is written
+        self._check_output()
         trained = CEFAM.from_pretrained(artefact, vlm=vlm)
         self.classifier, self.translator = trained.classifier, trained.translator
         self.concepts = _chosen(trained.concepts, concepts, vlm)
@@ -121,6 +119,12 @@ class RegionEvaluation(L.LightningModule):
         self._part: Any = None  # this process's open part of the records
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
 
+    def _check_output(self) -> None:
+        if not self.overwrite and any((self.output / name).exists() for name in RESULTS):
+            raise FileExistsError(
+                f"{self.output} already holds results: name another `model.output`, or set `model.overwrite`."
+            )
+
     def setup(self, stage: str) -> None:
         """Refuse a precision that regions cannot be measured in."""
         check_precision(self.trainer)
@@ -131,11 +135,15 @@ class RegionEvaluation(L.LightningModule):
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         self._outside, self.examples = [], []
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.global_rank == 0:
+            self._alone.enter_context(alone(self.output))
+            self._check_output()
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
     def _part_path(self, rank: int) -> Path:
         return self.output / f".records-{rank:04d}.part"
 
+    @unstopped
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Measure all methods on a batch and write its records; no process waits for another here."""
         images = RegionBatch(**batch)
@@ -187,6 +195,7 @@ class RegionEvaluation(L.LightningModule):
             with suppress(OSError):  # a full disk refuses to close it, too
                 self._part.close()
             Path(self._part.name).unlink(missing_ok=True)
+        self._alone.close()
 
     def _report(self, outside: int) -> None:
         limit = self.trainer.limit_test_batches  # a number of batches, or 1.0

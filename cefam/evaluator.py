@@ -169,6 +169,7 @@ class RegionEvaluator:
         return bounds, values
 
     def _values(self, name: str, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
+        _check_candidates(name, candidates, mask)
         count = candidates.maps.shape[1]
         # What a map that is not valid holds is nobody's business.
         regions = candidates.maps.float().masked_fill(~candidates.valid[..., None, None], 0).flatten(0, 1)
@@ -211,6 +212,22 @@ class RegionEvaluator:
             auc.append(region_area(region, mask))
             epg.append(energy_pointing_game(region, mask, normalize))
         return torch.cat(auc), torch.cat(epg)
+
+
+def _check_candidates(name: str, candidates: Any, mask: Tensor) -> None:
+    """Refuse what is no :class:`Candidates` for these masks (P, H, W)."""
+    if not isinstance(candidates, Candidates) or not all(isinstance(part, Tensor) for part in candidates):
+        raise ValueError(f"{name} must give Candidates of tensors for every pair, got a {type(candidates).__name__}.")
+    pairs, height, width = mask.shape
+    count = candidates.maps.shape[1] if candidates.maps.dim() == 4 else 0
+    found = [tuple(part.shape) for part in candidates]
+    if not count or found != [(pairs, count, height, width), *[(pairs, count)] * 3]:
+        raise ValueError(
+            f"{name} must give maps ({pairs}, Q, {height}, {width}), with Q of at least 1, and score, stage and valid ({pairs}, Q), got "
+            f"{', '.join(map(str, found))}."
+        )
+    if candidates.valid.dtype != torch.bool:
+        raise ValueError(f"{name} must give `valid` as booleans, got {candidates.valid.dtype}.")
 
 
 def stable_hash(name: str) -> int:

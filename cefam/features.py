@@ -24,7 +24,7 @@ from cefam.prepare import list_images
 from cefam.regions import pool
 from cefam.shards import MANIFEST, Manifest, open_picture, read_shard
 from cefam.views import TrainingView, View, drawn
-from cefam.vlm import VisionLanguageModel
+from cefam.vlm import VisionLanguageModel, encode_images
 
 FORMAT, VERSION = "cefam-features", 1
 
@@ -79,15 +79,33 @@ class _Views(Dataset[Tensor]):
         return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
 
 
-def picture_units(source: str | Path, unit: int = 256) -> Iterator[list[Callable[[], Image.Image]]]:
-    """Photographs of a folder, or of shards, in units that are cached (and resumed) together."""
+@dataclass(frozen=True)
+class Unit:
+    """Photographs that are cached, and computed again, together; ``digest`` tells them from others."""
+
+    digest: str
+    pictures: list[Callable[[], Image.Image]]
+
+
+def picture_units(source: str | Path, size: int = 256) -> Iterator[Unit]:
+    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time.
+
+    Shards are told apart by their content, files by name and length: reading them all would take as long as the work.
+    """
     if (Path(source) / MANIFEST).is_file():
-        for path, count in Manifest.read(source).counts(source).items():
-            yield [sample.picture for sample in read_shard(path, count)]
+        manifest = Manifest.read(source)
+        for shard, (path, count) in zip(manifest.shards, manifest.counts(source).items(), strict=True):
+            yield Unit(shard["sha256"], [sample.picture for sample in read_shard(path, count)])
         return
     paths = [path for path, _ in list_images(source)]
-    for start in range(0, len(paths), unit):
-        yield [partial(open_picture, path, str(path)) for path in paths[start : start + unit]]
+    for start in range(0, len(paths), size):
+        some = paths[start : start + size]
+        yield Unit(_listed(source, some), [partial(open_picture, path, str(path)) for path in some])
+
+
+def _listed(source: str | Path, paths: Sequence[Path]) -> str:
+    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def compute_features(
@@ -105,7 +123,7 @@ def compute_features(
 ) -> FeatureManifest:
     """Cache what both towers say about the photographs of a folder or of shards.
 
-    A stopped run is taken up where it stopped: files that are there are kept.
+    A stopped run is taken up where it stopped: files that are there, of the same photographs, are kept.
 
     Args:
         classifier: the frozen classifier.
@@ -121,7 +139,7 @@ def compute_features(
         device: "auto", "cpu", "cuda" ...
 
     Raises:
-        ValueError: where the folder holds a cache of other towers or other views.
+        ValueError: where the folder holds a cache of other towers or views, or a finished one of other photographs.
     """
     from rich.progress import Progress
 
@@ -139,45 +157,59 @@ def compute_features(
     with Progress() as progress:
         bar = progress.add_task("features", total=total * max(views, 1))
         for repeat in range(max(views, 1)):
-            for first, pictures in _numbered(picture_units(images)):
+            first = 0
+            for unit in picture_units(images):
                 path = folder / f"features-{repeat:03d}-{first:08d}.safetensors"
-                if not path.is_file():
-                    dataset = _Views(pictures, first, seed * 1_000_003 + repeat, crop)
+                if not _is_there(path, unit):
+                    dataset = _Views(unit.pictures, first, seed * 1_000_003 + repeat, crop)
                     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
                     rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
                     tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-                    write_tensors(path, tensors)
-                manifest.files.append({"file": path.name, "rows": len(pictures)})
-                manifest.num_rows += len(pictures)
-                progress.advance(bar, len(pictures))
+                    write_tensors(path, tensors, {"photographs": unit.digest})
+                first += len(unit.pictures)
+                manifest.files.append({"file": path.name, "rows": len(unit.pictures)})
+                manifest.num_rows += len(unit.pictures)
+                progress.advance(bar, len(unit.pictures))
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
 def _check_same_run(folder: Path, manifest: FeatureManifest) -> None:
-    """Let a run go on only in a folder that is empty or of the very same run."""
+    """Let a run go on only in a folder that is empty or of the very same run; photographs may change until it is finished."""
     run = folder / "run.json"
-    if (folder / MANIFEST).exists() and not run.is_file():
-        raise ValueError(f"{folder} holds other data: name another folder for the features.")
-    mine = json.dumps([manifest.classifier, manifest.vlm, manifest.view], sort_keys=True, default=str)
+    if (folder / MANIFEST).exists():
+        finished = FeatureManifest.read(folder) if run.is_file() else None
+        if finished is None:
+            raise ValueError(f"{folder} holds other data: name another folder for the features.")
+        if finished.view["photographs"] != manifest.view["photographs"]:
+            raise ValueError(f"{folder} holds features of other photographs: name another folder, or remove it.")
+    view = {name: value for name, value in manifest.view.items() if name != "photographs"}
+    mine = json.dumps([manifest.classifier, manifest.vlm, view], sort_keys=True, default=str)
     if run.is_file() and run.read_text() != mine:
-        raise ValueError(
-            f"{folder} holds features of other towers, photographs or views: name another folder, or remove it."
-        )
+        raise ValueError(f"{folder} holds features of other towers or views: name another folder, or remove it.")
     if not run.is_file():
         write_text(run, mine)
 
 
+def _is_there(path: Path, unit: Unit) -> bool:
+    """Whether a file holds the features of these very photographs."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(file.metadata().get("photographs") == unit.digest)
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
 def _census(source: str | Path) -> tuple[int, str]:
-    """Number of photographs, and a hash of their names and sizes: a changed folder is another one."""
+    """Number of photographs, and a digest that a changed folder does not have."""
     if (Path(source) / MANIFEST).is_file():
         manifest = Manifest.read(source)
-        paths, count = [Path(path) for path in manifest.files(source)], manifest.num_samples
-    else:
-        paths = [path for path, _ in list_images(source)]
-        count = len(paths)
-    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
-    return count, hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        shards = json.dumps([shard["sha256"] for shard in manifest.shards])
+        return manifest.num_samples, hashlib.sha256(shards.encode()).hexdigest()
+    paths = [path for path, _ in list_images(source)]
+    return len(paths), _listed(source, paths)
 
 
 def _device(name: str) -> torch.device:
@@ -191,19 +223,10 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _numbered(
-    units: Iterator[list[Callable[[], Image.Image]]],
-) -> Iterator[tuple[int, list[Callable[[], Image.Image]]]]:
-    first = 0
-    for unit in units:
-        yield first, unit
-        first += len(unit)
-
-
 @torch.no_grad()
 def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor) -> dict[str, Tensor]:
     pooled = {f"pooled.{stage}": pool(a) for stage, a in enumerate(classifier(images).activations)}
-    tensors = {**pooled, "embedding": vlm.encode_image(images)}
+    tensors = {**pooled, "embedding": encode_images(vlm, images)}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             tower = "vision-language model" if name == "embedding" else "classifier"

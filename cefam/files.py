@@ -23,14 +23,42 @@ def whole(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other runs from writing into a folder while this one does; a run that is killed keeps nobody out.
+
+    Raises:
+        FileExistsError: where another run is at it.
+    """
+    import fcntl
+
+    lock = folder / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"Another run is writing into {folder}: wait for it, or name another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, wholly or not at all."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file, wholly or not at all.
+
+    Args:
+        path: where to.
+        tensors: by name.
+        about: metadata; several would be written in any order, and no two files were the same.
 
     Raises:
         OSError: where it cannot be written.
@@ -40,7 +68,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
 
     with whole(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata={"format": "pt"})
+            save_file(dict(tensors), temporary, metadata=dict(about or {"format": "pt"}))
         except SafetensorError as error:  # its own word for a full disk
             raise OSError(f"{path} cannot be written: {error}.") from error
 

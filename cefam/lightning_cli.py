@@ -45,9 +45,9 @@ class SaveConfig(SaveConfigCallback):
 
 
 class EndTogether(L.Callback):
-    """End all processes at once on SIGTERM, wherever they are.
+    """End all processes at once on a signal, wherever they are.
 
-    Lightning's own handler, set just before these hooks, waits for the other processes in a broadcast; they may be waiting
+    Lightning's own handler of SIGTERM, set just before these hooks, waits for the other processes in a broadcast; they may be waiting
     in something else. Here each one raises, which also ends what the others wait for.
     """
 
@@ -64,7 +64,9 @@ class EndTogether(L.Callback):
             signals.end(number, frame)
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, end)
+            for number in signals.SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, end)
 
     on_sanity_check_start = on_train_start = on_validation_start = on_test_start = handle
 
@@ -152,8 +154,13 @@ class _FitCLI(_CLI):
         """Look at the checkpoint to start from before anything takes it for a good one."""
         super().parse_arguments(parser, args)
         checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
-        if Path(checkpoint).suffix or Path(checkpoint).is_file():  # others are Lightning's words: "last", "best"
-            artefact.read(Path(checkpoint))
+        if not checkpoint:
+            return
+        if checkpoint == "last" and self.config.subcommand == "fit":
+            return  # Lightning's word: go on if there is something to go on with
+        if Path(checkpoint).is_dir():
+            raise ValueError(f"{checkpoint} is a folder: name a .ckpt of `cefam fit`, with the state of its training.")
+        artefact.read(Path(checkpoint))
 
     def before_fit(self) -> None:
         """Refuse a folder that holds a finished run: its checkpoint would be taken for this one's.

@@ -3,9 +3,10 @@
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import lightning as L
 import torch
@@ -25,14 +26,29 @@ from cefam.metrics import PairMean
 from cefam.regions import pool, similarity
 from cefam.schedule import WarmupPlateau
 from cefam.translator import Translator, distillation_losses
-from cefam.vlm import VisionLanguageModel
+from cefam.vlm import VisionLanguageModel, encode_images
 
+P = ParamSpec("P")
+R = TypeVar("R")
 PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
     return torch.optim.SGD(parameters, lr=0.1)
+
+
+def unstopped(step: Callable[P, R]) -> Callable[P, R]:
+    """A step whose StopIteration is an error: a Trainer would take it for the end of the data, and leave out the rest."""
+
+    @wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return step(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError("StopIteration was raised in the middle of a step: look for a bare `next()`.") from error
+
+    return run
 
 
 class CEFAM(L.LightningModule):
@@ -84,13 +100,18 @@ class CEFAM(L.LightningModule):
     ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold the translator alone
+        if not isinstance(classifier, FrozenClassifier):
+            raise ValueError(
+                f"The classifier must be a FrozenClassifier, got a {type(classifier).__name__}: wrap it, "
+                f"`FrozenClassifier(module, stages)`."
+            )
         self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
         self._stored_vlm: dict[str, Any] | None = None
         self.concepts = _embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
         self.register_buffer("text", text, persistent=False)
-        if similarity_weight < 0:
+        if not 0 <= similarity_weight < math.inf:
             raise ValueError(f"similarity_weight must be 0 (no similarity loss) or more, got {similarity_weight}.")
         self.similarity_weight, self.preset = similarity_weight, preset
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
@@ -170,7 +191,7 @@ class CEFAM(L.LightningModule):
                 "Training from images needs the vision-language model: set `model.vlm`, or train from features."
             )
         pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
-        return self.vlm.encode_image(batch["image"]).float(), pooled
+        return encode_images(self.vlm, batch["image"]).float(), pooled
 
     def _student(self, pooled: list[Tensor]) -> Tensor:
         # Autocast is for the towers; the translator is small, and its embedding is compared in single precision.
@@ -182,6 +203,7 @@ class CEFAM(L.LightningModule):
         with torch.autocast(embedding.device.type, enabled=False):
             return similarity(embedding.float(), self.text, self.concepts.logit_scale, self.concepts.logit_bias)
 
+    @unstopped
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of eq. 8."""
         teacher, pooled = self._teacher_and_pooled(batch)
@@ -220,6 +242,7 @@ class CEFAM(L.LightningModule):
         for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
             metric.reset()
 
+    @unstopped
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and agreement with the teacher, or regions against masks; no process waits for another here."""
         if "masks" in batch:

@@ -198,6 +198,8 @@ def prepare(
 
     if count is not None and kind != "brodenette":
         raise ValueError(f"count is for scenes of Brodenette, {kind!r} is taken whole: leave `count` out.")
+    if len(set(masks)) < len(masks):
+        raise ValueError(f"A category is in masks twice: {list(masks)}.")
     if kind == "images" and tuple(masks) not in (MASK_CATEGORIES, ()):
         raise ValueError(f"A folder of images holds no masks, got masks = {list(masks)}: leave `masks` out.")
     if kind == "images":

@@ -9,11 +9,12 @@ A folder of shards holds ``manifest.json`` and ``shard-000000.tar`` ... In a tar
 The manifest counts everything, so that nobody has to open a tar to know how long an epoch is.
 """
 
+import hashlib
 import io
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from cefam.files import write_text
+from cefam.files import alone, write_text
 
 FORMAT, VERSION = "cefam-shards", 1
 MANIFEST = "manifest.json"
@@ -102,6 +103,7 @@ class Manifest:
                 raise KeyError("version")
             manifest = cls(**values)
             whole = sum(shard["samples"] for shard in manifest.shards) == manifest.num_samples > 0
+            whole = whole and all(shard["sha256"] for shard in manifest.shards)
             if not whole or any({"number", "name", "category"} - set(label) for label in manifest.labels):
                 raise KeyError("counts or labels")
         except (ValueError, TypeError, KeyError) as error:
@@ -150,12 +152,14 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.samples_per_shard = samples_per_shard
         self.manifest = Manifest(source=source, labels=list(labels))
+        self._alone = ExitStack()  # held while writing
         self._tar: Any = None
         self._count = self._pairs = 0
         self._mask_sizes: set[tuple[int, ...]] = set()
         self._ids: set[str] = set()
 
     def __enter__(self) -> Self:
+        self._alone.enter_context(alone(self.folder))
         return self
 
     def write(self, sample: Sample) -> None:
@@ -195,19 +199,25 @@ class ShardWriter:
         self._tar.close()
         path = self._path()
         os.replace(f"{path}.part", path)
-        self.manifest.shards.append({"file": path.name, "samples": self._count, "pairs": self._pairs})
+        with path.open("rb") as tar:
+            digest = hashlib.file_digest(tar, "sha256").hexdigest()
+        about = {"file": path.name, "samples": self._count, "pairs": self._pairs, "sha256": digest}
+        self.manifest.shards.append(about)
         self.manifest.num_pairs += self._pairs
         self._tar, self._count, self._pairs = None, 0, 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            if self._tar is not None:
+        with self._alone:
+            if kind is None:
+                self._finish()
+            elif self._tar is not None:
                 with suppress(OSError):  # a full disk refuses to close it, too
                     self._tar.close()
                 Path(f"{self._path()}.part").unlink(missing_ok=True)
-            return
+
+    def _finish(self) -> None:
         if self._tar is not None:
             self._close_shard()
         if not self.manifest.num_samples:
@@ -268,6 +278,8 @@ def unreadable(error: Exception) -> bool:
     Raises:
         ValueError: always; the message names the shard.
     """
+    if isinstance(error, ValueError):  # said already, further inside
+        raise error
     raise ValueError(
         f"A shard cannot be read ({error}): copy the shards again, or run `cefam prepare` again."
     ) from error

@@ -1,6 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP are exceptions while a verb runs: open files are closed and half-written ones removed."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ class Ended(BaseException):
 # Handlers of signals belong to the process, and so does what they note.
 _came: list[int] = []
 _held: list[str] = []
+_open: list[bool] = []  # one entry for each `caught` that is open
 
 
 @contextmanager
@@ -27,7 +30,9 @@ def caught() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+    sys.unraisablehook = _unraisable
+    _open.append(True)
     for number, handler in before.items():
         # What is ignored stays so (nohup), but for Ctrl-C, which shells switch off for all that runs in the background.
         if handler is not signal.SIG_IGN or number == signal.SIGINT:
@@ -35,6 +40,8 @@ def caught() -> Iterator[None]:
     try:
         yield
     finally:
+        _open.pop()
+        sys.unraisablehook = hook
         for number, handler in before.items():  # None: it was not set from Python
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -56,6 +63,25 @@ def end(number: int, frame: Any) -> None:
     _came.append(number)
     if not _held:
         _raise()
+
+
+def _unraisable(what: Any) -> None:
+    """Send a signal again that came where Python drops exceptions: in a destructor, or in the middle of a fork."""
+    if issubclass(what.exc_type, (Ended, KeyboardInterrupt)) and _came:
+        threading.Timer(0.1, os.kill, (os.getpid(), _came[-1])).start()
+    else:
+        sys.__unraisablehook__(what)
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked process, a data worker say: Ctrl-C is the parent's to handle, the others end it without a word."""
+    for number in SIGNALS if _open else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _raise() -> None:

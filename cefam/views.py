@@ -150,6 +150,11 @@ class View:
         """The same cut of an index map (H, W) of the photograph; labels are never mixed."""
         return self._apply(index_map.unsqueeze(0), "nearest").squeeze(0)
 
+    def cuts(self, height: int, width: int) -> bool:
+        """Whether the view leaves out some of a photograph of this size."""
+        resized = self._resized(height, width)
+        return self._crop(*resized)[2:] != resized
+
     def placement(self, height: int, width: int) -> Placement:
         """Where the view of a photograph of this size lies in it."""
         resized = self._resized(height, width)

@@ -76,8 +76,10 @@ class VisionLanguageModel(nn.Module):
         The weights are hashed here: later they may lie on a GPU, or in another precision.
 
         Raises:
-            ValueError: where its scale or bias is no finite number.
+            ValueError: where its scale or bias is no finite number, or its probability is unknown.
         """
+        if self.probability not in ("softmax", "sigmoid"):
+            raise ValueError(f"The VLM's probability must be 'softmax' or 'sigmoid', got {self.probability!r}.")
         if not (math.isfinite(self.logit_scale) and math.isfinite(self.logit_bias)):
             raise ValueError(
                 f"The VLM's logit_scale is {self.logit_scale} and its logit_bias {self.logit_bias}: its weights are damaged."
@@ -88,6 +90,21 @@ class VisionLanguageModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: the teacher is frozen."""
         return super().train(False)
+
+
+def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
+    """Embeddings (B, D) of views, whose shape has been looked at.
+
+    Raises:
+        ValueError: where the VLM gives another shape than it promises.
+    """
+    embedding = vlm.encode_image(images)
+    if embedding.shape != (len(images), vlm.embedding_dim):
+        raise ValueError(
+            f"The VLM's encode_image gave {tuple(embedding.shape)} for {len(images)} views, its embedding_dim is {vlm.embedding_dim}: "
+            f"it must give (B, D)."
+        )
+    return embedding
 
 
 class OpenCLIP(VisionLanguageModel):

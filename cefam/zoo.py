@@ -129,6 +129,8 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
             ) from error
     elif weights is not None:
         _load_file(module, Path(weights))
+    if hasattr(module, "image_size"):  # a vision transformer takes images of one size
+        preprocessing = replace(preprocessing, size=(module.image_size, module.image_size))
     usual = next(stages for family, stages in TORCHVISION_STAGES.items() if name.startswith(family))
     try:
         usual = [_resolve_last(module, stage) for stage in usual]

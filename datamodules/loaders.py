@@ -246,8 +246,21 @@ class ShuffledSampler(DistributedSampler[Any]):
         return (first + index for index in super().__iter__())
 
 
-def _viewed(view: View, sample: Sample) -> tuple[Tensor, Sample]:
-    return view(sample.picture()), sample
+def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sample]:
+    picture = sample.picture()
+    size = (picture.height, picture.width)
+    for mask in sample.masks:
+        if view_masks and mask.index_map.shape != size:
+            raise ValueError(
+                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: they cannot be cut alike. "
+                f"Resize it, or set `view_masks` of the data to false if it belongs to the whole photograph."
+            )
+    if sample.masks and not view_masks and view.cuts(*size):
+        raise ValueError(
+            f"The view cuts the photograph {sample.id} {size}, and not its masks: set `view_masks` of the data to true, or leave "
+            f"`crop` out."
+        )
+    return view(picture), sample
 
 
 def region_loader(
@@ -264,14 +277,14 @@ def region_loader(
             already belong to the view (Broden).
 
     Raises:
-        ValueError: where the shards hold no masks, or are too few.
+        ValueError: where the shards hold no masks, or are too few; when read, for masks that would not lie where the view is.
     """
     manifest = Manifest.read(folder)
     if not manifest.num_pairs:
         raise ValueError(f"The shards in {folder} hold no masks, so no region can be measured on them.")
     check_workers(len(manifest.shards), num_workers, folder)
     return DataLoader(
-        in_order(folder, partial(_viewed, view)),
+        in_order(folder, partial(_viewed, view, view_masks)),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=partial(_collate_regions, view if view_masks else None),

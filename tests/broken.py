@@ -18,6 +18,7 @@ WORDS = {
     "zero.csv": "number,name\n0,wing\n",
     "quote.csv": 'number,name\n1,wing\n2,"beak\n',
     "columns.csv": "number,name,name\n1,wing,beak\n",
+    "large.csv": "number,name\n3000000000,wing\n",
     "many.csv": "number,name\n1,wing, left\n",
     "twice.csv": "number,name,category\n1,wing,part\n1,beak,part\n",
 }

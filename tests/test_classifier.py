@@ -283,3 +283,9 @@ def test_what_stands_before_a_stage_may_give_more_than_tensors():
 def test_usual_stages_of_timm_are_modules():
     with pytest.raises(ValueError, match="No usual stages are known for 'timm:twins_svt_small': name submodules"):
         load_classifier("timm:twins_svt_small", weights=None)
+
+
+def test_a_vision_transformer_of_torchvision_takes_views_of_any_size():
+    classifier = load_classifier("vit_b_32", weights=None)
+    output = classifier(torch.rand(1, 3, 64, 80))
+    assert output.activations[0].shape == (1, 768, 7, 7)

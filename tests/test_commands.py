@@ -161,7 +161,7 @@ def test_a_home_inside_a_list_of_loggers_is_found_too(world, prepared, tmp_path,
     (tmp_path / "logger.yaml").write_text(f"trainer: {{max_epochs: 1, logger: [{json.dumps(logger)}]}}\n")
     assert run("fit", *feature_options(world, prepared), "--config=logger.yaml") == 0
     for name in ("metrics.csv", "concept_correlation.csv", "checkpoints/last.ckpt"):
-        assert (tmp_path / "home" / "runs" / "lightning_logs" / name).is_file()
+        assert (tmp_path / "home" / "runs" / "fit" / name).is_file()
     assert not (tmp_path / "~").exists()
 
 

@@ -268,3 +268,24 @@ def test_the_interval_covers_the_standard_error():
     assert (found.low, found.high) == pytest.approx(
         (found.value - 1.96 * error, found.value + 1.96 * error), abs=0.15 * error
     )
+
+
+def test_a_metric_more_is_a_column_more(monkeypatch):
+    """As the contributor's page says: its name in METRICS, its value in MethodValues, and records take it from there."""
+    more = (*record_files.METRICS, "extra")
+    values = (*more, *record_files.VALUES[len(record_files.METRICS) :])
+    columns = [c for c in record_files.COLUMNS if c not in record_files.VALUES]
+    columns[columns.index("stage") : columns.index("stage")] = values
+    for name, value in (("METRICS", more), ("VALUES", values), ("COLUMNS", tuple(columns))):
+        monkeypatch.setattr(record_files, name, value)
+    evaluator, found = evaluate(Given(boolean_masks()[:, None].float()))
+    for protocols in found.values.values():
+        for measured in protocols.values():
+            object.__setattr__(measured, "extra", measured.nra * 2 + 7)
+    rows = list(record_files.rows_of(found, ["a", "b"], evaluator.categories, CONCEPTS))
+    assert len(rows) == 8
+    for row in rows:
+        record = dict(zip(columns, row, strict=True))
+        assert record["extra"] == pytest.approx(record["nra"] * 2 + 7)
+        assert (record["stage"], record["expressible"], record["method"]) == (1, 1, "given")
+        assert 0 <= record["auc_low"] < record["auc_high"] <= 1

@@ -306,16 +306,30 @@ def test_the_memory_limit_changes_nothing_but_memory(kind):
     torch.testing.assert_close(one.value, other.value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_is_its_images_one_by_one():
-    explainer, images = explainer_of("resnet")
-    whole = explainer.regions(images, RAGGED)
+@pytest.mark.parametrize("kind", ["resnet", "vit", "timm vit", "swin"])
+def test_a_batch_is_its_images_one_by_one(kind):
+    explainer, images = explainer_of(kind)
+    last = torch.full((len(RAGGED),), len(explainer.classifier.stages) - 1)
+
+    def explained(images, pairs, stage):
+        regions = explainer.regions(images, pairs)
+        association = explainer.association(images, pairs, 3, regions)
+        contribution = explainer.contribution(images, pairs, None, 3, stage, regions)
+        return [
+            *regions.maps,
+            association,
+            contribution.value,
+            explainer.contribution(images, pairs, None, 3, last[: len(pairs)]).value,
+        ]
+
+    chosen = torch.zeros_like(last)
+    whole = explained(images, RAGGED, chosen)
     for row in range(len(RAGGED)):
         image = RAGGED.image[row]
-        alone = explainer.regions(
-            images[image : image + 1], ConceptPairs(torch.zeros(1).long(), RAGGED.concept[row : row + 1])
-        )
-        for stage in range(4):
-            torch.testing.assert_close(whole.maps[stage][row], alone.maps[stage][0], rtol=1e-4, atol=1e-6)
+        pair = ConceptPairs(torch.zeros(1).long(), RAGGED.concept[row : row + 1])
+        alone = explained(images[image : image + 1], pair, chosen[:1])
+        for ours, theirs in zip(whole, alone, strict=True):
+            torch.testing.assert_close(ours[row], theirs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_inference_mode_is_no_obstacle():

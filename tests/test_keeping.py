@@ -4,15 +4,19 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cefam import CEFAM
 from cefam.features import load_features
+from cefam.files import alone
 from cefam.shards import Manifest
-from tests.commands import csv_logger, evaluated, feature_options, run
+from tests.commands import csv_logger, evaluated, feature_options, good_call, run
 
 
 def changed(path, **values):
@@ -72,6 +76,39 @@ def test_any_result_keeps_its_folder(trained, prepared, tmp_path, capsys, name):
     (tmp_path / "out" / name).write_text("mine")
     assert evaluated(trained, prepared, tmp_path / "out") == 1
     assert "already holds results" in capsys.readouterr().err
+
+
+def test_features_of_replaced_shards_are_made_anew_or_refused(world, prepared, trained, tmp_path, capsys):
+    """A tar is padded: its length does not tell it from another one."""
+    for name, part in (("one", "val"), ("other", "val")):
+        shutil.copytree(world / "images" / part, tmp_path / name)
+    for path in (tmp_path / "other").rglob("*.png"):
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(255 - pixels).save(path)
+    features = [*good_call("features", world, prepared, trained), f"--images={tmp_path}/shards"]
+    found = []
+    for name in ("one", "other", "one"):
+        shutil.rmtree(tmp_path / "shards", ignore_errors=True)
+        assert run("prepare", "--kind=images", f"--source={tmp_path}/{name}", f"--folder={tmp_path}/shards") == 0
+        if len(found) < 2:
+            Path("out/manifest.json").unlink(missing_ok=True)  # as if it had been stopped at its end
+            assert run("features", *features) == 0
+            found.append(load_features("out")["embedding"])
+    assert not torch.allclose(*found)
+    assert run("features", *features) == 1
+    assert "features of other photographs" in capsys.readouterr().err
+    assert torch.equal(load_features("out")["embedding"], found[1])
+
+
+@pytest.mark.parametrize("verb", ["prepare", "evaluate"])
+def test_two_runs_do_not_write_into_one_folder(verb, world, prepared, trained, capsys):
+    Path("out").mkdir()
+    options = good_call(verb, world, prepared, trained)
+    with alone(Path("out")):
+        assert run(verb, *options) == 1
+    assert "Another run is writing into out: wait for it" in capsys.readouterr().err
+    assert run(verb, *options) == 0
+    assert not Path("out/.lock").exists()
 
 
 def test_linked_folders_are_read_and_loops_are_not_followed(world, tmp_path, capsys):

@@ -71,13 +71,21 @@ def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_pa
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("verb", "to_all"), [("fit", False), ("fit", True), ("evaluate", False)])
-def test_sigterm_ends_all_processes(verb, to_all, world, prepared, trained, tmp_path):
-    """As a cluster sends it: to the first process, or to every one."""
+@pytest.mark.parametrize(
+    ("verb", "sign", "to_all"),
+    [
+        ("fit", signal.SIGTERM, False),
+        ("fit", signal.SIGTERM, True),
+        ("evaluate", signal.SIGTERM, False),
+        ("evaluate", signal.SIGINT, True),
+    ],
+)
+def test_signals_end_all_processes(verb, sign, to_all, world, prepared, trained, tmp_path):
+    """As a cluster sends it: to the first process, or to every one; as a terminal does: to every one."""
     more, begun = LONG[verb]
     options = [*good_call(verb, world, prepared, trained), *more, "--config", "trainer/ddp_cpu"]
-    status, said = stopped(verb, signal.SIGTERM, options, begun, to_all)
-    assert status == 143, said
+    status, said = stopped(verb, sign, options, begun, to_all)
+    assert status == STATUS[sign], said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.part"))
     assert not list(tmp_path.glob("out/.records-*"))
@@ -170,3 +178,30 @@ def test_a_signal_that_turned_into_another_error_is_still_one(monkeypatch, capsy
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     monkeypatch.setitem(VERBS, "demo", lambda arguments: {}["gone"])
     assert main(["demo"]) == 70  # the signal of an earlier run is forgotten
+
+
+class Dropping:
+    """Where Python drops exceptions: a destructor; in the middle of a fork it does so, too."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_python_drops_comes_again(monkeypatch, capsys):
+    def verb(arguments):
+        thing = Dropping()
+        del thing
+        for _ in range(200):
+            time.sleep(0.05)
+
+    monkeypatch.setitem(VERBS, "demo", verb)
+    assert main(["demo"]) == 143
+    assert capsys.readouterr().err == "cefam demo: told to end; finished files are kept.\n"
+
+
+def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepared, trained, tmp_path, capfd):
+    """Ctrl-C and SIGTERM go to all processes of a terminal or a job; the first one says what there is to say."""
+    options = [*good_call("evaluate", world, prepared, trained), "--data.num_workers=2", "--data.batch_size=1"]
+    status, said = stopped("evaluate", signal.SIGTERM, [*options, "--model.memory_limit=1"], "out/.records-*")
+    assert status == 143, said
+    assert "Traceback" not in said

@@ -102,7 +102,7 @@ def name(sample):
 
 
 def test_photographs_to_cache_can_be_sent_to_a_worker(world):
-    (unit,) = picture_units(world / "images" / "val")
+    (unit,) = (found.pictures for found in picture_units(world / "images" / "val"))
     assert pickle.loads(pickle.dumps(unit))[0]().mode == unit[0]().mode
 
 
