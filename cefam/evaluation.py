@@ -138,6 +138,7 @@ class RegionEvaluation(L.LightningModule):
         if self.global_rank == 0:
             self._alone.enter_context(alone(self.output))
             self._check_output()
+        self.trainer.strategy.barrier()  # nobody touches a folder that the first process was refused
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
     def _part_path(self, rank: int) -> Path:

@@ -336,8 +336,10 @@ class CEFAM(L.LightningModule):
         asked |= artefact.describe(self)["settings"]
         stored |= checkpoint["cefam"]["settings"]
         for callback in self.trainer.early_stopping_callbacks:
-            asked["early_stopping.patience"] = getattr(callback, "patience", None)
-            stored["early_stopping.patience"] = checkpoint["callbacks"].get(callback.state_key, {}).get("patience")
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if state:
+                asked["early_stopping.patience"] = getattr(callback, "patience", None)
+                stored["early_stopping.patience"] = state["patience"]
         for name, value in asked.items():
             if name in stored and stored[name] != value:
                 raise ValueError(

@@ -38,6 +38,7 @@ def stopped(verb, sign, options, begun, to_all=True):
     process = subprocess.Popen(
         [sys.executable, "-m", "cefam", verb, *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, env=environment, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may run under nohup
     )  # fmt: skip
     try:
         for _ in range(1200):
