@@ -12,6 +12,7 @@ from cefam.datamodules import RegionsData
 from cefam.datamodules.loaders import check_workers
 from cefam.prepare import broden_samples, list_images
 from cefam.shards import Manifest, Mask, Sample, ShardWriter, open_picture, read_shard
+from tests.commands import ROOT
 
 
 def prepared(world, tmp_path, per_shard=4):
@@ -39,6 +40,19 @@ def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
             pairs += len(set(np.unique(a.index_map)) - {0})
     assert manifest.num_pairs == pairs > 50
     assert [len(sample.masks) for sample in found][3:6] == [5, 4, 0]
+
+
+def test_the_data_set_of_the_contributor_page_is_read(world, tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    code = next(block.split("```")[0] for block in page.split("```python\n") if "my_birds()" in block)
+    birds = [(path.name, path.read_bytes()) for path in sorted((world / "broden" / "images" / "src").glob("*.jpg"))]
+    mask = np.tri(64, dtype=np.uint8)
+    exec(code, {"my_birds": lambda: [(name, jpeg, mask) for name, jpeg in birds]})
+    (batch,) = RegionsData("shards").test_dataloader()
+    assert batch["ids"] == [name for name, _ in birds]
+    assert np.array_equal(batch["masks"][0].numpy(), mask)
+    assert batch["mask_category"] == ["part"] * len(birds)
+    assert Manifest.read("shards").labels == [{"number": 1, "name": "wing", "category": "part"}]
 
 
 def test_masks_of_chosen_categories_alone(world, tmp_path):
