@@ -66,11 +66,14 @@ def end(number: int, frame: Any) -> None:
 
 
 def _unraisable(what: Any) -> None:
-    """Send a signal again that came where Python drops exceptions: in a destructor, or in the middle of a fork."""
-    if issubclass(what.exc_type, (Ended, KeyboardInterrupt)) and _came:
-        threading.Timer(0.1, os.kill, (os.getpid(), _came[-1])).start()
-    else:
+    """Send a signal again that came where Python drops exceptions: in a destructor, or in the middle of a fork.
+
+    What else is dropped once a signal has come is the noise of being ended: of data workers that are gone, say.
+    """
+    if not _came:
         sys.__unraisablehook__(what)
+    elif issubclass(what.exc_type, (Ended, KeyboardInterrupt)):
+        threading.Timer(0.1, os.kill, (os.getpid(), _came[-1])).start()
 
 
 def _leave_to_the_parent() -> None:
