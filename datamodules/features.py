@@ -6,7 +6,7 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, check_batches, mask_labels, region_loader, world
+from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, count_batches, mask_labels, region_loader
 from cefam.features import FeatureManifest, load_features
 from cefam.views import View
 
@@ -77,7 +77,7 @@ class FeaturesData(L.LightningDataModule):
         """Rows in a random order; the last incomplete batch is dropped."""
         features = load_features(self.train)
         rows = len(features["embedding"])
-        check_batches(rows // (world()[1] * self.batch_size), self.train, self.batch_size)
+        count_batches(rows, self.batch_size, self.train)
         return DataLoader(
             _Rows(features),
             batch_size=self.batch_size,

@@ -16,12 +16,11 @@ from cefam.datamodules.loaders import (
     ShuffledSampler,
     StartedLate,
     StripedSampler,
-    check_batches,
     check_workers,
+    count_batches,
     in_order,
     mask_labels,
     region_loader,
-    world,
 )
 from cefam.prepare import list_images
 from cefam.shards import MANIFEST, Manifest, Sample
@@ -77,7 +76,7 @@ class ImagesData(L.LightningDataModule):
         if _is_shards(self.train):
             return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed)
         paths = [path for path, _ in list_images(self.train)]
-        check_batches(len(paths) // (world()[1] * self.batch_size), self.train, self.batch_size)
+        count_batches(len(paths), self.batch_size, self.train)
         loader = DataLoader(
             RandomViews(paths, view, self.seed),
             batch_size=self.batch_size,

@@ -31,17 +31,20 @@ def mask_labels(folder: str | None) -> list[dict[str, Any]]:
     return Manifest.read(folder).labels if folder else []
 
 
-def check_batches(batches: int, folder: str, batch_size: int) -> None:
-    """Refuse a training set that is smaller than one batch of every process.
+def count_batches(rows: int, batch_size: int, folder: str) -> int:
+    """How many full training batches each process gets.
 
     Raises:
-        ValueError: with the batch size that was asked for.
+        ValueError: where it is none, or ``batch_size`` is below 1.
     """
-    if not batches:
+    ranks = world()[1]
+    if batch_size < 1 or rows < ranks * batch_size:
+        wanted = "a smaller" if batch_size > 0 else "a positive"
         raise ValueError(
-            f"{folder} holds fewer than one batch of {batch_size} for each of {world()[1]} process(es): set a smaller "
+            f"{folder} holds {rows} rows or images, which makes no batch of {batch_size} for each of {ranks} process(es): set {wanted} "
             f"`data.init_args.batch_size`."
         )
+    return rows // (ranks * batch_size)
 
 
 def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
@@ -124,8 +127,7 @@ class ShardEpochs:
         self.counts, self.view, self.batch_size = Manifest.read(folder).counts(folder), view, batch_size
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
-        self.batches = sum(self.counts.values()) // (self.ranks * batch_size)
-        check_batches(self.batches, folder, batch_size)
+        self.batches = count_batches(sum(self.counts.values()), batch_size, folder)
         self.sampler = self  # a Trainer tells the number of the epoch to what it finds here
 
     def set_epoch(self, epoch: int) -> None:

@@ -32,8 +32,7 @@ def photographs(tmp_path_factory):
 
 def pretend(monkeypatch, rank, ranks):
     """Be one of several processes, as far as the data knows."""
-    for module in ("loaders", "images"):
-        monkeypatch.setattr(f"cefam.datamodules.{module}.world", lambda: (rank, ranks))
+    monkeypatch.setattr("cefam.datamodules.loaders.world", lambda: (rank, ranks))
 
 
 def views(monkeypatch, folder, rank, epoch=0, workers=0):
