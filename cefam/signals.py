@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -81,6 +82,14 @@ def _leave_to_the_parent() -> None:
     for number in SIGNALS if _open else ():
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    if _open:
+        sys.excepthook = _but_lost_connections
+
+
+def _but_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's word on an error that nobody caught, but for those of a worker whose parent went in the middle of a handover."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 if hasattr(os, "register_at_fork"):

@@ -205,4 +205,5 @@ def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepare
     options = [*good_call("evaluate", world, prepared, trained), "--data.num_workers=2", "--data.batch_size=1"]
     status, said = stopped("evaluate", signal.SIGTERM, [*options, "--model.memory_limit=1"], "out/.records-*")
     assert status == 143, said
-    assert "Traceback" not in said
+    assert said.rstrip().endswith("; finished files are kept.")
+    assert "signals.py" not in said  # what a handler raises in a worker would be printed with its place
