@@ -26,6 +26,7 @@ from cefam.methods import (
 from cefam.module import CEFAM, check_precision, unstopped
 from cefam.report import bootstrap, figures, records, tables
 from cefam.report.examples import examples
+from cefam.signals import held
 from cefam.vlm import VisionLanguageModel
 
 Chance = Literal["random_channel", "random_map", "center", "luminance"]
@@ -139,7 +140,8 @@ class RegionEvaluation(L.LightningModule):
             self._alone.enter_context(alone(self.output))
             self._check_output()
         self.trainer.strategy.barrier()  # nobody touches a folder that the first process was refused
-        self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
+        with held("records"):  # a signal between the two would leave a file that `discard` does not know
+            self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
     def _part_path(self, rank: int) -> Path:
         return self.output / f".records-{rank:04d}.part"

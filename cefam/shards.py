@@ -212,9 +212,11 @@ class ShardWriter:
         with self._alone:
             if kind is None:
                 self._finish()
-            elif self._tar is not None:
-                with suppress(OSError):  # a full disk refuses to close it, too
-                    self._tar.close()
+            else:
+                if self._tar is not None:
+                    with suppress(OSError):  # a full disk refuses to close it, too
+                        self._tar.close()
+                # It may be there without a tar: a signal can come while one is being opened.
                 Path(f"{self._path()}.part").unlink(missing_ok=True)
 
     def _finish(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -139,6 +140,13 @@ def test_a_stopped_writer_leaves_nothing_that_looks_finished(tmp_path):
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["shard-000000.tar"]
     with pytest.raises(FileNotFoundError, match="make them with `cefam prepare`"):
         Manifest.read(tmp_path / "s")
+
+
+def test_a_writer_that_is_stopped_while_it_opens_a_shard_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("tarfile.open", lambda **_: signal.raise_signal(signal.SIGINT))  # the file is there by then
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "s", "test") as writer:
+        writer.write(Sample("one", b"x", ".jpg"))
+    assert not list((tmp_path / "s").iterdir())
 
 
 def test_a_finished_set_is_never_overwritten(world, tmp_path, capsys):
