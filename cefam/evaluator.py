@@ -170,12 +170,7 @@ class RegionEvaluator:
 
     def _values(self, name: str, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
         _check_candidates(name, candidates, mask)
-        count = candidates.maps.shape[1]
-        # What a map that is not valid holds is nobody's business.
-        regions = candidates.maps.float().masked_fill(~candidates.valid[..., None, None], 0).flatten(0, 1)
-        repeated = mask.repeat_interleave(count, dim=0)
-        shape = (len(mask), count)
-        auc, epg = (values.view(shape) for values in self._areas_and_energy(regions, repeated))
+        auc, epg = self._areas_and_energy(candidates, mask)
         if not bool(auc.isfinite().all()):
             raise ValueError(
                 f"{name} gave a region that holds values which are not finite: its pixels cannot be ranked. Look for NaN in the "
@@ -203,15 +198,21 @@ class RegionEvaluator:
             )
         return result
 
-    def _areas_and_energy(self, regions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """AUC and EPG of every map, both (P,)."""
-        size = max(1, CPU_CACHE // (4 * masks.shape[1:].numel())) if masks.device.type == "cpu" else max(1, len(masks))
+    def _areas_and_energy(self, candidates: Candidates, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """AUC and EPG of every map, both (P, Q)."""
+        pairs, count = candidates.valid.shape
+        each = 4 * candidates.maps.shape[1:].numel()
+        size = max(1, CPU_CACHE // each if masks.device.type == "cpu" else pairs)
         normalize: Any = "min-max" if self.preset == "published" else None
         auc, epg = [], []
-        for region, mask in zip(torch.split(regions, size), torch.split(masks, size), strict=True):
-            auc.append(region_area(region, mask))
-            epg.append(energy_pointing_game(region, mask, normalize))
-        return torch.cat(auc), torch.cat(epg)
+        chunks = (torch.split(part, size) for part in (candidates.maps, candidates.valid, masks))
+        for maps, valid, mask in zip(*chunks, strict=True):
+            # What a map that is not valid holds is nobody's business.
+            region = maps.float().masked_fill(~valid[..., None, None], 0).flatten(0, 1)
+            repeated = mask.repeat_interleave(count, dim=0)
+            auc.append(region_area(region, repeated))
+            epg.append(energy_pointing_game(region, repeated, normalize))
+        return torch.cat(auc).view(pairs, count), torch.cat(epg).view(pairs, count)
 
 
 def _check_candidates(name: str, candidates: Any, mask: Tensor) -> None:

@@ -268,17 +268,19 @@ class Explainer:
         found = encoding.embedding.new_zeros(len(pairs), len(regions.maps), dtype=torch.double)
         with _single_precision(encoding.images):
             first = self.translator.first_layer(encoding.pooled)
+            logs = R.log_probability(encoding.similarity, self.concepts.probability)
+            as_it_is = logs[pairs.image, pairs.concept].unsqueeze(1)
             for stage, importance in enumerate(regions.importance):
-                columns = self.translator.columns(stage)
-                each = (num_channels + 1) * 4 * max(first.shape[1], 2 * len(self.concepts))
+                columns, leading = self.translator.columns(stage), self._leading(importance, num_channels)
+                each = leading.shape[1] * 4 * max(first.shape[1], 2 * len(self.concepts))
                 for chunk in self._chunks(len(pairs), 4 * each, 2 * each, first.device):
                     image, concept = pairs.image[chunk], pairs.concept[chunk]
-                    channels = self._leading(importance[chunk], num_channels)
+                    channels = leading[chunk]
                     z = encoding.pooled[stage][image]
                     change = z.mean(dim=1, keepdim=True) - z.gather(1, channels)
                     scores = self._similarity(self.translator.masked(first[image], columns, channels, change))
                     logs = R.log_probability(scores, self.concepts.probability, concept)
-                    found[chunk, stage] = impact(logs).value
+                    found[chunk, stage] = impact(torch.cat([as_it_is[chunk], logs], dim=1)).value
         return found
 
     def _leading(self, importance: Tensor, num_channels: int) -> Tensor:

@@ -20,7 +20,8 @@ def similarity(embedding: Tensor, text: Tensor, logit_scale: float, logit_bias: 
 
     ``S = logit_scale * cos(embedding, text) + logit_bias`` (eq. 6 as the published program reads it).
     """
-    return logit_scale * F.normalize(embedding, dim=-1) @ F.normalize(text, dim=-1).t() + logit_bias
+    bias = text.new_full(text.shape[:1], logit_bias)
+    return F.linear(logit_scale * F.normalize(embedding, dim=-1), F.normalize(text, dim=-1), bias)
 
 
 def log_probability(scores: Tensor, probability: str, concept: Tensor | None = None) -> Tensor:

@@ -120,10 +120,10 @@ class Translator(nn.Module):
             change: what is added to each of them (P, K).
 
         Returns:
-            (P, K + 1, D); entry n has the first n channels changed.
+            (P, K, D); entry n has the first n + 1 channels changed.
         """
         count = channels.shape[1]
-        so_far = change.new_ones(count + 1, count).tril(-1)  # row n: the first n
+        so_far = change.new_ones(count, count).tril()  # row n: the first n + 1
         moved = torch.baddbmm(first.unsqueeze(1), so_far * change.unsqueeze(1), F.embedding(channels, columns))
         return self._tail(moved)
 
