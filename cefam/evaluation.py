@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from cefam.checks import check_precision, unstopped
 from cefam.concepts import ConceptSet
 from cefam.evaluator import PairValues, RegionBatch, RegionEvaluator
 from cefam.explain import Derivative, Preset
@@ -23,7 +24,7 @@ from cefam.methods import (
     RandomMapRegions,
     RegionMethod,
 )
-from cefam.module import CEFAM, check_precision, unstopped
+from cefam.module import CEFAM
 from cefam.report import bootstrap, figures, records, tables
 from cefam.report.examples import examples
 from cefam.signals import held

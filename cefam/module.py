@@ -3,10 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from cefam import artefact
+from cefam.checks import check_epochs, check_precision, check_resumed, unstopped
 from cefam.classifier import FrozenClassifier
 from cefam.concepts import ConceptSet
 from cefam.evaluator import METRICS, PROTOCOLS, RegionBatch, RegionEvaluator
@@ -28,27 +28,12 @@ from cefam.schedule import WarmupPlateau
 from cefam.translator import Translator, distillation_losses
 from cefam.vlm import VisionLanguageModel, encode_images
 
-P = ParamSpec("P")
-R = TypeVar("R")
 PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
     return torch.optim.SGD(parameters, lr=0.1)
-
-
-def unstopped(step: Callable[P, R]) -> Callable[P, R]:
-    """A step whose StopIteration is an error: a Trainer would take it for the end of the data, and leave out the rest."""
-
-    @wraps(step)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return step(*args, **kwargs)
-        except StopIteration as error:
-            raise RuntimeError("StopIteration was raised in the middle of a step: look for a bare `next()`.") from error
-
-    return run
 
 
 class CEFAM(L.LightningModule):
@@ -174,7 +159,7 @@ class CEFAM(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse features of other towers, masks that number their labels otherwise, and a precision that is none."""
         check_precision(self.trainer)
-        _check_epochs(self.trainer, stage)
+        check_epochs(self.trainer, stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         for manifest in getattr(datamodule, "manifests", []):
@@ -318,34 +303,7 @@ class CEFAM(L.LightningModule):
         """Refuse a checkpoint made for another classifier, VLM or concept set, and to go on training otherwise."""
         artefact.check(self, checkpoint.get("cefam"))
         if self._trainer is not None and self._trainer.state.fn == "fit":
-            self._check_resumed(checkpoint)
-
-    def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint brings the state of its training along: what is asked for otherwise now would be lost in silence."""
-        if not checkpoint.get("optimizer_states"):
-            raise ValueError(
-                "This checkpoint holds weights alone, no state of the training: resume from one that was not saved with "
-                "`checkpoint.save_weights_only`."
-            )
-        new: Any = self.configure_optimizers()
-        optimizer, schedule = new["optimizer"], new["lr_scheduler"]["scheduler"]
-        asked = _training(type(optimizer).__name__, optimizer.state_dict(), schedule.state_dict())
-        stored = _training(
-            checkpoint.get("cefam_optimizer"), checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
-        )
-        asked |= artefact.describe(self)["settings"]
-        stored |= checkpoint["cefam"]["settings"]
-        for callback in self.trainer.early_stopping_callbacks:
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if state:
-                asked["early_stopping.patience"] = getattr(callback, "patience", None)
-                stored["early_stopping.patience"] = state["patience"]
-        for name, value in asked.items():
-            if name in stored and stored[name] != value:
-                raise ValueError(
-                    f"The checkpoint was trained with {name} = {stored[name]}, and {value} is asked for now: a resumed run goes on as it "
-                    f"began. Leave it as it was, or start a new run."
-                )
+            check_resumed(self, checkpoint)
 
     def export(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write ``model.safetensors``, ``config.json`` and a model card; see :func:`cefam.artefact.export`."""
@@ -388,55 +346,6 @@ class CEFAM(L.LightningModule):
             raise _damaged(path, error) from error
         module._stored_vlm = stored["vlm"]
         return module.eval()
-
-
-def _training(optimizer: Any, state: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """What rules a training, by the names that the options have."""
-    options = {
-        f"optimizer.{name}": value
-        for group in state["param_groups"]
-        for name, value in group.items()
-        if name not in ("params", "lr", "initial_lr")  # the rate follows the schedule
-    }
-    return {
-        "optimizer": optimizer,
-        **options,
-        "optimizer.lr": schedule["initial"],
-        "warmup_epochs": schedule["warmup_epochs"],
-        "plateau_patience": schedule["patience"] + 1,
-    }
-
-
-def _check_epochs(trainer: L.Trainer, stage: str) -> None:
-    """Refuse a Trainer that would do nothing, or validate at other times than once an epoch."""
-    if stage == "validate" and trainer.limit_val_batches == 0:
-        raise ValueError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
-    if stage != "fit":
-        return
-    if 0 in (trainer.limit_train_batches, trainer.limit_val_batches, trainer.max_epochs, trainer.max_steps):
-        raise ValueError(
-            "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
-            "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches`, `trainer.max_epochs` and "
-            "`trainer.max_steps` above 0."
-        )
-    if (trainer.check_val_every_n_epoch, trainer.val_check_interval) != (1, 1.0):
-        raise ValueError(
-            "The learning rate and the early stop count epochs by their validations: leave `trainer.check_val_every_n_epoch` at 1 and "
-            "`trainer.val_check_interval` at 1.0."
-        )
-
-
-def check_precision(trainer: L.Trainer) -> None:
-    """Refuse a precision that would round the weights and the mathematics of regions; autocast is for the towers alone.
-
-    Raises:
-        ValueError: with what to set instead.
-    """
-    if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
-        raise ValueError(
-            f"The precision {trainer.precision!r} would run regions and metrics in it, too: set `trainer.precision` to 32-true, "
-            f"bf16-mixed or 16-mixed."
-        )
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:

@@ -45,6 +45,7 @@ FORBIDDEN = {
     "callbacks": ("cefam.module", "cefam.datamodules", "cefam.evaluation", *COMMANDS),
     "module": ("cefam.datamodules", "cefam.callbacks", "cefam.evaluation", "cefam.report", *COMMANDS),
     "evaluation": ("cefam.datamodules", "cefam.callbacks", *COMMANDS),
+    "checks": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *UPPER),
     "artefact": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *COMMANDS, *LIGHTNING),
     "zoo": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "demo": (
