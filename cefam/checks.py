@@ -13,14 +13,19 @@ R = TypeVar("R")
 
 
 def unstopped(step: Callable[P, R]) -> Callable[P, R]:
-    """A step whose StopIteration is an error: a Trainer would take it for the end of the data, and leave out the rest."""
+    """A step that runs to its end, or fails.
+
+    A Trainer would take StopIteration for the end of the data and leave out the rest, and exit(0) would look like success.
+    """
 
     @wraps(step)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return step(*args, **kwargs)
-        except StopIteration as error:
-            raise RuntimeError("StopIteration was raised in the middle of a step: look for a bare `next()`.") from error
+        except (StopIteration, SystemExit) as error:
+            raise RuntimeError(
+                f"{type(error).__name__} was raised in the middle of a step: look for a bare `next()`, or an `exit()`."
+            ) from error
 
     return run
 

@@ -45,6 +45,8 @@ class Nothing:
         good = CenterRegions().regions(images, activations, pairs, size, num_candidates)
         if self.what == "stop" and self.calls == 2:
             next(iter(()))
+        if self.what == "exit" and self.calls == 2:
+            raise SystemExit(0)
         wrong = {"none": None, "tuple": tuple(good), "q": Candidates(*(part[:, :0] for part in good)),
                  "size": good._replace(maps=good.maps[..., :5]), "float": good._replace(valid=good.score)}
         return wrong.get(self.what, good)
@@ -60,6 +62,7 @@ class Nothing:
         ("size", 1, "x must give maps ("),
         ("float", 1, "`valid` as booleans, got torch.float"),
         ("stop", 70, "StopIteration was raised in the middle of a step"),
+        ("exit", 70, "SystemExit was raised in the middle of a step"),
         ("good", 0, ""),
     ],
 )
