@@ -272,8 +272,8 @@ class Explainer:
             as_it_is = logs[pairs.image, pairs.concept].unsqueeze(1)
             for stage, importance in enumerate(regions.importance):
                 columns, leading = self.translator.columns(stage), self._leading(importance, num_channels)
-                each = leading.shape[1] * 4 * max(first.shape[1], 2 * len(self.concepts))
-                for chunk in self._chunks(len(pairs), 4 * each, 2 * each, first.device):
+                each = leading.shape[1] * 4 * max(first.shape[1], len(self.concepts))
+                for chunk in self._chunks(len(pairs), 4 * each, each, first.device):
                     image, concept = pairs.image[chunk], pairs.concept[chunk]
                     channels = leading[chunk]
                     z = encoding.pooled[stage][image]

@@ -20,7 +20,8 @@ def similarity(embedding: Tensor, text: Tensor, logit_scale: float, logit_bias: 
 
     ``S = logit_scale * cos(embedding, text) + logit_bias`` (eq. 6 as the published program reads it).
     """
-    bias = text.new_full(text.shape[:1], logit_bias)
+    # Added by the product, where there is one: (..., T) is large, and each time it is gone through costs.
+    bias = text.new_full(text.shape[:1], logit_bias) if logit_bias else None
     return F.linear(logit_scale * F.normalize(embedding, dim=-1), F.normalize(text, dim=-1), bias)
 
 
