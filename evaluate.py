@@ -5,7 +5,7 @@ The same as ``cefam evaluate``.
 
 import sys
 
-from cefam.cli import main
+from cefam.commands import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.explain import Explainer
+from cefam.attribution.explainer import Explainer
 
 
 class LiteralPair:

@@ -7,15 +7,16 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
-from cefam.explanation import ConceptPairs
+from cefam.methods import Activated
+from cefam.pairs import ConceptPairs
+from cefam.pictures import open_picture
 from cefam.report import figures
-from cefam.report.examples import examples
-from cefam.shards import open_picture
+from cefam.report.examples import Candidate, Example, to_image
 from cefam.views import View
 
 
 class RegionPanel(L.Callback):
-    """Draw the best-scoring concepts of fixed photographs, with the maps of all stages.
+    """Draw the best-scoring concepts of fixed photographs, with the maps of all stages by their association.
 
     The panel goes to W&B where that logger is on, and always to ``panels/`` in the run's folder.
 
@@ -40,16 +41,31 @@ class RegionPanel(L.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
         model: Any = pl_module
-        explainer = model.explainer
-        encoding = explainer.encode(self.images.to(pl_module.device))
-        concept = explainer.scores(encoding).topk(min(self.top_k, len(explainer.concepts)), dim=1).indices
-        image = torch.arange(len(concept), device=concept.device).repeat_interleave(concept.shape[1])
+        images = self.images.to(pl_module.device)
         method = model.evaluator.methods["CE-FAM"]  # the panel shows what is measured
+        activated = Activated(images, model.classifier(images))
+        scores = method.explainer.scores(method.encoding(activated))
+        concept = scores.topk(min(self.top_k, scores.shape[1]), dim=1).indices
+        image = torch.arange(len(concept), device=concept.device).repeat_interleave(concept.shape[1])
         pairs = ConceptPairs(image, concept.flatten())
-        rows = examples(explainer, encoding, pairs, method.derivative, method.num_channels)
-        sheet = figures.contact_sheet(rows, explainer.classifier.stage_names)
+        stages = model.classifier.stage_names
+        candidates = method.regions(activated, pairs, images.shape[-2:], len(stages))
+        rows = []
+        for row, (index, number) in enumerate(zip(image.tolist(), concept.flatten().tolist(), strict=True)):
+            about = model.concepts.concepts[number]
+            parts = zip(
+                candidates.maps[row], candidates.stage[row].tolist(), candidates.score[row].tolist(), strict=True
+            )
+            maps = [
+                Candidate(
+                    region.float().cpu().numpy(), f"{stages[stage]}  assoc. {score:.2f}", ("top1",) if not n else ()
+                )
+                for n, (region, stage, score) in enumerate(parts)
+            ]
+            title = f"{about.word} ({about.category}), score {float(scores[index, number]):.2g}"
+            rows.append(Example(title, to_image(images[index]), None, {"CE-FAM": maps}))
         path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
-        figures.save(sheet, path)
+        figures.save(figures.contact_sheet(rows), path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("regions", [str(path)])

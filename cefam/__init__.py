@@ -8,28 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cefam.classifier import FrozenClassifier
+    from cefam.attribution.explainer import Explainer
+    from cefam.attribution.explanation import Explanation
     from cefam.concepts import ConceptSet
-    from cefam.explain import Explainer
-    from cefam.explanation import ConceptPairs, Explanation
-    from cefam.module import CEFAM
+    from cefam.pairs import ConceptPairs
+    from cefam.settings import MethodSettings
+    from cefam.towers.classifier import FrozenClassifier
+    from cefam.towers.vlm import VisionLanguageModel, load_vlm
+    from cefam.towers.zoo import load_classifier
+    from cefam.trained import Trained
+    from cefam.training import CEFAM
     from cefam.translator import Translator
-    from cefam.vlm import VisionLanguageModel, load_vlm
-    from cefam.zoo import load_classifier
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "CEFAM": "module",
-    "ConceptPairs": "explanation",
+    "CEFAM": "training",
+    "ConceptPairs": "pairs",
     "ConceptSet": "concepts",
-    "Explainer": "explain",
-    "Explanation": "explanation",
-    "FrozenClassifier": "classifier",
+    "Explainer": "attribution.explainer",
+    "Explanation": "attribution.explanation",
+    "FrozenClassifier": "towers.classifier",
+    "MethodSettings": "settings",
+    "Trained": "trained",
     "Translator": "translator",
-    "VisionLanguageModel": "vlm",
-    "load_classifier": "zoo",
-    "load_vlm": "vlm",
+    "VisionLanguageModel": "towers.vlm",
+    "load_classifier": "towers.zoo",
+    "load_vlm": "towers.vlm",
 }
 
 __all__ = [
@@ -39,6 +44,8 @@ __all__ = [
     "Explainer",
     "Explanation",
     "FrozenClassifier",
+    "MethodSettings",
+    "Trained",
     "Translator",
     "VisionLanguageModel",
     "load_classifier",

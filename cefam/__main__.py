@@ -2,6 +2,6 @@
 
 import sys
 
-from cefam.cli import main
+from cefam.commands import main
 
 sys.exit(main())

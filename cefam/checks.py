@@ -1,4 +1,4 @@
-"""What a run of the Trainer is refused for: what would be learned or measured otherwise than asked, in silence."""
+"""What a Trainer is refused for: options under which something else would be learned or measured than asked, without a word."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -6,16 +6,16 @@ from typing import Any, ParamSpec, TypeVar
 
 import lightning as L
 
-from cefam import artefact
+from cefam.errors import CefamError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def unstopped(step: Callable[P, R]) -> Callable[P, R]:
-    """A step that runs to its end, or fails.
+def runs_to_its_end(step: Callable[P, R]) -> Callable[P, R]:
+    """A step that returns or fails.
 
-    A Trainer would take StopIteration for the end of the data and leave out the rest, and exit(0) would look like success.
+    A Trainer would take StopIteration for the end of the data and skip the rest, and exit(0) would look like success.
     """
 
     @wraps(step)
@@ -34,20 +34,20 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
     """Refuse a Trainer that would do nothing, or validate at other times than once an epoch.
 
     Raises:
-        ValueError: with what to set instead.
+        CefamError: with what to set instead.
     """
     if stage == "validate" and trainer.limit_val_batches == 0:
-        raise ValueError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
+        raise CefamError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
     if stage != "fit":
         return
     if 0 in (trainer.limit_train_batches, trainer.limit_val_batches, trainer.max_epochs, trainer.max_steps):
-        raise ValueError(
+        raise CefamError(
             "Without training or validation batches nothing is learned: the learning rate, the early stop and the best checkpoint "
             "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches`, `trainer.max_epochs` and "
             "`trainer.max_steps` above 0."
         )
     if (trainer.check_val_every_n_epoch, trainer.val_check_interval) != (1, 1.0):
-        raise ValueError(
+        raise CefamError(
             "The learning rate and the early stop count epochs by their validations: leave `trainer.check_val_every_n_epoch` at 1 and "
             "`trainer.val_check_interval` at 1.0."
         )
@@ -57,63 +57,34 @@ def check_precision(trainer: L.Trainer) -> None:
     """Refuse a precision that would round the weights and the mathematics of regions; autocast is for the towers alone.
 
     Raises:
-        ValueError: with what to set instead.
+        CefamError: with what to set instead.
     """
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
-        raise ValueError(
-            f"The precision {trainer.precision!r} would run regions and metrics in it, too: set `trainer.precision` to 32-true, "
+        raise CefamError(
+            f"The precision {trainer.precision!r} would round regions and metrics, too: set `trainer.precision` to 32-true, "
             f"bf16-mixed or 16-mixed."
         )
 
 
-def check_resumed(module: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to go on otherwise than a checkpoint began: it brings the state of its training along, and what is asked for would be lost.
+def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other options than it began with: they would be ignored, or change it halfway.
 
     Args:
-        module: a :class:`cefam.module.CEFAM` in a Trainer.
-        checkpoint: as Lightning has read it, made for this module.
+        asked: settings and training options of this run, by name.
+        checkpoint: as Lightning has read it, made for this classifier and these concepts.
 
     Raises:
-        ValueError: with the first option that differs, or where the checkpoint holds weights alone.
+        CefamError: with the first option that differs, or where the checkpoint holds weights alone.
     """
     if not checkpoint.get("optimizer_states"):
-        raise ValueError(
-            "This checkpoint holds weights alone, no state of the training: resume from one that was not saved with "
+        raise CefamError(
+            "This checkpoint holds weights alone, not the state of the training: resume from one that was not saved with "
             "`checkpoint.save_weights_only`."
         )
-    new: Any = module.configure_optimizers()
-    optimizer, schedule = new["optimizer"], new["lr_scheduler"]["scheduler"]
-    asked = _training(type(optimizer).__name__, optimizer.state_dict(), schedule.state_dict())
-    stored = _training(
-        checkpoint.get("cefam_optimizer"), checkpoint["optimizer_states"][0], checkpoint["lr_schedulers"][0]
-    )
-    asked |= artefact.describe(module)["settings"]
-    stored |= checkpoint["cefam"]["settings"]
-    for callback in module.trainer.early_stopping_callbacks:
-        state = checkpoint["callbacks"].get(callback.state_key)
-        if state:
-            asked["early_stopping.patience"] = getattr(callback, "patience", None)
-            stored["early_stopping.patience"] = state["patience"]
-    for name, value in asked.items():
-        if name in stored and stored[name] != value:
-            raise ValueError(
-                f"The checkpoint was trained with {name} = {stored[name]}, and {value} is asked for now: a resumed run goes on as it "
-                f"began. Leave it as it was, or start a new run."
+    stored = {**checkpoint["cefam"]["settings"], **checkpoint["cefam"]["training"]}
+    for name in sorted(stored.keys() | asked.keys()):
+        if name != "memory_limit" and stored.get(name) != asked.get(name):
+            raise CefamError(
+                f"The checkpoint was trained with {name} = {stored.get(name)}, and this run asks for {asked.get(name)}: a resumed run "
+                f"goes on as it began. Leave it as it was, or start a new run."
             )
-
-
-def _training(optimizer: Any, state: Mapping[str, Any], schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """What rules a training, by the names that the options have."""
-    options = {
-        f"optimizer.{name}": value
-        for group in state["param_groups"]
-        for name, value in group.items()
-        if name not in ("params", "lr", "initial_lr")  # the rate follows the schedule
-    }
-    return {
-        "optimizer": optimizer,
-        **options,
-        "optimizer.lr": schedule["initial"],
-        "warmup_epochs": schedule["warmup_epochs"],
-        "plateau_patience": schedule["patience"] + 1,
-    }

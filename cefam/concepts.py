@@ -6,9 +6,9 @@ A concept is known by its number: words repeat (Broden has a color "orange" and 
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,39 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.files import read_csv, read_text, write_tensors
+from cefam.categories import DEFAULT_TEMPLATE
+from cefam.errors import CefamError, near
+from cefam.files import write_tensors
+from cefam.vocabularies import Concept, concepts_of, label_word, read_concepts
 
 if TYPE_CHECKING:
-    from cefam.vlm import VisionLanguageModel
+    from cefam.towers.vlm import VisionLanguageModel
+
+__all__ = ["Concept", "ConceptSet"]
 
 log = logging.getLogger(__name__)
 
-FEW = 20  # below this many concepts a softmax over them is hardly a choice
-DEFAULT_TEMPLATE = "a photo of a {}"
-# Table A1 of the paper; scene and texture, which it leaves out, are the published program's.
-BRODEN_TEMPLATES = {
-    "object": "a photo of a {}",
-    "part": "a photo of a {}",
-    "color": "a photo of a {} object",
-    "material": "a photo of an object made of {}",
-    "scene": "a photo of an object on {}",
-    "texture": "a photo of a {} object",
-}
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One concept: its number (identity), word, categories (the first one rules) and the prompt that the VLM reads."""
-
-    number: int
-    word: str
-    categories: tuple[str, ...]
-    prompt: str
-
-    @property
-    def category(self) -> str:
-        """The first category listed: the published program's."""
-        return self.categories[0]
+FEW = 20  # with fewer concepts than this, a softmax over them says little
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +44,7 @@ class ConceptSet:
         probability: "softmax" or "sigmoid", how its similarities become scores.
 
     Raises:
-        ValueError: for no concepts, or two with the same number.
+        CefamError: for no concepts, or two with the same number.
     """
 
     concepts: tuple[Concept, ...]
@@ -75,11 +55,11 @@ class ConceptSet:
 
     def __post_init__(self) -> None:
         if not self.concepts:
-            raise ValueError("A concept set needs at least one concept; the list or file is empty.")
+            raise CefamError("A concept set needs at least one concept; the list or file is empty.")
         seen: dict[int, str] = {}
         for concept in self.concepts:
             if concept.number in seen:
-                raise ValueError(
+                raise CefamError(
                     f"Two concepts have number {concept.number} ({seen[concept.number]!r} and {concept.word!r}); numbers are "
                     f"identities and must differ."
                 )
@@ -112,16 +92,15 @@ class ConceptSet:
         """Indices of all concepts with this word.
 
         Raises:
-            ValueError: for an unknown word, with near ones.
+            CefamError: for an unknown word, with near ones.
 
         >>> ConceptSet.from_words(["striped fur", "wing"]).find("wing")
         [1]
         """
         found = [index for index, concept in enumerate(self.concepts) if concept.word.lower() == word.strip().lower()]
         if not found:
-            near = get_close_matches(word, self.words, n=3)
-            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"Unknown concept {word!r}.{hint} ({len(self)} known; ConceptSet.words lists them)")
+            hint = near(word, self.words)
+            raise CefamError(f"Unknown concept {word!r}.{hint} ({len(self)} known; ConceptSet.words lists them)")
         return found
 
     @classmethod
@@ -136,15 +115,18 @@ class ConceptSet:
             category: name of their category.
             start: number of the first.
         """
-        if "{}" not in template:
-            raise ValueError(f"A template needs '{{}}' where the word goes, got {template!r}.")
-        clean = [word.strip() for word in words if word.strip()]
-        return cls(tuple(Concept(start + i, word, (category,), template.format(word)) for i, word in enumerate(clean)))
+        return cls(tuple(concepts_of(words, template, category, start)))
 
     @classmethod
-    def load(cls, name: str | Path | Sequence[str]) -> Self:
+    def load(cls, name: str | Path | Sequence[Any]) -> Self:
         """Concepts by name ("broden", "imagenet" ...), by file (:meth:`from_file`), or from a list of words."""
         if not isinstance(name, str | Path):
+            others = [word for word in name if not isinstance(word, str)]
+            if others:
+                raise CefamError(
+                    f"{', '.join(map(str, others))} in the list of concepts: a concept is a word, this was read as a "
+                    f"{type(others[0]).__name__}. Put quotes around it, as in \"['2024', 'yes', 'red']\"."
+                )
             return cls.from_words(name)
         built_in = {
             "broden": cls.broden,
@@ -156,10 +138,9 @@ class ConceptSet:
         if str(name) in built_in:
             return built_in[str(name)]()
         if not Path(name).is_file():
-            near = get_close_matches(str(name), built_in, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"No concept set or file {str(name)!r}.{hint} Known sets: {', '.join(built_in)}; a file is .txt (a word per line) or .csv."
+            raise CefamError(
+                f"There is no concept set or file {str(name)!r}.{near(str(name), built_in)} "
+                f"Known sets: {', '.join(built_in)}; a file is .txt (a word per line) or .csv."
             )
         return cls.from_file(name)
 
@@ -168,36 +149,29 @@ class ConceptSet:
         """Concepts from a file.
 
         ``.txt``: one word a line. ``.csv``: a column ``word`` or ``name``, and, if there, ``number``, ``category``
-        (several separated by ``;``) and ``prompt``. Broden's own ``label.csv`` is such a file.
+        (several separated by ``;``) and ``prompt``. Broden's own ``label.csv`` is such a file. Lines that begin with ``#`` are
+        comments. Other columns, and concepts with equal prompts, are reported in a warning.
 
         Raises:
-            ValueError: for an empty file, a missing column, or a number that is none, with the line.
+            CefamError: for an empty file, a missing column, or a number that is none, with the line.
         """
-        path = Path(path)
-        if path.suffix.lower() not in (".txt", ".csv"):
-            raise ValueError(f"{path} is no file of concepts: it must be .txt (a word per line) or .csv.")
-        if path.suffix.lower() == ".txt":
-            return cls.from_words(read_text(path).splitlines())
-        columns, rows = read_csv(path)
-        if not columns & {"word", "name"}:
-            raise ValueError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
-        concepts = []
-        for position, (line, row) in enumerate(rows, start=1):
-            try:
-                concepts.append(_from_row(row, position))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line}: {error}") from error
-        return cls(tuple(concepts))
+        return cls(tuple(read_concepts(Path(path))))
+
+    @classmethod
+    def _shipped(cls, name: str) -> Self:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the vocabularies are what they are
+            return cls.from_file(Path(str(files("cefam") / "data" / name)))
 
     @classmethod
     def broden(cls) -> Self:
         """The 1,197 labels of Broden with the prompts of Table A1 (by each label's first category)."""
-        return cls.from_file(Path(str(files("cefam") / "data" / "broden_label.csv")))
+        return cls._shipped("broden_label.csv")
 
     @classmethod
     def brodenette(cls) -> Self:
         """The labels of the miniature world that comes with the package, with the prompts of Table A1."""
-        return cls.from_file(Path(str(files("cefam") / "data" / "brodenette_label.csv")))
+        return cls._shipped("brodenette_label.csv")
 
     @classmethod
     def brodenette_zero_shot(cls) -> Self:
@@ -206,7 +180,7 @@ class ConceptSet:
         "captions only": words that the vision-language model met in captions, but in no concept prompt. "unseen
         composition": a color and a part ("blue wing") that no text of its training put together.
         """
-        return cls.from_file(Path(str(files("cefam") / "data" / "brodenette_zero_shot.csv")))
+        return cls._shipped("brodenette_zero_shot.csv")
 
     @classmethod
     def imagenet(cls) -> Self:
@@ -243,12 +217,12 @@ class ConceptSet:
     def _encoded(self, vlm: "VisionLanguageModel") -> Tensor:
         embeddings = vlm.encode_text(self.prompts).detach().float().cpu()
         if embeddings.shape != (len(self), vlm.embedding_dim):
-            raise ValueError(
+            raise CefamError(
                 f"The VLM's encode_text gave {tuple(embeddings.shape)} for {len(self)} texts, its embedding_dim is {vlm.embedding_dim}: "
                 f"it must give (T, D)."
             )
         if not bool(embeddings.isfinite().all()):
-            raise ValueError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
+            raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
         return F.normalize(embeddings, dim=-1)
 
     def _cached(self, vlm: "VisionLanguageModel", folder: Path) -> Tensor:
@@ -270,13 +244,13 @@ class ConceptSet:
         (A softmax over one text alone would always be 1.)
 
         Raises:
-            ValueError: where this set was embedded by another VLM.
+            CefamError: where this set was embedded by another VLM.
         """
         mine = self.require_embeddings()
         stored = (mine.shape[1], self.logit_scale, self.logit_bias, self.probability)
         given = (vlm.embedding_dim, vlm.logit_scale, vlm.logit_bias, vlm.probability)
         if stored != given:
-            raise ValueError(
+            raise CefamError(
                 f"The concepts were embedded by another VLM: its dimension, scale, bias and probability are {stored}, those of the "
                 f"given one {given}. Load the VLM that the translator mimics."
             )
@@ -291,15 +265,15 @@ class ConceptSet:
             labels: dicts with number, name and category, as in a manifest of shards.
 
         Raises:
-            ValueError: where more than half of the numbers in common are other words.
+            CefamError: where more than half of the numbers in common are other words.
         """
         ours = {concept.number: concept.word for concept in self.concepts}
         common = [label for label in labels if label["number"] in ours]
-        other = [label for label in common if _word(label).lower() != ours[label["number"]].lower()]
+        other = [label for label in common if label_word(label).lower() != ours[label["number"]].lower()]
         if 2 * len(other) > len(common):
             first = other[0]
-            raise ValueError(
-                f"The masks number their labels otherwise than the concepts: {first['number']} is {first['name']!r} there and "
+            raise CefamError(
+                f"The masks and the concepts number their labels differently: {first['number']} is {first['name']!r} there and "
                 f"{ours[first['number']]!r} here. Take concepts with the numbers of the masks (Broden's: its label.csv)."
             )
 
@@ -307,10 +281,10 @@ class ConceptSet:
         """The embeddings (T, D).
 
         Raises:
-            ValueError: where the set has none yet.
+            CefamError: where the set has none yet.
         """
         if self.embeddings is None:
-            raise ValueError("This concept set has no text embeddings yet: call `concepts.embed(vlm)` first.")
+            raise CefamError("This concept set has no text embeddings yet: call `concepts.embed(vlm)` first.")
         return self.embeddings
 
     def to_records(self) -> list[dict[str, Any]]:
@@ -321,34 +295,3 @@ class ConceptSet:
     def from_records(cls, records: Iterable[dict[str, Any]], **options: Any) -> Self:
         """The inverse of :meth:`to_records`; ``options`` are those of the class."""
         return cls(tuple(Concept(**{**r, "categories": tuple(r["categories"])}) for r in records), **options)
-
-
-def _from_row(row: dict[str, str], position: int) -> Concept:
-    name = (row.get("word") or row.get("name") or "").strip()
-    if not name:
-        raise ValueError("the word is empty.")
-    number = row.get("number") or str(position)
-    if not number.strip().isdigit():
-        raise ValueError(f"the number {number!r} of {name!r} is no whole number.")
-    if not 0 < int(number) < 2**16:
-        raise ValueError(
-            f"the number {int(number)} of {name!r} is none that masks can hold, where 0 is 'no label': take 1 to 65535."
-        )
-    listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
-    categories = tuple(category for category in listed if category) or ("concept",)
-    word = _clean(name, categories)
-    prompt = row.get("prompt") or BRODEN_TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
-    return Concept(int(number), word, categories, prompt)
-
-
-def _word(label: Mapping[str, Any]) -> str:
-    """The word of a label of a manifest."""
-    return _clean(label["name"], [part.split("(")[0] for part in label["category"].split(";")])
-
-
-def _clean(name: str, categories: Sequence[str]) -> str:
-    """The word of a label: Broden marks colors with "-c" and scenes with "-s", and joins words with "_"."""
-    for category, suffix in (("color", "-c"), ("scene", "-s")):
-        if category in categories:
-            name = name.removesuffix(suffix)
-    return name.replace("_", " ")

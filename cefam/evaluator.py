@@ -1,74 +1,37 @@
-"""RegionEvaluator: methods + pairs + masks -> values per pair. No Lightning, no files.
+"""RegionEvaluator: methods + pairs + masks -> values per pair, and the candidates they were measured on. No Lightning, no files.
 
-Its records are the source of every table; metric objects take the same values for logging.
+Its values are the source of every table; metric objects take the same values for logging.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cefam.classifier import ClassifierOutput
+from cefam.attribution.batching import chunks
+from cefam.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
 from cefam.concepts import ConceptSet
-from cefam.explain import Preset
-from cefam.explanation import ConceptPairs
-from cefam.methods.base import Candidates, RegionMethod
-from cefam.metrics import CATEGORIES, hits
-from cefam.metrics.functional import Bounds, area_bounds, energy_pointing_game, nra_from_areas, region_area
+from cefam.errors import CefamError
+from cefam.methods.base import Activated, RegionMethod
+from cefam.metrics.functional import Bounds, area_bounds
+from cefam.metrics.table import METRICS, Measured
+from cefam.pairs import Candidates, ConceptPairs, RegionBatch, stable_hash
+from cefam.settings import MethodSettings
+from cefam.towers.classifier import ClassifierOutput
 
 PROTOCOLS = ("top1", "oracle")
-METRICS = ("epg", "nra", "nra_calibrated", "hit")
 # Bytes of the maps that are measured at once on the CPU: their copies, sorted and masked, stay in the caches.
 CPU_CACHE = 4 * 2**20
-IMAGE_LEVEL = ("scene", "texture")  # categories of Broden without masks (Table A1)
 
 
 @dataclass(frozen=True)
-class RegionBatch:
-    """Photographs with their masks, ragged.
-
-    Args:
-        image: views (B, 3, H, W), uint8 or floats in [0, 1].
-        ids: names of the images (B).
-        masks: index maps (M, h, w), whole numbers.
-        mask_image: whose mask it is (M,), index into the batch, ascending.
-        mask_category: categories of the masks (M).
-        pair_mask: mask of every pair (P,).
-        pair_label: label number of every pair (P,).
-    """
-
-    image: Tensor
-    ids: Sequence[str]
-    masks: Tensor
-    mask_image: Tensor
-    mask_category: Sequence[str]
-    pair_mask: Tensor
-    pair_label: Tensor
-
-
-@dataclass(frozen=True)
-class MethodValues:
-    """Values of one method under one protocol, all (P,): metrics are NaN where undefined."""
-
-    epg: Tensor
-    nra: Tensor
-    nra_calibrated: Tensor
-    hit: Tensor
-    auc: Tensor
-    stage: Tensor
-    expressible: Tensor
-
-
-@dataclass(frozen=True)
-class PairValues:
-    """Values of all methods for the P pairs of a batch that are in the concept set.
+class LabeledPairs:
+    """The P pairs of a batch whose label is in the concept set.
 
     ``pairs``; ``mask`` (P,): index of the mask in the batch; ``place`` (P,): the same among its image's masks; ``label`` (P,);
-    ``category`` (P,): index into the evaluator's categories, -1 where the category is not measured; ``auc_high``,
-    ``auc_low`` (P,); ``values[method][protocol]``; ``outside``: number of pairs whose label is not in the concept set.
+    ``category`` (P,): index into the evaluator's categories, -1 where the category is not measured; ``outside``: number of
+    pairs whose label is not in the concept set.
     """
 
     pairs: ConceptPairs
@@ -76,10 +39,41 @@ class PairValues:
     place: Tensor
     label: Tensor
     category: Tensor
+    outside: Tensor
+
+
+@dataclass(frozen=True)
+class MethodValues:
+    """Values of one method under one protocol, all (P,).
+
+    ``metrics``: those of ``METRICS`` by name, NaN where undefined; ``auc``: the area they come from; ``stage`` of the chosen
+    candidate; ``expressible``: whether the method has a region for the concept.
+    """
+
+    metrics: dict[str, Tensor]
+    auc: Tensor
+    stage: Tensor
+    expressible: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Candidates of some pairs, as they were measured: ``nra`` (k, Q), and which of them each protocol chose (k,)."""
+
+    candidates: Candidates
+    nra: Tensor
+    choice: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PairValues:
+    """What was measured on the pairs ``found``: areas of the masks (P,), values by method and protocol, candidates that were kept."""
+
+    found: LabeledPairs
     auc_high: Tensor
     auc_low: Tensor
     values: dict[str, dict[str, MethodValues]]
-    outside: Tensor
+    kept: dict[str, Kept]
 
 
 class RegionEvaluator:
@@ -89,8 +83,7 @@ class RegionEvaluator:
         methods: by name, in the order of the table.
         concepts: the concept set; labels of the masks are its numbers.
         num_candidates: among so many candidates the oracle chooses (4 in Table 1).
-        preset: "published" or "paper"; see ``docs/conformance.md``.
-        memory_limit: megabytes for the maps of one chunk of pairs.
+        settings: preset, and memory limit for the maps of one chunk of pairs.
     """
 
     def __init__(
@@ -98,144 +91,196 @@ class RegionEvaluator:
         methods: Mapping[str, RegionMethod],
         concepts: ConceptSet,
         num_candidates: int = 4,
-        preset: Preset = "published",
-        memory_limit: float = 1024.0,
+        settings: MethodSettings | None = None,
     ) -> None:
         if num_candidates < 1:
-            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}.")
+            raise CefamError(f"num_candidates must be at least 1, got {num_candidates}.")
+        if not methods:
+            raise CefamError("There is no method to measure: name at least one.")
         self.methods, self.concepts, self.num_candidates = dict(methods), concepts, num_candidates
-        self.preset, self.memory_limit = preset, memory_limit
+        self.settings = settings or MethodSettings()
         listed = {category for concept in concepts.concepts for category in concept.categories}
         others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
         self.categories = [category for category in CATEGORIES if category in listed] + others
-        position = {category: index for index, category in enumerate(self.categories)}
+        self._position = {category: index for index, category in enumerate(self.categories)}
         table = torch.full((max(concepts.numbers) + 1,), -1)
         table[torch.tensor(concepts.numbers)] = torch.arange(len(concepts))
         self._index_of_number = table
-        self._category_of_concept = torch.tensor([position.get(c.category, -1) for c in concepts.concepts])
-        self._position = position
+        self._category_of_concept = torch.tensor([self._position.get(c.category, -1) for c in concepts.concepts])
 
-    @torch.no_grad()
-    def evaluate(self, batch: RegionBatch, output: ClassifierOutput) -> PairValues:
-        """Measure every method on every pair of a batch, given the classifier's output for its images.
-
-        Raises:
-            ValueError: where a valid region holds values that are not finite.
-        """
+    def find(self, batch: RegionBatch) -> LabeledPairs:
+        """The pairs of a batch whose label is in the concept set."""
         device = batch.image.device
         self._index_of_number = index = self._index_of_number.to(device)
         self._category_of_concept = self._category_of_concept.to(device)
         concept = index[batch.pair_label.clamp_max(len(index) - 1)]
         concept = torch.where(batch.pair_label < len(index), concept, -1)
-        kept = (concept >= 0).nonzero().squeeze(1)
-        concept, mask, label = concept[kept], batch.pair_mask[kept], batch.pair_label[kept]
-        place = mask - torch.searchsorted(batch.mask_image.contiguous(), batch.mask_image[mask])
-        pairs = ConceptPairs(batch.mask_image[mask], concept, self._keys(batch, mask, place, label))
-        if self.preset == "published":
+        rows = (concept >= 0).nonzero().squeeze(1)
+        concept, mask, label = concept[rows], batch.pair_mask[rows], batch.pair_label[rows]
+        image = batch.mask_image[mask]
+        place = mask - torch.searchsorted(batch.mask_image.contiguous(), image)
+        # Names a pair by image, mask and label, whatever its batch.
+        hashed = torch.tensor([stable_hash(name) for name in batch.ids], device=device)
+        pairs = ConceptPairs(image, concept, hashed[image] + place * 65_537 + label)
+        if self.settings.preset == "published":
             category = self._category_of_concept[concept]
         else:
             of_mask = [self._position.get(name, -1) for name in batch.mask_category]
             category = torch.tensor(of_mask, device=device, dtype=torch.long)[mask]
+        return LabeledPairs(pairs, mask, place, label, category, (batch.pair_label > 0).sum() - len(rows))
+
+    @torch.no_grad()
+    def evaluate(
+        self, batch: RegionBatch, output: ClassifierOutput, found: LabeledPairs | None = None, keep: Sequence[int] = ()
+    ) -> PairValues:
+        """Measure every method on every pair of a batch.
+
+        Args:
+            batch: photographs with masks.
+            output: the classifier's output for them.
+            found: :meth:`find` of the batch, if it is known already.
+            keep: pairs whose candidates are kept, ascending.
+
+        Raises:
+            CefamError: where a method gives something else than candidates, or a valid region that is not finite.
+        """
+        found = self.find(batch) if found is None else found
+        activated = Activated(batch.image, output)
         height, width = batch.masks.shape[-2:]
         # Candidate maps, their sorted values and the counts of the metrics.
         maps_each = height * width * max(self.num_candidates, len(output.activations)) * 4
-        size = max(1, int(self.memory_limit * 2**20 / (10 * maps_each)))
-        chunks = [
-            self._measure(batch, output, pairs[rows], batch.masks[mask[rows]] == label[rows].view(-1, 1, 1))
-            for rows in (slice(start, start + size) for start in range(0, max(len(pairs), 1), size))
-        ]
-        values = {
-            method: {protocol: _joined([chunk[1][method][protocol] for chunk in chunks]) for protocol in PROTOCOLS}
-            for method in self.methods
-        }
-        high, low = (torch.cat([getattr(chunk[0], name) for chunk in chunks]) for name in ("high", "low"))
+        size = max(1, int(self.settings.memory_limit * 2**20 / (10 * maps_each)))
+        parts = [self._chunk(batch, activated, found, rows, keep) for rows in chunks(max(len(found.mask), 1), size)]
+        # One wait for the device per batch, not one per chunk and method.
+        finite = torch.stack([part.finite for part in parts]).all(dim=0).tolist()
+        for name, good in zip(self.methods, finite, strict=True):
+            if not good:
+                raise CefamError(
+                    f"{name} gave a region with values that are not finite, so its pixels cannot be ranked. Look for NaN in the "
+                    f"activations, or mark such a candidate as not valid."
+                )
         return PairValues(
-            pairs, mask, place, label, category, high, low, values, (batch.pair_label > 0).sum() - len(kept)
+            found,
+            torch.cat([part.bounds.high for part in parts]),
+            torch.cat([part.bounds.low for part in parts]),
+            {
+                method: {protocol: _joined([part.values[method][protocol] for part in parts]) for protocol in PROTOCOLS}
+                for method in self.methods
+            },
+            {method: _joined_kept([part.kept[method] for part in parts]) for method in self.methods} if keep else {},
         )
 
-    def _keys(self, batch: RegionBatch, mask: Tensor, place: Tensor, label: Tensor) -> Tensor:
-        """A number per pair that depends on the image's name, the mask's place and the label, not on the batch."""
-        named = torch.tensor([stable_hash(name) for name in batch.ids], device=mask.device)
-        return named[batch.mask_image[mask]] + place * 65_537 + label
-
-    def _measure(
-        self, batch: RegionBatch, output: ClassifierOutput, pairs: ConceptPairs, mask: Tensor
-    ) -> tuple[Bounds, dict[str, dict[str, MethodValues]]]:
-        values: dict[str, dict[str, MethodValues]] = {}
-        bounds = area_bounds(mask)
-        for name, method in self.methods.items():
-            candidates = method.regions(batch.image, output, pairs, mask.shape[-2:], self.num_candidates)
-            values[name] = self._values(name, candidates, mask, bounds)
-        return bounds, values
-
-    def _values(self, name: str, candidates: Candidates, mask: Tensor, bounds: Bounds) -> dict[str, MethodValues]:
-        _check_candidates(name, candidates, mask)
-        auc, epg = self._areas_and_energy(candidates, mask)
-        if not bool(auc.isfinite().all()):
-            raise ValueError(
-                f"{name} gave a region that holds values which are not finite: its pixels cannot be ranked. Look for NaN in the "
-                f"activations, or mark such a candidate as not valid."
+    def _chunk(
+        self, batch: RegionBatch, activated: Activated, found: LabeledPairs, rows: slice, keep: Sequence[int]
+    ) -> "_Part":
+        """Measure all methods on some of the pairs."""
+        pairs, of_pair = found.pairs[rows], batch.masks[found.mask[rows]]
+        mask = of_pair == found.label[rows].view(-1, 1, 1)
+        ignored = of_pair == IGNORED if batch.has_ignored else None
+        bounds = _bounds(mask, ignored)
+        kept_rows = [row - rows.start for row in keep if rows.start <= row < rows.stop]
+        part = _Part(bounds, {}, {}, torch.ones(len(self.methods), dtype=torch.bool, device=mask.device))
+        for index, (name, method) in enumerate(self.methods.items()):
+            candidates = method.regions(activated, pairs, mask.shape[-2:], self.num_candidates)
+            _check_candidates(name, candidates, mask)
+            values, area = self._measured(candidates, mask, ignored, bounds)
+            nra = values["nra"]
+            part.finite[index] = area.isfinite().all()
+            ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
+            choice = {"top1": candidates.valid.long().argmax(dim=1), "oracle": ranked.argmax(dim=1)}
+            part.values[name] = {
+                protocol: MethodValues(
+                    {metric: _picked(value, chosen) for metric, value in values.items()},
+                    _picked(area, chosen),
+                    _picked(candidates.stage, chosen),
+                    candidates.valid.any(dim=1),
+                )
+                for protocol, chosen in choice.items()
+            }
+            part.kept[name] = Kept(
+                Candidates(*(value[kept_rows] for value in candidates)),
+                nra[kept_rows],
+                {protocol: chosen[kept_rows] for protocol, chosen in choice.items()},
             )
-        each = Bounds(*(bound.unsqueeze(1) for bound in bounds))
-        nra, calibrated = nra_from_areas(auc, each, "published"), nra_from_areas(auc, each, "constant")
-        if self.preset == "published":
-            # The published loop keeps a candidate only if its NRA is above 0; else both values are recorded as 0.
-            epg = torch.where(nra == 0, 0.0, epg)
-        ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
-        expressible = candidates.valid.any(dim=1)
-        result = {}
-        for protocol, choice in (("top1", candidates.valid.long().argmax(dim=1)), ("oracle", ranked.argmax(dim=1))):
-            pick = choice.unsqueeze(1)
-            best = nra.gather(1, pick).squeeze(1)
-            result[protocol] = MethodValues(
-                epg=epg.gather(1, pick).squeeze(1),
-                nra=best,
-                nra_calibrated=calibrated.gather(1, pick).squeeze(1),
-                hit=hits(best),
-                auc=auc.gather(1, pick).squeeze(1),
-                stage=candidates.stage.gather(1, pick).squeeze(1),
-                expressible=expressible,
-            )
-        return result
+        return part
 
-    def _areas_and_energy(self, candidates: Candidates, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """AUC and EPG of every map, both (P, Q)."""
+    def _measured(
+        self, candidates: Candidates, masks: Tensor, ignored: Tensor | None, bounds: Bounds
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """All metrics of every map, and its area, each (P, Q)."""
         pairs, count = candidates.valid.shape
+        values: dict[str, list[Tensor]] = {name: [] for name in METRICS}
+        areas = []
         each = 4 * candidates.maps.shape[1:].numel()
         size = max(1, CPU_CACHE // each if masks.device.type == "cpu" else pairs)
-        normalize: Any = "min-max" if self.preset == "published" else None
-        auc, epg = [], []
-        chunks = (torch.split(part, size) for part in (candidates.maps, candidates.valid, masks))
-        for maps, valid, mask in zip(*chunks, strict=True):
-            # What a map that is not valid holds is nobody's business.
-            region = maps.float().masked_fill(~valid[..., None, None], 0).flatten(0, 1)
-            repeated = mask.repeat_interleave(count, dim=0)
-            auc.append(region_area(region, repeated))
-            epg.append(energy_pointing_game(region, repeated, normalize))
-        return torch.cat(auc).view(pairs, count), torch.cat(epg).view(pairs, count)
+        if ignored is not None:
+            size = 1  # every pair has pixels of its own
+        for rows in chunks(pairs, size):
+            # What stands in the place of an invalid map is not looked at.
+            region = candidates.maps[rows].float().masked_fill(~candidates.valid[rows, :, None, None], 0)
+            mask = masks[rows].unsqueeze(1).expand_as(region)
+            region, mask = region.flatten(0, 1), mask.flatten(0, 1)
+            if ignored is not None:
+                region, mask = (value[:, ~ignored[rows][0]].unsqueeze(1) for value in (region, mask))
+            repeated = Bounds(*(bound[rows].repeat_interleave(count) for bound in bounds))
+            measured = Measured(region, mask, repeated, self.settings.preset)
+            for name, row in METRICS.items():
+                values[name].append(row.formula(measured))
+            areas.append(measured.area)
+        empty = bounds.high[:0]
+        joined = {name: torch.cat([empty, *parts]).view(pairs, count) for name, parts in values.items()}
+        return joined, torch.cat([empty, *areas]).view(pairs, count)
 
 
-def _check_candidates(name: str, candidates: Any, mask: Tensor) -> None:
-    """Refuse what is no :class:`Candidates` for these masks (P, H, W)."""
+@dataclass(frozen=True)
+class _Part:
+    """What was measured on a chunk of pairs; ``finite``: per method, whether its valid regions are."""
+
+    bounds: Bounds
+    values: dict[str, dict[str, MethodValues]]
+    kept: dict[str, Kept]
+    finite: Tensor
+
+
+def _bounds(mask: Tensor, ignored: Tensor | None) -> Bounds:
+    """Areas that depend on the masks alone; of masks with ignored pixels, on those that count."""
+    if ignored is None:
+        return area_bounds(mask)
+    each = [area_bounds(one[~without].view(1, 1, -1)) for one, without in zip(mask, ignored, strict=True)]
+    return Bounds(*(torch.cat(parts) for parts in zip(*each, strict=True))) if each else area_bounds(mask)
+
+
+def _picked(values: Tensor, choice: Tensor) -> Tensor:
+    """The chosen entry of every row: (P, Q), (P,) -> (P,)."""
+    return values.gather(1, choice.unsqueeze(1)).squeeze(1)
+
+
+def _check_candidates(name: str, candidates: object, mask: Tensor) -> None:
+    """Refuse what is not :class:`Candidates` for these masks (P, H, W)."""
     if not isinstance(candidates, Candidates) or not all(isinstance(part, Tensor) for part in candidates):
-        raise ValueError(f"{name} must give Candidates of tensors for every pair, got a {type(candidates).__name__}.")
+        raise CefamError(f"{name} must give Candidates of tensors for every pair, got a {type(candidates).__name__}.")
     pairs, height, width = mask.shape
     count = candidates.maps.shape[1] if candidates.maps.dim() == 4 else 0
-    found = [tuple(part.shape) for part in candidates]
-    if not count or found != [(pairs, count, height, width), *[(pairs, count)] * 3]:
-        raise ValueError(
+    shapes = [tuple(part.shape) for part in candidates]
+    if not count or shapes != [(pairs, count, height, width), *[(pairs, count)] * 3]:
+        raise CefamError(
             f"{name} must give maps ({pairs}, Q, {height}, {width}), with Q of at least 1, and score, stage and valid ({pairs}, Q), got "
-            f"{', '.join(map(str, found))}."
+            f"{', '.join(map(str, shapes))}."
         )
     if candidates.valid.dtype != torch.bool:
-        raise ValueError(f"{name} must give `valid` as booleans, got {candidates.valid.dtype}.")
-
-
-def stable_hash(name: str) -> int:
-    """A 62-bit number from a name, the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
+        raise CefamError(f"{name} must give `valid` as booleans, got {candidates.valid.dtype}.")
 
 
 def _joined(parts: Sequence[MethodValues]) -> MethodValues:
-    names = MethodValues.__dataclass_fields__
-    return MethodValues(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    return MethodValues(
+        {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("auc", "stage", "expressible")),
+    )
+
+
+def _joined_kept(parts: Sequence[Kept]) -> Kept:
+    return Kept(
+        Candidates(*(torch.cat(values) for values in zip(*(part.candidates for part in parts), strict=True))),
+        torch.cat([part.nra for part in parts]),
+        {protocol: torch.cat([part.choice[protocol] for part in parts]) for protocol in PROTOCOLS},
+    )

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from cefam.errors import CefamError
+
 
 class WarmupPlateau(ReduceLROnPlateau):
     """Raise the rate over the first epochs, then multiply it by ``factor`` whenever the monitored loss stops falling.
@@ -21,14 +23,14 @@ class WarmupPlateau(ReduceLROnPlateau):
         factor: of the decay.
 
     Raises:
-        ValueError: for a negative ``warmup_epochs`` or a ``patience`` below 1.
+        CefamError: for a negative ``warmup_epochs`` or a ``patience`` below 1.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, warmup_epochs: int = 1, patience: int = 6, factor: float = 0.1
     ) -> None:
         if warmup_epochs < 0 or patience < 1:
-            raise ValueError(
+            raise CefamError(
                 f"warmup_epochs must not be negative and patience at least 1, got {warmup_epochs} and {patience}."
             )
         self.warmup_epochs = warmup_epochs

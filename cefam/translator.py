@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cefam.errors import CefamError
+
 WIDE_STAGE = 1024  # deeper stages than this get a first hidden layer of 2048 instead of 1024 (published program)
 
 
@@ -35,7 +37,7 @@ class Translator(nn.Module):
         hidden_dims: the two hidden widths; ``None`` takes :func:`published_hidden_dims`.
 
     Raises:
-        ValueError: where a width is not positive or ``hidden_dims`` has not two entries.
+        CefamError: where a width is not positive or ``hidden_dims`` has not two entries.
     """
 
     def __init__(self, channels: Sequence[int], embedding_dim: int, hidden_dims: Sequence[int] | None = None) -> None:
@@ -46,7 +48,7 @@ class Translator(nn.Module):
             hidden_dims = published_hidden_dims(channels)
         self.hidden_dims = list(hidden_dims or [])
         if len(self.hidden_dims) != 2 or min([*self.channels, *self.hidden_dims, embedding_dim]) < 1:
-            raise ValueError(
+            raise CefamError(
                 f"A translator needs at least one stage, two hidden widths and positive sizes; got channels={list(channels)}, "
                 f"hidden_dims={hidden_dims}, embedding_dim={embedding_dim}."
             )
@@ -62,7 +64,7 @@ class Translator(nn.Module):
     def _concatenate(self, pooled: Sequence[Tensor]) -> Tensor:
         widths = [z.shape[-1] for z in pooled]
         if widths != self.channels:
-            raise ValueError(
+            raise CefamError(
                 f"This translator was made for stages of {self.channels} channels and got {widths}: it belongs to another "
                 f"classifier or another choice of stages. Load the classifier it was trained with."
             )
@@ -99,7 +101,7 @@ class Translator(nn.Module):
         return list(concatenated.split(list(reversed(self.channels)), dim=-1))[::-1]  # type: ignore[no-untyped-call]
 
     def first_layer(self, pooled: Sequence[Tensor]) -> Tensor:
-        """What the first layer says of pooled activations, before its tanh: a list of (B, C_l) -> (B, first width)."""
+        """Output of the first layer before its tanh: a list of (B, C_l) -> (B, first width)."""
         first: Tensor = self.fc1(self._concatenate(pooled))
         return first
 

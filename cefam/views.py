@@ -10,30 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-
-def to_pixels(picture: Image.Image) -> Tensor:
-    """A picture as uint8 pixels (3, H, W); 16 bits become 8.
-
-    Raises:
-        ValueError: for 32-bit pixels, whole numbers or floats, whose range nobody knows.
-    """
-    from torchvision.transforms.functional import pil_to_tensor
-
-    if picture.mode in ("I", "F"):
-        name = getattr(picture, "filename", "") or "A picture"
-        raise ValueError(
-            f"{name} has 32-bit pixels (mode {picture.mode}), whose range is not known: save it with 8 or 16 bits."
-        )
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off what is above 255
-        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
-    return pixels
+from cefam.errors import CefamError
+from cefam.pictures import to_pixels
 
 
 @dataclass(frozen=True)
@@ -54,22 +37,20 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
-            raise ValueError(
+            raise CefamError(
                 f"mean and std need the same length and positive std, got mean={self.mean}, std={self.std}."
             )
-        if len(self.mean) not in (0, 1, 3):
-            raise ValueError(f"mean and std need one value per channel of three, got mean={self.mean}, std={self.std}.")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}.")
+            raise CefamError(f"interpolation must be 'bilinear' or 'bicubic', got {self.interpolation!r}.")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Views (B, 3, H, W), uint8 or floats in [0, 1] -> the tower's input, float."""
         if images.dim() != 4:
-            raise ValueError(f"Images must be (B, 3, H, W), got {tuple(images.shape)}.")
+            raise CefamError(f"Images must be (B, 3, H, W), got {tuple(images.shape)}.")
         if images.dtype == torch.uint8:
             images = images.float() / 255
         if not images.is_floating_point():
-            raise ValueError(f"Images must be uint8 or floats in [0, 1], got {images.dtype}.")
+            raise CefamError(f"Images must be uint8 or floats in [0, 1], got {images.dtype}.")
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True, align_corners=False)
             images = images.clamp(0, 1)  # bicubic overshoots
@@ -77,6 +58,17 @@ class Preprocessing:
             mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
             images = (images - mean) / std
         return images
+
+    def check_channels(self, channels: int) -> None:
+        """Refuse a normalization of other channels than the tower's.
+
+        Raises:
+            CefamError: with the numbers.
+        """
+        if len(self.mean) not in (0, 1, channels):
+            raise CefamError(
+                f"mean and std need one value per channel of {channels}, got mean={self.mean}, std={self.std}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as stored with every artefact."""
@@ -110,9 +102,9 @@ class View:
     def __post_init__(self) -> None:
         for name, value in (("resize", self.resize), ("crop", self.crop)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be positive or null, got {value}.")
+                raise CefamError(f"{name} must be positive or null, got {value}.")
         if self.resize and self.crop and self.crop > self.resize:
-            raise ValueError(
+            raise CefamError(
                 f"A crop of {self.crop} does not fit into a short side of {self.resize}: enlarge `resize`."
             )
 
@@ -126,7 +118,7 @@ class View:
         if self.crop is None:
             return 0, 0, height, width
         if min(height, width) < self.crop:
-            raise ValueError(
+            raise CefamError(
                 f"A picture of {height} x {width} is smaller than the crop of {self.crop}: set `resize` to at least {self.crop}."
             )
         return round((height - self.crop) / 2), round((width - self.crop) / 2), self.crop, self.crop
@@ -146,8 +138,18 @@ class View:
         """Photograph -> view, uint8 (3, H, W)."""
         return self._apply(to_pixels(picture), "bilinear")
 
-    def mask(self, index_map: Tensor) -> Tensor:
-        """The same cut of an index map (H, W) of the photograph; labels are never mixed."""
+    def mask(self, index_map: Tensor, cut: str = "nearest") -> Tensor:
+        """The same cut of an index map (H, W) of the photograph; labels are never mixed.
+
+        Args:
+            index_map: whole numbers.
+            cut: "nearest"; or "cover", for a map with one label: resized like the photograph, and what is covered in part is
+                inside (published reading of ImageNet-S).
+        """
+        if cut == "cover":
+            label = index_map.max()
+            covered = self._apply((index_map == label).float().unsqueeze(0), "bilinear").squeeze(0) > 0
+            return covered * label
         return self._apply(index_map.unsqueeze(0), "nearest").squeeze(0)
 
     def cuts(self, height: int, width: int) -> bool:

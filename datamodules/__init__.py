@@ -1,4 +1,4 @@
-"""LightningDataModules: thin, they stream what ``cefam.shards`` and ``cefam.features`` define. Import as ``cefam.datamodules``."""
+"""LightningDataModules: thin, they stream what ``cefam.datasets`` defines. Import as ``cefam.datamodules``."""
 
 from cefam.datamodules.features import FeaturesData
 from cefam.datamodules.images import ImagesData

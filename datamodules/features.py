@@ -6,8 +6,8 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datamodules.loaders import ShuffledSampler, StripedSampler, count_batches, mask_labels, region_loader
-from cefam.features import FeatureManifest, load_features
+from cefam.datasets.features import FeatureManifest, load_features
+from cefam.datasets.streams import ShuffledSampler, StripedSampler, count_batches, mask_labels, region_loader
 from cefam.views import View
 
 

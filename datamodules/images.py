@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cefam.datamodules.loaders import (
+from cefam.datasets.contract import Manifest, Sample, is_shards
+from cefam.datasets.sources.images import list_images
+from cefam.datasets.streams import (
     ImageFiles,
     RandomViews,
     ShardEpochs,
@@ -22,8 +23,6 @@ from cefam.datamodules.loaders import (
     mask_labels,
     region_loader,
 )
-from cefam.prepare import list_images
-from cefam.shards import MANIFEST, Manifest, Sample
 from cefam.views import TrainingView, View
 
 
@@ -73,7 +72,7 @@ class ImagesData(L.LightningDataModule):
         Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
         view = TrainingView(self.size)
-        if _is_shards(self.train):
+        if is_shards(self.train):
             return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed)
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
@@ -91,7 +90,7 @@ class ImagesData(L.LightningDataModule):
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""
         view = View(self.resize, self.size)
         loaders: list[Any]
-        if _is_shards(self.val):
+        if is_shards(self.val):
             check_workers(len(Manifest.read(self.val).shards), self.num_workers, self.val)
             loaders = [
                 DataLoader(
@@ -113,10 +112,6 @@ class ImagesData(L.LightningDataModule):
         if self.regions:
             loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))
         return loaders
-
-
-def _is_shards(folder: str) -> bool:
-    return (Path(folder) / MANIFEST).is_file()
 
 
 def _picture_view(view: Callable[..., Tensor], sample: Sample) -> dict[str, Tensor]:

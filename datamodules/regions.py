@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from cefam.datamodules.loaders import mask_labels, region_loader
+from cefam.datasets.streams import mask_labels, region_loader
 from cefam.views import View
 
 

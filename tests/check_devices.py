@@ -6,9 +6,10 @@
 import torch
 
 from cefam import CEFAM, ConceptSet
-from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam.evaluator import RegionEvaluator
 from cefam.methods import CEFAMRegions, CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
-from cefam.report.examples import examples
+from cefam.pairs import RegionBatch
+from cefam.report import examples
 from tests.pretend import OnDevice, alike, moved, pretended
 from tests.test_explain import BUILDERS, DIM, RAGGED, TEXTS, explainer_of
 

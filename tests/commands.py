@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from cefam.cli import main
+from cefam.commands import main
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,8 +8,8 @@ import yaml
 from PIL import Image
 
 from cefam import CEFAM
-from cefam.features import load_features
-from cefam.shards import read_shard
+from cefam.datasets.features import load_features
+from cefam.datasets import read_shard
 from tests import broken as broken_things
 from tests.commands import RESULTS, csv_logger, good_call, images_data, run
 

@@ -23,9 +23,9 @@ from cefam.brodenette.rules import CAPTION_ONLY, held_out, uncaptioned
 from cefam.brodenette.scenes import FULL, SIZE, Scene, follows
 from cefam.brodenette.towers import weights_folder
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, NUMBER, OBJECTS, PATCHES
+from cefam.datasets.sources.broden import Broden
 from cefam.concepts import ConceptSet
-from cefam.prepare import broden_samples
-from cefam.shards import Manifest, read_shard
+from cefam.datasets.shards import Manifest, read_shard
 from examples.brodenette_recipe.data import scenes
 from examples.brodenette_recipe.quality import accuracy, retrieval
 from tests.commands import run

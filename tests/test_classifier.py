@@ -7,8 +7,8 @@ import torchvision
 from torch import nn
 
 from cefam import FrozenClassifier, load_classifier
-from cefam.stages import StageContext
-from cefam.zoo import read_state_dict
+from cefam.towers.stages import StageContext
+from cefam.towers.zoo import read_state_dict
 from tests.conftest import fill
 
 FAMILIES = [

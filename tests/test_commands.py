@@ -303,7 +303,7 @@ def test_frozen_towers_are_byte_equal_after_fit(world, prepared):
 
 
 def test_features_resume_and_do_not_depend_on_the_workers(world, prepared, tmp_path):
-    from cefam.features import load_features
+    from cefam.datasets.features import load_features
 
     folder = tmp_path / "again"
     options = ["--config", world / "towers.yaml", "--images", world / "images/train", "--folder", folder, "--views", 2]

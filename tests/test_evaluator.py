@@ -1,5 +1,6 @@
 """The evaluator on regions whose values are known, and the chance rows."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,15 +8,26 @@ import pytest
 import torch
 
 from cefam import ConceptPairs, ConceptSet
-from cefam.classifier import ClassifierOutput
+from cefam.categories import IGNORED
 from cefam.concepts import Concept
-from cefam.evaluator import RegionBatch, RegionEvaluator
-from cefam.methods import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
-from cefam.methods.base import Candidates
+from cefam.evaluator import RegionEvaluator
+from cefam.methods import (
+    Activated,
+    CenterRegions,
+    LuminanceRegions,
+    RandomChannelRegions,
+    RandomMapRegions,
+    RegionMethod,
+)
 from cefam.methods.chance import hashed_uniform
+from cefam.metrics import METRICS, MetricRow, PairMean
 from cefam.metrics.functional import energy_pointing_game, normalized_region_accuracy
+from cefam.pairs import Candidates, RegionBatch
 from cefam.report import records as record_files
+from cefam.report import tables
 from cefam.report.bootstrap import differences
+from cefam.settings import MethodSettings
+from cefam.towers.classifier import ClassifierOutput
 
 CONCEPTS = ConceptSet(
     (
@@ -46,25 +58,25 @@ def batch_of():
     )
 
 
-class Given:
+class Given(RegionMethod):
     """Regions that are handed in: (P, Q, H, W), some of them invalid."""
 
     def __init__(self, maps, valid=None):
         self.maps = maps
         self.valid = torch.ones(maps.shape[:2], dtype=torch.bool) if valid is None else valid
 
-    def regions(self, images, activations, pairs, size, num_candidates):
+    def regions(self, activated, pairs, size, num_candidates):
         order = torch.arange(self.maps.shape[1], 0, -1).expand(len(pairs), -1).double()
         rows = (pairs.keys().unsqueeze(1) == self.keys.unsqueeze(0)).long().argmax(dim=1)
         return Candidates(self.maps[rows], order, order.long(), self.valid[rows])
 
 
-def evaluate(method, preset="published", **options):
-    evaluator = RegionEvaluator({"given": method}, CONCEPTS, preset=preset, **options)
+def evaluate(method, keep=(), **settings):
+    evaluator = RegionEvaluator({"given": method}, CONCEPTS, settings=MethodSettings().changed(**settings))
     batch = batch_of()
-    masks = batch.pair_mask[:4]
-    method.keys = evaluator._keys(batch, masks, torch.tensor([0, 0, 0, 1]), batch.pair_label[:4])
-    return evaluator, evaluator.evaluate(batch, NOTHING)
+    found = evaluator.find(batch)
+    method.keys = found.pairs.keys()
+    return evaluator, evaluator.evaluate(batch, NOTHING, found, keep)
 
 
 def boolean_masks():
@@ -81,15 +93,15 @@ def test_top1_takes_the_first_candidate_and_the_oracle_the_best(memory_limit):
     nra = torch.stack([normalized_region_accuracy(maps[:, q], masks) for q in range(3)], dim=1)
     epg = torch.stack([energy_pointing_game(maps[:, q], masks) for q in range(3)], dim=1)
     best = nra.argmax(dim=1)
-    torch.testing.assert_close(values["top1"].nra, nra[:, 0])
-    torch.testing.assert_close(values["oracle"].nra, nra.max(dim=1).values)
-    torch.testing.assert_close(values["oracle"].epg, epg[torch.arange(4), best])
+    torch.testing.assert_close(values["top1"].metrics["nra"], nra[:, 0])
+    torch.testing.assert_close(values["oracle"].metrics["nra"], nra.max(dim=1).values)
+    torch.testing.assert_close(values["oracle"].metrics["epg"], epg[torch.arange(4), best])
     calibrated = normalized_region_accuracy(maps[:, 0], masks, "constant")
-    torch.testing.assert_close(values["top1"].nra_calibrated, calibrated)
-    assert values["oracle"].hit.tolist() == (nra.max(dim=1).values > 0.5).double().tolist()
+    torch.testing.assert_close(values["top1"].metrics["nra_calibrated"], calibrated)
+    assert values["oracle"].metrics["hit"].tolist() == (nra.max(dim=1).values > 0.5).double().tolist()
     assert best[1] == 2
-    assert found.outside == 1
-    assert found.pairs.image.tolist() == [0, 0, 1, 1]
+    assert found.found.outside == 1
+    assert found.found.pairs.image.tolist() == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("held", [0.5, math.nan, math.inf])
@@ -100,8 +112,8 @@ def test_what_an_invalid_map_holds_changes_nothing(held):
     found = evaluate(Given(maps.masked_fill(~valid[..., None, None], held), valid))[1].values["given"]
     for protocol in ("top1", "oracle"):
         for name in ("nra", "epg", "hit", "nra_calibrated"):
-            wanted = getattr(clean[protocol], name)
-            assert torch.equal(getattr(found[protocol], name), wanted)
+            wanted = clean[protocol].metrics[name]
+            assert torch.equal(found[protocol].metrics[name], wanted)
             assert wanted.isfinite().all()  # undefined is a matter of the mask alone
         assert found[protocol].expressible.tolist() == [True, False, True, True]
 
@@ -109,7 +121,7 @@ def test_what_an_invalid_map_holds_changes_nothing(held):
 def test_a_valid_region_that_is_not_finite_is_refused():
     maps = torch.rand(4, 2, 20, 20)
     maps[2, 1, 3, 3] = math.nan
-    with pytest.raises(ValueError, match="given gave a region that holds values which are not finite"):
+    with pytest.raises(ValueError, match="given gave a region with values that are not finite"):
         evaluate(Given(maps))
 
 
@@ -117,19 +129,19 @@ def test_a_mask_keeps_its_place_where_the_first_one_has_no_concept_of_the_set():
     without_color = ConceptSet(tuple(c for c in CONCEPTS.concepts if c.number != 9))
     evaluator = RegionEvaluator({"map": RandomMapRegions()}, without_color)
     found = evaluator.evaluate(batch_of(), NOTHING)
-    assert found.label.tolist() == [3, 4, 3]
-    assert found.place.tolist() == [0, 0, 1]  # image "b": the color mask comes first, and has no pair here
+    assert found.found.label.tolist() == [3, 4, 3]
+    assert found.found.place.tolist() == [0, 0, 1]  # image "b": the color mask comes first, and has no pair here
     rows = list(record_files.rows_of(found, ["a", "b"], evaluator.categories, without_color))
     assert [row[:3] for row in rows[:3]] == [["a", 0, 3], ["a", 0, 4], ["b", 1, 3]]
     whole = RegionEvaluator({"map": RandomMapRegions()}, CONCEPTS).evaluate(batch_of(), NOTHING)
-    assert found.pairs.keys().tolist() == whole.pairs.keys()[[0, 1, 3]].tolist()
+    assert found.found.pairs.keys().tolist() == whole.found.pairs.keys()[[0, 1, 3]].tolist()
 
 
 def test_the_published_category_is_the_labels_first_and_the_papers_is_the_masks():
     evaluator, found = evaluate(Given(torch.rand(4, 1, 20, 20)))
-    assert [evaluator.categories[c] for c in found.category.tolist()] == ["part", "object", "color", "part"]
+    assert [evaluator.categories[c] for c in found.found.category.tolist()] == ["part", "object", "color", "part"]
     evaluator, found = evaluate(Given(torch.rand(4, 1, 20, 20)), preset="paper")
-    assert [evaluator.categories[c] for c in found.category.tolist()] == ["object", "object", "color", "object"]
+    assert [evaluator.categories[c] for c in found.found.category.tolist()] == ["object", "object", "color", "object"]
     assert "scene" not in evaluator.categories
 
 
@@ -139,11 +151,11 @@ def test_a_map_that_misses_has_no_energy_as_published_and_some_in_the_paper():
     assert (energy_pointing_game(maps[:, 0], boolean_masks())[:2] > 0).all()
     published = evaluate(Given(maps))[1].values["given"]["top1"]
     paper = evaluate(Given(maps), preset="paper")[1].values["given"]["top1"]
-    assert published.nra[0] == 0
-    assert published.epg[0] == 0
+    assert published.metrics["nra"][0] == 0
+    assert published.metrics["epg"][0] == 0
     inside = int(boolean_masks()[0].sum())
     outside = 400 - 20 - inside
-    assert paper.epg[0].item() == pytest.approx(0.5 * inside / (0.5 * inside + outside))
+    assert paper.metrics["epg"][0].item() == pytest.approx(0.5 * inside / (0.5 * inside + outside))
 
 
 def test_a_concept_without_candidates_is_inexpressible():
@@ -165,10 +177,12 @@ def test_chance_rows_depend_on_the_pair_alone():
         torch.tensor([0, 1]), torch.tensor([9, 3]),
     )  # fmt: skip
     output = ClassifierOutput(NOTHING.logits[1:], [a[1:] for a in NOTHING.activations], [])
-    alone = RegionEvaluator(methods, CONCEPTS, memory_limit=1e-6).evaluate(second, output)
+    small = MethodSettings(memory_limit=1e-6)
+    alone = RegionEvaluator(methods, CONCEPTS, settings=small).evaluate(second, output)
     for name in methods:
         for protocol in ("top1", "oracle"):
-            torch.testing.assert_close(whole.values[name][protocol].nra[2:], alone.values[name][protocol].nra)
+            one, other = (found.values[name][protocol].metrics["nra"] for found in (whole, alone))
+            torch.testing.assert_close(one[2:], other)
 
 
 def test_hashed_numbers_are_uniform_and_independent():
@@ -187,24 +201,24 @@ PAIRS = ConceptPairs(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
 
 
 def test_one_random_channel_per_stage():
-    found = RandomChannelRegions().regions(batch_of().image, NOTHING, PAIRS, (5, 5), 4)
+    found = RandomChannelRegions().regions(Activated(batch_of().image, NOTHING), PAIRS, (5, 5), 4)
     assert found.maps.shape == (3, 2, 5, 5)
     assert found.stage.sort(dim=1).values.tolist() == [[0, 1]] * 3
     for pair in range(3):
         first = found.maps[pair, (found.stage[pair] == 0).nonzero().item()]
         channels = NOTHING.activations[0][PAIRS.image[pair]]
         assert any(torch.equal(first, channel) for channel in channels)
-    one = RandomChannelRegions().regions(batch_of().image, NOTHING.activations, PAIRS, (5, 5), 1)
+    one = RandomChannelRegions().regions(Activated(batch_of().image, NOTHING), PAIRS, (5, 5), 1)
     assert torch.equal(one.maps[:, 0], found.maps[:, 0])
 
 
 def test_center_and_luminance():
     images = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
     images[1, 1] = 255
-    center = CenterRegions().regions(images, NOTHING, PAIRS, (21, 31), 4)
+    center = CenterRegions().regions(Activated(images, NOTHING), PAIRS, (21, 31), 4)
     assert center.maps.shape == (3, 1, 21, 31)
     assert center.maps[0, 0].flatten().argmax() == 10 * 31 + 15
-    light = LuminanceRegions().regions(images, NOTHING, PAIRS, (20, 20), 4)
+    light = LuminanceRegions().regions(Activated(images, NOTHING), PAIRS, (20, 20), 4)
     assert light.maps[1, 0, 3, 3].item() == pytest.approx(0.587)
     assert light.maps[1, 1, 3, 3].item() == pytest.approx(1 - 0.587)
     assert light.maps[0, 0].abs().sum() == 0
@@ -214,7 +228,7 @@ def test_a_random_map_is_not_better_than_chance():
     mask = torch.zeros(400, 30, 30, dtype=torch.bool)
     mask[:, 5:15, 8:20] = True
     pairs = ConceptPairs(torch.zeros(400).long(), torch.arange(400))
-    maps = RandomMapRegions().regions(batch_of().image, NOTHING, pairs, (30, 30), 1).maps[:, 0]
+    maps = RandomMapRegions().regions(Activated(batch_of().image, NOTHING), pairs, (30, 30), 1).maps[:, 0]
     calibrated = normalized_region_accuracy(maps, mask, "constant")
     assert abs(calibrated.mean()) < 3 * calibrated.std() / math.sqrt(400)
 
@@ -225,8 +239,8 @@ def test_a_batch_without_pairs_gives_none():
         batch.image, batch.ids, batch.masks[:0], batch.mask_image[:0], [], batch.pair_mask[:0], batch.pair_label[:0]
     )
     found = RegionEvaluator({"map": RandomMapRegions()}, CONCEPTS).evaluate(empty, NOTHING)
-    assert len(found.pairs) == 0
-    assert found.values["map"]["top1"].nra.shape == (0,)
+    assert len(found.found.pairs) == 0
+    assert found.values["map"]["top1"].metrics["nra"].shape == (0,)
 
 
 def test_a_difference_is_that_of_the_tables_averages_and_its_interval_is_paired():
@@ -270,22 +284,60 @@ def test_the_interval_covers_the_standard_error():
     )
 
 
-def test_a_metric_more_is_a_column_more(monkeypatch):
-    """As the contributor's page says: its name in METRICS, its value in MethodValues, and records take it from there."""
-    more = (*record_files.METRICS, "extra")
-    values = (*more, *record_files.VALUES[len(record_files.METRICS) :])
-    columns = [c for c in record_files.COLUMNS if c not in record_files.VALUES]
-    columns[columns.index("stage") : columns.index("stage")] = values
-    for name, value in (("METRICS", more), ("VALUES", values), ("COLUMNS", tuple(columns))):
-        monkeypatch.setattr(record_files, name, value)
-    evaluator, found = evaluate(Given(boolean_masks()[:, None].float()))
-    for protocols in found.values.values():
-        for measured in protocols.values():
-            object.__setattr__(measured, "extra", measured.nra * 2 + 7)
+def test_a_metric_more_is_one_row_of_the_table(monkeypatch):
+    """As the contributor's page says: a formula, a state and a row of METRICS; records, tables and loggers follow."""
+
+    class Doubled(PairMean):
+        def formula(self, region, mask):
+            return 2 * normalized_region_accuracy(region, mask) + 7
+
+    extra = MetricRow("Extra", lambda measured: 2 * measured.nra + 7, Doubled)
+    monkeypatch.setitem(METRICS, "extra", extra)
+    maps = torch.rand(4, 1, 20, 20, generator=torch.Generator().manual_seed(2))
+    evaluator, found = evaluate(Given(maps))
     rows = list(record_files.rows_of(found, ["a", "b"], evaluator.categories, CONCEPTS))
     assert len(rows) == 8
-    for row in rows:
-        record = dict(zip(columns, row, strict=True))
-        assert record["extra"] == pytest.approx(record["nra"] * 2 + 7)
+    lines = [dict(zip(record_files.columns(), row, strict=True)) for row in rows]
+    for record in lines:
+        assert float(record["extra"]) == pytest.approx(float(record["nra"]) * 2 + 7)
         assert (record["stage"], record["expressible"], record["method"]) == (1, 1, "given")
-        assert 0 <= record["auc_low"] < record["auc_high"] <= 1
+        assert 0 <= float(record["auc_low"]) < float(record["auc_high"]) <= 1
+    numbers = [{**record, **{name: float(record[name]) for name in record_files.values()}} for record in lines]
+    table = tables.summarize(numbers, evaluator.categories, 4)
+    assert "Extra" in tables.to_text(table)
+    metric = extra.metric(evaluator.categories)
+    metric.update(maps[:, 0], boolean_masks(), found.found.category)
+    assert table.rows[0].means["extra"][-1] == pytest.approx(metric.compute()["mean"].item())
+
+
+def test_kept_candidates_are_those_that_were_measured():
+    """Over chunks, too: the contact sheet draws them."""
+    maps = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    for limit in (1000.0, 1e-6):
+        _, found = evaluate(Given(maps), keep=[1, 3], memory_limit=limit)
+        kept = found.kept["given"]
+        assert torch.equal(kept.candidates.maps, maps[[1, 3]])
+        for protocol in ("top1", "oracle"):
+            best = kept.nra.gather(1, kept.choice[protocol].unsqueeze(1)).squeeze(1)
+            assert torch.equal(best, found.values["given"][protocol].metrics["nra"][[1, 3]])
+
+
+def test_ignored_pixels_are_neither_inside_nor_outside():
+    """The value is that of the pixels that count, taken out by hand."""
+    batch = batch_of()
+    ignored = torch.zeros(20, 20, dtype=torch.bool)
+    ignored[:, 15:] = True
+    masks = batch.masks.masked_fill(ignored, IGNORED)
+    batch = dataclasses.replace(batch, masks=masks, has_ignored=True)
+    maps = torch.rand(4, 2, 20, 20, generator=torch.Generator().manual_seed(3))
+    evaluator = RegionEvaluator({"given": Given(maps)}, CONCEPTS)
+    labeled = evaluator.find(batch)
+    evaluator.methods["given"].keys = labeled.pairs.keys()
+    values = evaluator.evaluate(batch, NOTHING, labeled).values["given"]["top1"].metrics
+    inside = masks[labeled.mask] == labeled.label.view(-1, 1, 1)
+    for pair in range(4):
+        region, mask = (value[~ignored].view(1, 1, -1) for value in (maps[pair, 0], inside[pair]))
+        nra = normalized_region_accuracy(region, mask)
+        assert values["nra"][pair].item() == pytest.approx(nra.item(), abs=1e-12)
+        if nra > 0:
+            assert values["epg"][pair].item() == pytest.approx(energy_pointing_game(region, mask).item(), abs=1e-9)

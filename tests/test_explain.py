@@ -10,9 +10,10 @@ from torch import nn
 from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
-from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator, regions
-from cefam.explain import _groups
-from cefam.methods import CEFAMRegions
+from cefam import ConceptPairs, Explainer, FrozenClassifier, Trained, Translator
+from cefam.attribution import weights as weighing
+from cefam.attribution.batching import Layout
+from cefam.methods import Activated, Bench, CEFAMRegions
 from cefam.views import resize_regions
 from tests.conftest import fill
 from tests.test_classifier import Bypass
@@ -116,7 +117,7 @@ class Literal:
         score, _ = self.log_score(pooled, concept)
         weights = []
         for index, stage in enumerate(self.stages):
-            normed = stage.tap != stage.name and self.explainer.preset == "published"
+            normed = stage.tap != stage.name and self.explainer.settings.preset == "published"
             if derivative == "branch":
                 gradient = torch.autograd.grad(score, pooled[index], retain_graph=True)[0]
                 spatial = (gradient / maps[index][0, 0].numel())[..., None, None].expand_as(maps[index])
@@ -155,7 +156,7 @@ class Literal:
                     own = fixed[0, channel].mean()
                     everything = fixed.mean()
                     last = index == len(self.stages) - 1
-                    value = everything if last or self.explainer.preset == "paper" else own
+                    value = everything if last or self.explainer.settings.preset == "paper" else own
                     if stage.layout == "channels_first":
                         output[0, channel] = value
                     else:  # every token, class token too; every position
@@ -234,8 +235,10 @@ def test_contribution_is_the_literal_one_at_every_stage(kind, preset):
 @pytest.mark.parametrize("derivative", ["total", "branch"])
 def test_candidates_are_the_stages_maps_by_association_descending(derivative):
     explainer, images = explainer_of("resnet")
-    method = CEFAMRegions(explainer.classifier, explainer.translator, explainer.concepts, derivative, num_channels=5)
-    found = method.regions(images, explainer.classifier(images), RAGGED, (40, 30), num_candidates=3)
+    bench = Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts))
+    method = CEFAMRegions(bench, derivative=derivative, num_channels=5)
+    activated = Activated(images, explainer.classifier(images))
+    found = method.regions(activated, RAGGED, (40, 30), num_candidates=3)
     regions = explainer.regions(images, RAGGED, derivative)
     association = explainer.association(images, RAGGED, 5, regions)
     assert found.maps.shape == (5, 3, 40, 30)
@@ -246,8 +249,6 @@ def test_candidates_are_the_stages_maps_by_association_descending(derivative):
             assert found.score[pair, place] == association[pair, stage]
             resized = resize_regions(regions.maps[stage][pair : pair + 1], (40, 30))[0]
             torch.testing.assert_close(found.maps[pair, place], resized)
-    bare = method.regions(images, explainer.classifier(images).activations, RAGGED, (40, 30), num_candidates=3)
-    assert torch.equal(bare.stage, found.stage)
 
 
 def test_masking_more_channels_than_there_are_masks_all_of_them():
@@ -271,26 +272,26 @@ def test_contributions_are_refused_where_a_stage_is_no_cut_and_explanations_go_w
 @pytest.mark.parametrize("kind", ["resnet", "vit", "bypass"])
 def test_the_memory_limit_bounds_the_pairs_that_run_together(kind, monkeypatch):
     together = []
-    total_weights = regions.total_weights
+    total_gradients = weighing.total_gradients
 
     def counted(activations, sources, gradients):
         together.append(gradients[0].shape[0] * gradients[0].shape[1])
-        return total_weights(activations, sources, gradients)
+        return total_gradients(activations, sources, gradients)
 
-    monkeypatch.setattr(regions, "total_weights", counted)
+    monkeypatch.setattr(weighing, "total_gradients", counted)
     explainer, images = explainer_of(kind)
-    each = 2 * 4 * explainer._elements(explainer.encode(images), 0)
-    explainer.memory_limit = 2.5 * each / 2**20
+    each = 2 * 4 * explainer.networks.elements(explainer.encode(images), 0)
+    explainer.settings = explainer.settings.changed(memory_limit=2.5 * each / 2**20)
     explainer.regions(images, RAGGED)
     assert together == [2, 1, 2]  # three pairs of one image, one each of two others
 
 
 def test_images_with_like_numbers_of_pairs_are_worked_on_together():
     image = torch.tensor([0] * 8 + [1] * 2 + [3] * 7 + [4] * 6 + [5] * 5)
-    found = [(group.tolist(), most) for group, most in _groups(image, 6, room=100)]
-    assert found == [([0, 3, 4], 8), ([5], 5), ([1], 2)]
-    assert [group.tolist() for group, _ in _groups(image, 6, room=16)] == [[0, 3], [4, 5], [1]]
-    assert list(_groups(image[:0], 6, room=16)) == []
+    layout = Layout(image, 6)
+    assert list(layout.groups(room=100)) == [([0, 3, 4], 8), ([5], 5), ([1], 2)]
+    assert [group for group, _ in layout.groups(room=16)] == [[0, 3], [4, 5], [1]]
+    assert list(Layout(image[:0], 6).groups(room=16)) == []
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -387,7 +388,7 @@ def test_graphs_never_outlive_a_call(kind, monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         found = explainer.regions(images, RAGGED)
         explanations = explainer.explain(images, top_k=2)
-        monkeypatch.setattr(regions, "total_weights", lambda *_: 1 / 0)
+        monkeypatch.setattr(weighing, "total_gradients", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             explainer.regions(images, RAGGED)
     gc.collect()

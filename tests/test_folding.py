@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
-from cefam.folding import folded
+from cefam.towers.folding import folded
 from tests.conftest import fill
 
 

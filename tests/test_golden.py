@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
 from cefam.metrics.functional import energy_pointing_game, iou_curves, normalized_region_accuracy
-from cefam.module import sgd
+from cefam.training import sgd
 from cefam.translator import distillation_losses
 from cefam.views import resize_regions
 from tests.conftest import GOLDEN, assert_golden, fill

@@ -13,8 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIGHTNING = ("lightning", "pytorch_lightning")
-UPPER = ("cefam.module", "cefam.evaluation", "cefam.datamodules", "cefam.callbacks", "cefam.cli", "cefam.lightning_cli")
-COMMANDS = ("cefam.cli", "cefam.lightning_cli", "cefam.demo")
+UPPER = (
+    "cefam.training",
+    "cefam.evaluation",
+    "cefam.datamodules",
+    "cefam.callbacks",
+    "cefam.commands",
+    "cefam.commands._lightning",
+)
+COMMANDS = ("cefam.commands", "cefam.commands._lightning", "cefam.commands.demo")
 GROUND = ("metrics", "regions", "impact", "translator", "shards", "views", "concepts", "identity", "stages", "folding")
 FORBIDDEN = {
     "files": ("cefam.", *LIGHTNING),
@@ -31,33 +38,54 @@ FORBIDDEN = {
     "schedule": ("cefam.", *LIGHTNING),
     "folding": ("cefam.", *LIGHTNING),
     "stages": ("cefam.", *LIGHTNING),
-    "classifier": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
-    "vlm": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.classifier", *UPPER, *LIGHTNING),
-    "explanation": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),
+    "classifier": ("cefam.attribution.explainer", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "vlm": (
+        "cefam.attribution.explainer",
+        "cefam.methods",
+        "cefam.evaluator",
+        "cefam.towers.classifier",
+        *UPPER,
+        *LIGHTNING,
+    ),
+    "explanation": (
+        "cefam.attribution.explainer",
+        "cefam.methods",
+        "cefam.evaluator",
+        "cefam.report",
+        *UPPER,
+        *LIGHTNING,
+    ),
     "explain": ("cefam.methods", "cefam.evaluator", "cefam.report", *UPPER, *LIGHTNING),
-    "methods": ("cefam.evaluator", "cefam.report", "cefam.vlm", *UPPER, *LIGHTNING),
+    "methods": ("cefam.evaluator", "cefam.report", "cefam.towers.vlm", *UPPER, *LIGHTNING),
     "evaluator": ("cefam.report", *UPPER, *LIGHTNING),
-    "features": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "features": ("cefam.attribution.explainer", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "brodenette": ("cefam.", *LIGHTNING),
-    "prepare": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
-    "report": ("cefam.classifier", "cefam.methods", "cefam.translator", *UPPER, *LIGHTNING),
-    "datamodules": ("cefam.module", "cefam.callbacks", "cefam.evaluation", "cefam.methods", *COMMANDS),
-    "callbacks": ("cefam.module", "cefam.datamodules", "cefam.evaluation", *COMMANDS),
+    "prepare": ("cefam.attribution.explainer", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "report": ("cefam.towers.classifier", "cefam.methods", "cefam.translator", *UPPER, *LIGHTNING),
+    "datamodules": ("cefam.training", "cefam.callbacks", "cefam.evaluation", "cefam.methods", *COMMANDS),
+    "callbacks": ("cefam.training", "cefam.datamodules", "cefam.evaluation", *COMMANDS),
     "module": ("cefam.datamodules", "cefam.callbacks", "cefam.evaluation", "cefam.report", *COMMANDS),
     "evaluation": ("cefam.datamodules", "cefam.callbacks", *COMMANDS),
-    "checks": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *UPPER),
-    "artefact": ("cefam.explain", "cefam.methods", "cefam.evaluator", "cefam.report", *COMMANDS, *LIGHTNING),
-    "zoo": ("cefam.explain", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
+    "checks": ("cefam.attribution.explainer", "cefam.methods", "cefam.evaluator", "cefam.report", *UPPER),
+    "artefact": (
+        "cefam.attribution.explainer",
+        "cefam.methods",
+        "cefam.evaluator",
+        "cefam.report",
+        *COMMANDS,
+        *LIGHTNING,
+    ),
+    "zoo": ("cefam.attribution.explainer", "cefam.methods", "cefam.evaluator", *UPPER, *LIGHTNING),
     "demo": (
-        "cefam.module",
+        "cefam.training",
         "cefam.evaluation",
         "cefam.datamodules",
         "cefam.callbacks",
-        "cefam.lightning_cli",
+        "cefam.commands._lightning",
         *LIGHTNING,
     ),
     "cli": ("cefam.datamodules", "cefam.callbacks", "cefam.evaluation", *LIGHTNING),
-    "lightning_cli": ("cefam.cli", "cefam.demo"),
+    "lightning_cli": ("cefam.commands", "cefam.commands.demo"),
 }
 
 
@@ -172,7 +200,7 @@ COMMANDS = [(page, line) for page in PAGES for line in commands_of(page)]
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[line[:60] for _, line in COMMANDS])
 def test_every_command_of_the_pages_parses(page, line, monkeypatch, capsys, tmp_path):
     """Whole runs of these commands stand in test_commands.py; here every option that a page names must exist."""
-    from cefam.cli import main
+    from cefam.commands import main
 
     for name, content in re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
         (tmp_path / name).write_text(content)  # files that the page tells its reader to write

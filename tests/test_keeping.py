@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cefam import CEFAM
-from cefam.features import load_features
-from cefam.files import alone
-from cefam.shards import Manifest
+from cefam.datasets.features import load_features
+from cefam.files import locked
+from cefam.datasets import Manifest
 from tests.commands import csv_logger, evaluated, feature_options, good_call, run
 
 
@@ -104,7 +104,7 @@ def test_features_of_replaced_shards_are_made_anew_or_refused(world, prepared, t
 def test_two_runs_do_not_write_into_one_folder(verb, world, prepared, trained, capsys):
     Path("out").mkdir()
     options = good_call(verb, world, prepared, trained)
-    with alone(Path("out")):
+    with locked(Path("out")):
         assert run(verb, *options) == 1
     assert "Another run is writing into out: wait for it" in capsys.readouterr().err
     assert run(verb, *options) == 0

@@ -186,10 +186,10 @@ def test_any_split_over_processes_gives_the_same_average(seed, cut):
     value[value > 0.9] = torch.nan
     category = torch.randint(0, 3, (40,), generator=generator)
     expressible = torch.rand(40, generator=generator) > 0.2
-    whole, parts = PairMean(["a", "b", "c"], 0.0), [PairMean(["a", "b", "c"], 0.0) for _ in range(2)]
-    whole.update(value, category, expressible)
+    whole, parts = HitRate(["a", "b", "c"]), [HitRate(["a", "b", "c"]) for _ in range(2)]
+    whole.update(value=value, category=category, expressible=expressible)
     for part, rows in zip(parts, (slice(0, cut), slice(cut, 40)), strict=True):
-        part.update(value[rows], category[rows], expressible[rows])
+        part.update(value=value[rows], category=category[rows], expressible=expressible[rows])
     for name in ("total", "count", "undefined", "missing"):
         merged = getattr(parts[0], name) + getattr(parts[1], name)
         torch.testing.assert_close(merged, getattr(whole, name), rtol=0, atol=1e-12)
@@ -214,7 +214,7 @@ def test_hit_rate_counts_what_a_method_cannot_express_as_a_miss_and_averages_lea
 
 def test_the_mean_is_over_categories_not_pairs():
     metric = PairMean(["a", "b"])
-    metric.update(torch.tensor([1.0, 1.0, 1.0, 0.0]).double(), torch.tensor([0, 0, 0, 1]))
+    metric.update(value=torch.tensor([1.0, 1.0, 1.0, 0.0]).double(), category=torch.tensor([0, 0, 0, 1]))
     assert metric.compute()["mean"].item() == 0.5
 
 

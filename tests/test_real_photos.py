@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cefam.cli import main
-from cefam.prepare import list_images
+from cefam.commands import main
+from cefam.datasets.sources.images import list_images
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.realset
@@ -77,7 +77,7 @@ def test_the_classifier_knows_its_photographs(realset):
     import torch
 
     from cefam import load_classifier
-    from cefam.shards import open_picture
+    from cefam.pictures import open_picture
     from cefam.views import View
     from examples.real_photos.weights import convert_lite0
 

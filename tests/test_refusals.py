@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from cefam import CEFAM
-from cefam.cli import main
+from cefam.commands import main
 from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, run
 
 
@@ -31,8 +31,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cefam.classifier import ClassifierOutput
-from cefam.explanation import ConceptPairs
+from cefam.towers.classifier import ClassifierOutput
 from cefam.methods import Candidates, CenterRegions
 
 class Nothing:
@@ -80,7 +79,7 @@ def test_a_method_that_gives_something_else_is_refused(
 
 def test_a_teacher_of_other_shapes_is_refused():
     from cefam import ConceptSet, VisionLanguageModel
-    from cefam.vlm import encode_images
+    from cefam.towers.vlm import encode_images
 
     class Wrong(VisionLanguageModel):
         embedding_dim = 8

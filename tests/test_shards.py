@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cefam.cli import main
+from cefam.commands import main
+from cefam.datasets.sources.broden import Broden
+from cefam.datasets.sources.images import list_images
 from cefam.datamodules import RegionsData
-from cefam.datamodules.loaders import check_workers
-from cefam.prepare import broden_samples, list_images
-from cefam.shards import Manifest, Mask, Sample, ShardWriter, open_picture, read_shard
+from cefam.datasets import Manifest, Mask, Sample, ShardWriter, read_shard
+from cefam.pictures import open_picture
+from cefam.datasets.streams import check_workers
 from tests.commands import ROOT
 
 
@@ -285,7 +287,7 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
 def test_too_many_workers_are_refused_with_the_number_that_would_do(monkeypatch):
     with pytest.raises(ValueError, match=r"`num_workers` of the data to at most 3"):
         check_workers(3, 4, "shards")
-    monkeypatch.setattr("cefam.datamodules.loaders.world", lambda: (0, 4))
+    monkeypatch.setattr("cefam.datasets.streams.world", lambda: (0, 4))
     with pytest.raises(ValueError, match="use fewer devices"):
         check_workers(3, 0, "shards")
 
@@ -313,7 +315,7 @@ def test_the_real_broden_format_is_read(realset, tmp_path):
 
 
 def test_an_empty_batch_of_masks_collates():
-    from cefam.datamodules.loaders import _collate_regions
+    from cefam.datasets.streams import _collate_regions
 
     batch = _collate_regions(None, [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
     assert len(batch["masks"]) == len(batch["pair_label"]) == 0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import cefam
 from cefam import CEFAM
-from cefam.cli import VERBS, main
+from cefam.commands import VERBS, main
 from tests.commands import RESULTS, ROOT, good_call, run
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

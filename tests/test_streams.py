@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam.cli import main
+from cefam.commands import main
 from cefam.datamodules import ImagesData
-from cefam.datamodules.loaders import ShardEpochs, StripedSampler, in_order
-from cefam.features import picture_units
+from cefam.datasets.features import picture_units
+from cefam.datasets.streams import ShardEpochs, StripedSampler, in_order
 from tests.test_shards import prepared
 
 
@@ -32,7 +32,7 @@ def photographs(tmp_path_factory):
 
 def pretend(monkeypatch, rank, ranks):
     """Be one of several processes, as far as the data knows."""
-    monkeypatch.setattr("cefam.datamodules.loaders.world", lambda: (rank, ranks))
+    monkeypatch.setattr("cefam.datasets.streams.world", lambda: (rank, ranks))
 
 
 def views(monkeypatch, folder, rank, epoch=0, workers=0):

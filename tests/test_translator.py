@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cefam import Translator
-from cefam.regions import similarity, similarity_gradient
+from cefam.attribution.scores import similarity, similarity_gradient
 from cefam.translator import distillation_losses
 
 CHANNELS = [3, 5, 7]

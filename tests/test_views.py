@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph, to_pixels
+from cefam.pictures import open_picture, to_pixels
+from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph
 
 
 def photograph(height, width, marker=None):

@@ -13,7 +13,8 @@ from PIL import Image
 from cefam.brodenette.drawing import CATEGORIES, draw
 from cefam.brodenette.scenes import describe
 from cefam.brodenette.vocabulary import LABELS, SIZE, Label
-from cefam.files import whole
+from cefam.errors import ExistsError
+from cefam.files import replacing
 
 INDEX = ("image", "split", "ih", "iw", "sh", "sw", *CATEGORIES, "scene", "texture")
 
@@ -30,11 +31,11 @@ def write_broden(folder: str | Path, split: str, count: int) -> Path:
         the folder.
 
     Raises:
-        FileExistsError: where there is an ``index.csv``; it is written last, so an unfinished folder has none.
+        ExistsError: where there is an ``index.csv``; it is written last, so an unfinished folder has none.
     """
     root = Path(folder)
     if (root / "index.csv").exists():
-        raise FileExistsError(f"{root} already holds a data set in Broden's format: name another folder, or remove it.")
+        raise ExistsError(f"{root} already holds a data set in Broden's format: name another folder, or remove it.")
     frequency = np.zeros(len(LABELS) + 1, np.int64)
     coverage = np.zeros(len(LABELS) + 1)
     rows = []
@@ -83,5 +84,5 @@ def _write_labels(root: Path, frequency: np.ndarray, coverage: np.ndarray) -> No
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out, lineterminator="\n").writerows([columns, *rows])

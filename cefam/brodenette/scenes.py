@@ -6,11 +6,11 @@ uniform, all numbers whole. Lengths are in half pixels: a scene is drawn at twic
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from random import Random
 
 from cefam.brodenette.rules import CLASSES, RULES, Rule, held_out
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, OBJECTS, PATCH, PATCHES, SIZE
+from cefam.errors import CefamError, near
 
 FULL = 2 * SIZE  # half pixels in a side
 
@@ -71,10 +71,10 @@ class Element:
         """Look of a part.
 
         Raises:
-            ValueError: for a part that this kind does not have.
+            CefamError: for a part that this kind does not have.
         """
         if part not in self.parts:
-            raise ValueError(f"A {self.kind} has no part {part!r}; it has {', '.join(self.parts) or 'none'}.")
+            raise CefamError(f"A {self.kind} has no part {part!r}; it has {', '.join(self.parts) or 'none'}.")
         return self.looks[self.parts.index(part)]
 
 
@@ -116,12 +116,11 @@ class Scene:
         """The same scene with another color or material of one element, or of one part of it.
 
         Raises:
-            ValueError: for a color, material or part that there is not.
+            CefamError: for a color, material or part that there is not.
         """
         for given, known, what in ((color, COLORS, "color"), (material, MATERIALS, "material")):
             if given is not None and given not in known:
-                near = get_close_matches(given, known, n=1)
-                raise ValueError(f"There is no {what} {given!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+                raise CefamError(f"There is no {what} {given!r}.{near(given, known)}")
         element = self.elements[position]
         if part is not None:
             element.look(part)
@@ -195,13 +194,10 @@ def describe(split: str, index: int) -> Scene:
     """The scene of a split with this index, always the same.
 
     Raises:
-        ValueError: for an unknown split, with the near names.
+        CefamError: for an unknown split, with the near names.
     """
     if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1)
-        raise ValueError(
-            f"Brodenette has no split {split!r}.{f' Did you mean {near[0]!r}?' if near else ''} It has {', '.join(SPLITS)}."
-        )
+        raise CefamError(f"Brodenette has no split {split!r}.{near(split, SPLITS)} It has {', '.join(SPLITS)}.")
     name = f"{split}/{index:06d}"
     is_class = SPLITS[split].kind == "class"
     layout = Random(f"{name}/layout")

@@ -1,14 +1,20 @@
 """One interface, many methods: what can give a region for an (image, concept) pair."""
 
-from cefam.methods.base import Candidates, RegionMethod
-from cefam.methods.cefam import CEFAMRegions
+from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
+from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
+from cefam.methods.grad_cam import GradCAMRegions
+from cefam.pairs import Candidates
 
 __all__ = [
+    "Activated",
+    "Bench",
     "CEFAMRegions",
     "Candidates",
     "CenterRegions",
+    "GradCAMRegions",
     "LuminanceRegions",
+    "MethodFactory",
     "RandomChannelRegions",
     "RandomMapRegions",
     "RegionMethod",

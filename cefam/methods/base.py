@@ -1,51 +1,103 @@
-"""The interface of a method that gives regions."""
+"""The interface of a method that gives regions, and what it is given."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from cefam.classifier import ClassifierOutput
-from cefam.explanation import ConceptPairs
+from cefam.concepts import ConceptSet
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.settings import MethodSettings
+from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel
+from cefam.trained import Trained
+
+T = TypeVar("T")
 
 
-class Candidates(NamedTuple):
-    """Q candidate regions of P pairs, the method's own favorite first.
+@dataclass(frozen=True, eq=False)
+class Activated:
+    """A batch of images and the classifier's output for them, shared by all methods.
 
-    ``maps`` (P, Q, H, W); ``score`` (P, Q), by which they are ordered; ``stage`` (P, Q), from 0, or -1 where a map comes
-    from no stage; ``valid`` (P, Q), false where the method has no such candidate. A pair without a valid candidate is a
-    concept that the method cannot express.
+    Args:
+        images: views (B, 3, H, W), uint8 or floats in [0, 1].
+        output: logits, stage maps and context of the classifier.
     """
 
-    maps: Tensor
-    score: Tensor
-    stage: Tensor
-    valid: Tensor
+    images: Tensor
+    output: ClassifierOutput
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What depends on the batch alone, computed for the first chunk of pairs and kept for the others.
+
+        Args:
+            key: names it among all methods.
+            compute: called once.
+        """
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return cast(T, self._kept[key])
 
 
-class RegionMethod(Protocol):
-    """Anything that gives regions for (image, concept) pairs."""
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What a method may ask for, once the classifier is loaded.
 
+    Args:
+        trained: classifier, translator, settings, and the concepts that are measured.
+        vlm: the vision-language model, where it is loaded.
+    """
+
+    trained: Trained
+    vlm: VisionLanguageModel | None = None
+
+    @property
+    def classifier(self) -> FrozenClassifier:
+        """The frozen classifier; ``classifier.unfolded()`` is its network as attribution libraries want it."""
+        return self.trained.classifier
+
+    @property
+    def concepts(self) -> ConceptSet:
+        """The concepts that are measured, with embeddings; the pairs' ``concept`` counts in them."""
+        return self.trained.concepts
+
+    @property
+    def settings(self) -> MethodSettings:
+        """How CE-FAM is computed."""
+        return self.trained.settings
+
+
+class RegionMethod(ABC):
+    """Anything that gives regions for (image, concept) pairs.
+
+    In a config a method is named by its class, and made by calling it with the bench:
+    ``methods: {my row: {class_path: my_methods.Mine, init_args: {power: 2}}}`` calls ``Mine(bench, power=2)``.
+
+    Args:
+        bench: classifier, concepts, settings, and what was trained.
+    """
+
+    def __init__(self, bench: Bench | None = None) -> None:
+        self.bench = bench
+
+    @abstractmethod
     def regions(
-        self,
-        images: Tensor,
-        activations: ClassifierOutput | Sequence[Tensor],
-        pairs: ConceptPairs,
-        size: Sequence[int],
-        num_candidates: int,
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """Candidate regions.
 
+        Methods that explain a class take a further argument ``target``: the class of each image (B,), or ``None`` for the
+        most probable one.
+
         Args:
-            images: views (B, 3, H, W), uint8 or floats in [0, 1].
-            activations: the classifier's output for them, or its maps alone.
+            activated: images and the classifier's output for them.
             pairs: P pairs.
             size: (H, W) of the regions wanted.
             num_candidates: at most so many per pair.
         """
-        ...
 
 
-def maps_of(activations: ClassifierOutput | Sequence[Tensor]) -> Sequence[Tensor]:
-    """The stage maps of a classifier's output, or the maps themselves."""
-    return activations.activations if isinstance(activations, ClassifierOutput) else activations
+MethodFactory = Callable[[Bench], RegionMethod]

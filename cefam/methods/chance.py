@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cefam.classifier import ClassifierOutput
-from cefam.explanation import ConceptPairs
-from cefam.methods.base import Candidates, maps_of
+from cefam.errors import CefamError
+from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.pictures import to_grey
 from cefam.views import resize_regions
 
 _ODD = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer: spreads consecutive counters
@@ -21,17 +22,23 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) that depend on key, position and seed alone: (P,) -> (P, count), double.
 
     A counter-based generator (the splitmix64 finalizer), the same on every device.
-
-    Raises:
-        ValueError: for a seed beyond 32 bits.
     """
-    if not -(2**31) <= seed < 2**31:
-        raise ValueError(f"The seed must lie in 32 bits, got {seed}.")
     x = keys.unsqueeze(1) + (torch.arange(1, count + 1, device=keys.device) + seed * 1_000_003) * _ODD
     for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ _shift_right(x, shift)) * multiplier
     x = x ^ _shift_right(x, 31)
     return _shift_right(x, 11).double() / 2**53
+
+
+def checked_seed(seed: int) -> int:
+    """The seed itself.
+
+    Raises:
+        CefamError: where it does not fit into 32 bits.
+    """
+    if not -(2**31) <= seed < 2**31:
+        raise CefamError(f"The seed must fit into 32 bits, got {seed}.")
+    return seed
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -45,86 +52,67 @@ def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
     return Candidates(maps, score, stage, torch.ones(pairs, count, dtype=torch.bool, device=maps.device))
 
 
-class RandomMapRegions:
+class RandomMapRegions(RegionMethod):
     """Every pixel an independent uniform number; as many candidates as asked for."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, bench: Bench | None = None, seed: int = 0) -> None:
+        super().__init__(bench)
+        self.seed = checked_seed(seed)
 
     def regions(
-        self,
-        images: Tensor,
-        activations: ClassifierOutput | Sequence[Tensor],
-        pairs: ConceptPairs,
-        size: Sequence[int],
-        num_candidates: int,
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
         height, width = size
-        values = hashed_uniform(pairs.keys().to(images.device), num_candidates * height * width, self.seed)
+        values = hashed_uniform(pairs.keys().to(activated.images.device), num_candidates * height * width, self.seed)
         return _candidates(values.float().view(len(pairs), num_candidates, height, width))
 
 
-class RandomChannelRegions:
+class RandomChannelRegions(RegionMethod):
     """One random channel of each stage, stages in random order: the first is one random channel of the network.
 
     With as many candidates as stages it meets the oracle's choice on equal terms with CE-FAM.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, bench: Bench | None = None, seed: int = 0) -> None:
+        super().__init__(bench)
+        self.seed = checked_seed(seed)
 
     def regions(
-        self,
-        images: Tensor,
-        activations: ClassifierOutput | Sequence[Tensor],
-        pairs: ConceptPairs,
-        size: Sequence[int],
-        num_candidates: int,
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
-        maps = maps_of(activations)
-        keys = pairs.keys().to(images.device)
+        maps = activated.output.activations
+        keys = pairs.keys().to(activated.images.device)
         draws = hashed_uniform(keys, 2 * len(maps), self.seed + 1)
         order = draws[:, : len(maps)].argsort(dim=1)[:, :num_candidates]
         resized = []
         for stage, activation in enumerate(maps):
             channel = (draws[:, len(maps) + stage] * activation.shape[1]).long()
             resized.append(resize_regions(activation[pairs.image, channel].float(), size))
-        rows = torch.arange(len(pairs), device=images.device).unsqueeze(1)
+        rows = torch.arange(len(pairs), device=activated.images.device).unsqueeze(1)
         return _candidates(torch.stack(resized, dim=1)[rows, order], order)
 
 
-class CenterRegions:
+class CenterRegions(RegionMethod):
     """The nearer to the center, the higher; distances in units of the image's sides."""
 
     def regions(
-        self,
-        images: Tensor,
-        activations: ClassifierOutput | Sequence[Tensor],
-        pairs: ConceptPairs,
-        size: Sequence[int],
-        num_candidates: int,
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
-        rows, columns = ((torch.arange(n, device=images.device) + 0.5) / n - 0.5 for n in size)
+        rows, columns = ((torch.arange(n, device=activated.images.device) + 0.5) / n - 0.5 for n in size)
         nearness = 1 - (rows.unsqueeze(1) ** 2 + columns**2).sqrt()
         return _candidates(nearness.float().expand(len(pairs), 1, -1, -1))
 
 
-class LuminanceRegions:
+class LuminanceRegions(RegionMethod):
     """The image's luminance (Rec. 601), and, as the second candidate, its negative."""
 
     def regions(
-        self,
-        images: Tensor,
-        activations: ClassifierOutput | Sequence[Tensor],
-        pairs: ConceptPairs,
-        size: Sequence[int],
-        num_candidates: int,
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
-        pixels = images.float() / (255 if images.dtype == torch.uint8 else 1)
-        bright = (pixels * pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1)
+        bright = to_grey(activated.images).squeeze(1)
         both = torch.stack([resize_regions(m, size) for m in (bright, 1 - bright)], dim=1)
         return _candidates(both[pairs.image][:, :num_candidates])

@@ -1,12 +1,17 @@
-"""Region metrics: formulas in ``functional``, their torchmetrics states in ``modular``."""
+"""Region metrics: formulas in ``functional``, torchmetrics states in ``modular``, what is measured in ``table``."""
 
-from cefam.metrics.modular import (
-    CATEGORIES,
-    EnergyPointingGame,
-    HitRate,
-    NormalizedRegionAccuracy,
-    PairMean,
-    hits,
-)
+from cefam.categories import CATEGORIES
+from cefam.metrics.functional import hits
+from cefam.metrics.modular import EnergyPointingGame, HitRate, NormalizedRegionAccuracy, PairMean
+from cefam.metrics.table import METRICS, MetricRow
 
-__all__ = ["CATEGORIES", "EnergyPointingGame", "HitRate", "NormalizedRegionAccuracy", "PairMean", "hits"]
+__all__ = [
+    "CATEGORIES",
+    "METRICS",
+    "EnergyPointingGame",
+    "HitRate",
+    "MetricRow",
+    "NormalizedRegionAccuracy",
+    "PairMean",
+    "hits",
+]

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cefam.errors import CefamError
+
 BINS = 100  # the published grid: every hundredth of the pixels, and every pixel of the first hundredth
 
 
@@ -34,12 +36,12 @@ class IoUCurves(NamedTuple):
 
 def _check(region: Tensor, mask: Tensor) -> None:
     if region.dim() != 3 or region.shape != mask.shape:
-        raise ValueError(
+        raise CefamError(
             f"Regions and masks must both be (P, H, W), got {tuple(region.shape)} and {tuple(mask.shape)}: resize the "
             f"region to the mask first."
         )
     if mask.dtype != torch.bool:
-        raise ValueError(
+        raise CefamError(
             f"Masks must be boolean, got {mask.dtype}: compare with the label, as in `index_map == label`."
         )
 
@@ -66,7 +68,7 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
         mask is empty or full.
 
     Raises:
-        ValueError: for shapes that differ or a mask that is not boolean.
+        CefamError: for shapes that differ or a mask that is not boolean.
 
     >>> region = torch.tensor([[[0.0, 1.0], [1.0, 2.0]]])
     >>> energy_pointing_game(region, torch.tensor([[[False, False], [False, True]]]))
@@ -74,15 +76,17 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     """
     _check(region, mask)
     if normalize not in ("min-max", None):
-        raise ValueError(f"normalize must be 'min-max' or None, got {normalize!r}.")
-    # Sums of half-precision maps overflow.
+        raise CefamError(f"normalize must be 'min-max' or None, got {normalize!r}.")
+    # Half-precision maps overflow.
     energy = region.flatten(1).to(torch.promote_types(region.dtype, torch.float32))
     if normalize is None:
         energy = energy.clamp_min(0)
     elif energy.shape[1]:
         # The division by the range cancels in the ratio; only the shift matters.
         energy = energy - energy.amin(dim=1, keepdim=True)
-    total, within = energy.sum(dim=1).double(), (energy * mask.flatten(1)).sum(dim=1).double()
+    # Added in double precision, so that the order of the sum, which depends on the batch, is below what is recorded.
+    total = energy.sum(dim=1, dtype=torch.double)
+    within = (energy * mask.flatten(1)).sum(dim=1, dtype=torch.double)
     share = within / torch.where(total > 0, total, 1.0)
     return torch.where(_defined(_size(mask), energy.shape[1]), share, torch.nan)
 
@@ -156,7 +160,8 @@ def region_area(region: Tensor, mask: Tensor) -> Tensor:
         return region.new_zeros(len(region), dtype=torch.double)
     ranks, weights = _grid(mask[0].numel(), region.device)
     true_positives, size = _true_positives(region, mask, ranks)
-    return _iou(true_positives, (ranks + 1).double(), size) @ weights
+    # Added row by row, not by a matrix product, whose order of adding depends on the number of rows.
+    return (_iou(true_positives, (ranks + 1).double(), size) * weights).sum(dim=1)
 
 
 def area_bounds(mask: Tensor) -> Bounds:
@@ -170,9 +175,9 @@ def area_bounds(mask: Tensor) -> Bounds:
         return Bounds(size, size, size)
     ranks, weights = _grid(num_pixels, mask.device)
     taken, each = (ranks + 1).double(), size.unsqueeze(1)
-    high = _ideal(ranks, each.clamp_min(1)) @ weights
+    high = (_ideal(ranks, each.clamp_min(1)) * weights).sum(dim=1)
     low = size / (2 * num_pixels)
-    constant = _iou(taken * each / num_pixels, taken, each) @ weights
+    constant = (_iou(taken * each / num_pixels, taken, each) * weights).sum(dim=1)
     defined = _defined(size, num_pixels)
     return Bounds(*(torch.where(defined, area, torch.nan) for area in (high, low, constant)))
 
@@ -183,7 +188,7 @@ def nra_from_areas(predicted: Tensor, bounds: Bounds, chance: Literal["published
         return (predicted - bounds.low).clamp_min(0) / (bounds.high - bounds.low)
     if chance == "constant":
         return (predicted - bounds.constant) / (bounds.high - bounds.constant)
-    raise ValueError(f"chance must be 'published' or 'constant', got {chance!r}.")
+    raise CefamError(f"chance must be 'published' or 'constant', got {chance!r}.")
 
 
 def normalized_region_accuracy(
@@ -202,7 +207,7 @@ def normalized_region_accuracy(
         (P,), double; NaN where the mask is empty or full, or the region holds values that are not finite.
 
     Raises:
-        ValueError: for shapes that differ or a mask that is not boolean.
+        CefamError: for shapes that differ or a mask that is not boolean.
 
     >>> region = torch.zeros(1, 10, 10)
     >>> region[0, :2, :5] = torch.tensor([[5.0, 4, 4, 3, 3], [3, 2, 2, 1, 1]])
@@ -232,3 +237,8 @@ def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
     true_positives, size = _true_positives(region, mask, ranks)
     predicted = _iou(true_positives, (ranks + 1).double(), size)
     return IoUCurves(predicted, _ideal(ranks, size.double()), ranks / num_pixels * size / num_pixels)
+
+
+def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:
+    """1 where the published NRA exceeds the threshold, 0 where not, NaN where it is undefined, in the shape of ``nra``."""
+    return torch.where(nra.isnan(), nra, (nra > threshold).double())

@@ -5,41 +5,43 @@ none) merge exactly, and nothing waits for the host.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from cefam.categories import CATEGORIES
+from cefam.errors import CefamError
 from cefam.metrics import functional
-
-CATEGORIES = ("object", "part", "color", "material")  # those of Broden that have masks (Table A1)
+from cefam.metrics.means import category_means
 
 
 class PairMean(Metric):
     """Mean of a value per (image, concept) pair, by category, with undefined (NaN) pairs left out and counted.
 
+    Subclasses define :meth:`formula`.
+
     Args:
         categories: names of the categories, in the order of the indices that ``update`` gets.
-        inexpressible: the value of a pair whose concept the method cannot express; ``None`` leaves it out.
         kwargs: options of ``torchmetrics.Metric``.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    inexpressible: ClassVar[float | None] = (
+        None  # the value of a concept that a method cannot express; None leaves it out
+    )
 
     total: Tensor
     count: Tensor
     undefined: Tensor
     missing: Tensor
 
-    def __init__(
-        self, categories: Sequence[str] = CATEGORIES, inexpressible: float | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, categories: Sequence[str] = CATEGORIES, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.categories = tuple(categories)
-        self.inexpressible = inexpressible
         cells = len(self.categories) + 1  # the last cell holds pairs given without a category
         self.add_state("total", torch.zeros(cells, dtype=torch.double), dist_reduce_fx="sum")
         for name in ("count", "undefined", "missing"):
@@ -49,14 +51,37 @@ class PairMean(Metric):
         """Stay in double precision: half-precision training must not round sums of a million pairs."""
         return self
 
-    def update(self, value: Tensor, category: Tensor | None = None, expressible: Tensor | None = None) -> None:
-        """Add pairs.
+    def formula(self, region: Tensor, mask: Tensor) -> Tensor:
+        """The value of each pair (P,), double, NaN where undefined."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        region: Tensor | None = None,
+        mask: Tensor | None = None,
+        category: Tensor | None = None,
+        expressible: Tensor | None = None,
+        value: Tensor | None = None,
+    ) -> None:
+        """Add pairs, as regions with masks, or as values that are known already.
 
         Args:
-            value: (P,); NaN where undefined.
+            region: (P, H, W).
+            mask: (P, H, W), boolean.
             category: index of each pair's category (P,), long.
-            expressible: whether the method has a region for the concept (P,), boolean; default: it has.
+            expressible: whether the method has a region for the concept (P,), boolean; default: it has. What stands in the
+                place of such a region is not looked at.
+            value: (P,); NaN where undefined. Instead of ``region`` and ``mask``.
+
+        Raises:
+            CefamError: where neither is given.
         """
+        if value is None:
+            if region is None or mask is None:
+                raise CefamError("Pass `region` and `mask`, or `value`.")
+            if expressible is not None:
+                region = region.masked_fill(~expressible.view(-1, 1, 1), 0)
+            value = self.formula(region, mask)
         if category is None:
             category = torch.full_like(value, len(self.categories), dtype=torch.long)
         if expressible is None:
@@ -73,9 +98,10 @@ class PairMean(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of every category that has pairs, and ``mean``, their unweighted mean (the paper's "Avg.")."""
+        means, average = category_means(self.total, self.count)
         names = (*self.categories, "uncategorized")
-        means = {n: t / c for n, t, c in zip(names, self.total, self.count, strict=True) if c > 0}
-        return {**means, "mean": torch.stack(list(means.values())).mean()} if means else {}
+        found = {name: mean for name, mean, count in zip(names, means, self.count, strict=True) if count > 0}
+        return {**found, "mean": average} if found else {}
 
 
 class NormalizedRegionAccuracy(PairMean):
@@ -102,12 +128,9 @@ class NormalizedRegionAccuracy(PairMean):
         super().__init__(categories, **kwargs)
         self.chance = chance
 
-    def update(  # type: ignore[override]
-        self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
-    ) -> None:
-        """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
-        region = _expressed(region, expressible)
-        super().update(functional.normalized_region_accuracy(region, mask, self.chance), category, expressible)
+    def formula(self, region: Tensor, mask: Tensor) -> Tensor:
+        """NRA of each pair."""
+        return functional.normalized_region_accuracy(region, mask, self.chance)
 
 
 class EnergyPointingGame(PairMean):
@@ -128,12 +151,9 @@ class EnergyPointingGame(PairMean):
         super().__init__(categories, **kwargs)
         self.normalize = normalize
 
-    def update(  # type: ignore[override]
-        self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
-    ) -> None:
-        """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
-        region = _expressed(region, expressible)
-        super().update(functional.energy_pointing_game(region, mask, self.normalize), category, expressible)
+    def formula(self, region: Tensor, mask: Tensor) -> Tensor:
+        """EPG of each pair."""
+        return functional.energy_pointing_game(region, mask, self.normalize)
 
 
 class HitRate(PairMean):
@@ -145,23 +165,12 @@ class HitRate(PairMean):
         kwargs: options of ``torchmetrics.Metric``.
     """
 
+    inexpressible = 0.0
+
     def __init__(self, categories: Sequence[str] = CATEGORIES, threshold: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(categories, inexpressible=0.0, **kwargs)
+        super().__init__(categories, **kwargs)
         self.threshold = threshold
 
-    def update(  # type: ignore[override]
-        self, region: Tensor, mask: Tensor, category: Tensor | None = None, expressible: Tensor | None = None
-    ) -> None:
-        """Add regions (P, H, W) and their boolean masks (P, H, W); ``category`` and ``expressible`` are (P,)."""
-        region = _expressed(region, expressible)
-        super().update(hits(functional.normalized_region_accuracy(region, mask), self.threshold), category, expressible)
-
-
-def _expressed(region: Tensor, expressible: Tensor | None) -> Tensor:
-    """Regions, but zeros where the method has none: what is there instead, NaN say, is nobody's business."""
-    return region if expressible is None else region.masked_fill(~expressible.view(-1, 1, 1), 0)
-
-
-def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:
-    """1 where the published NRA exceeds the threshold, 0 where not, NaN where it is undefined: (P,) -> (P,)."""
-    return torch.where(nra.isnan(), nra, (nra > threshold).double())
+    def formula(self, region: Tensor, mask: Tensor) -> Tensor:
+        """1 for a hit, 0 for a miss."""
+        return functional.hits(functional.normalized_region_accuracy(region, mask), self.threshold)

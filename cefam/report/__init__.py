@@ -1,1 +1,1 @@
-"""What people look at: tables from records, figures from regions."""
+"""Reports: tables from records, figures from measured candidates. They need no network."""

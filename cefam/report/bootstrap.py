@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+
+from cefam.metrics.means import category_means
 
 
 class Difference(NamedTuple):
@@ -50,7 +53,7 @@ def differences(
 
     Args:
         records: see :func:`cefam.report.records.read`.
-        metric: one of ``cefam.evaluator.METRICS``.
+        metric: one of ``cefam.metrics.METRICS``.
         repeats: draws.
         seed: of the draws.
 
@@ -75,7 +78,7 @@ def differences(
     }
     random = np.random.default_rng(seed)
     weights = [np.ones(len(images)), *(_draw(random, len(images)) for _ in range(repeats))]
-    averages = {name: np.array([_average(drawn, *sums_of) for drawn in weights]) for name, sums_of in rows.items()}
+    averages = {name: _averages(weights, *sums_of) for name, sums_of in rows.items()}
     found = []
     for protocol, methods in sums.items():
         first, *others = methods
@@ -91,7 +94,8 @@ def _draw(random: np.random.Generator, count: int) -> np.ndarray:
     return np.bincount(random.integers(count, size=count), minlength=count).astype(np.uint8)  # Broden: 63 MB together
 
 
-def _average(drawn: np.ndarray, total: np.ndarray, count: np.ndarray) -> float:
-    """Mean over categories of the means over the drawn images; a category that the draw misses is left out."""
-    with np.errstate(invalid="ignore"):
-        return float(np.nanmean((drawn @ total) / (drawn @ count)))
+def _averages(draws: list[np.ndarray], total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Mean over categories of the means over the drawn images, per draw; a category that a draw misses is left out."""
+    sums, counts = (torch.from_numpy(np.stack([drawn @ of for drawn in draws])) for of in (total, count))
+    averages: np.ndarray = category_means(sums, counts)[1].numpy()
+    return averages

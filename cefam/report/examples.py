@@ -1,55 +1,126 @@
-"""Pairs as rows of a contact sheet: regions of all stages, associations, and NRA where there is a mask."""
+"""Examples: a few pairs with the candidates that were measured on them, for every method; kept beside the records."""
 
-import torch
-from torch import Tensor
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cefam.explain import Derivative, Explainer
-from cefam.explanation import ConceptPairs, Encoding
-from cefam.metrics.functional import normalized_region_accuracy
-from cefam.report.figures import Example
-from cefam.views import resize_regions
+import numpy as np
+
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError
+from cefam.evaluator import PairValues
+from cefam.files import replacing
+from cefam.pairs import RegionBatch
 
 
-def examples(
-    explainer: Explainer,
-    encoding: Encoding,
-    pairs: ConceptPairs,
-    derivative: Derivative = "total",
-    num_channels: int = 20,
-    masks: Tensor | None = None,
+@dataclass(frozen=True)
+class Candidate:
+    """One measured map (h, w), what is written below it, and the protocols that chose it ("top1", "oracle")."""
+
+    map: np.ndarray
+    caption: str
+    chosen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair: ``title``; ``image`` (H, W, 3), uint8; ``mask`` (h, w), boolean, or ``None``; candidates by method."""
+
+    title: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    candidates: dict[str, list[Candidate]]
+
+
+def to_image(view: Any) -> np.ndarray:
+    """A view (3, H, W), uint8 or floats in [0, 1], as an image (H, W, 3), uint8."""
+    scaled = (view.float() * 255).round().clamp(0, 255).byte() if view.is_floating_point() else view
+    image: np.ndarray = scaled.permute(1, 2, 0).cpu().numpy()
+    return image
+
+
+def of_pairs(
+    batch: RegionBatch, measured: PairValues, rows: Sequence[int], concepts: ConceptSet, stages: Sequence[str]
 ) -> list[Example]:
-    """One row per pair, on the CPU.
+    """The pairs of a batch whose candidates were kept.
 
     Args:
-        explainer: the method.
-        encoding: of the images that the pairs point to.
-        pairs: P pairs.
-        derivative: of the regions.
-        num_channels: K of the association, which chooses the stage that is framed.
-        masks: (P, H, W), boolean; ``None``: there are none.
+        batch: photographs with masks.
+        measured: with the candidates of ``rows`` kept.
+        rows: of the pairs.
+        concepts: the concept set.
+        stages: their names.
     """
-    regions = explainer.regions(encoding, pairs, derivative)
-    association = explainer.association(encoding, pairs, num_channels, regions)
-    captions = [[f"assoc. {value:.2f}" for value in row] for row in association.tolist()]
-    if masks is not None:
-        resized = [resize_regions(region, masks.shape[-2:]) for region in regions.maps]
-        nra = torch.stack([normalized_region_accuracy(region, masks) for region in resized], dim=1).tolist()
-        captions = [
-            [f"NRA {value:.2f}  {text}" for value, text in zip(*row, strict=True)]
-            for row in zip(nra, captions, strict=True)
-        ]
-    score = explainer.scores(encoding)[pairs.image, pairs.concept].tolist()
-    rows = []
-    for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
-        concept, picture = explainer.concepts.concepts[index], encoding.images[image]
-        rows.append(
-            Example(
-                title=f"{concept.word} ({concept.category})\nscore {score[row]:.2g}",
-                image=(picture.float() / 255 if picture.dtype == torch.uint8 else picture).cpu(),
-                mask=None if masks is None else masks[row].cpu(),
-                maps=[region[row].cpu() for region in regions.maps],
-                captions=captions[row],
-                chosen=int(association[row].argmax()),
-            )
-        )
-    return rows
+    found, kept = measured.found, []
+    for place, row in enumerate(rows):
+        concept = concepts.concepts[int(found.pairs.concept[row])]
+        mask = batch.masks[found.mask[row]] == found.label[row]
+        candidates = {
+            method: [
+                Candidate(
+                    of_method.candidates.maps[place, index].float().cpu().numpy(),
+                    _caption(int(of_method.candidates.stage[place, index]), float(of_method.nra[place, index]), stages),
+                    tuple(p for p, chosen in of_method.choice.items() if int(chosen[place]) == index),
+                )
+                for index in range(of_method.nra.shape[1])
+                if bool(of_method.candidates.valid[place, index])
+            ]
+            for method, of_method in measured.kept.items()
+        }
+        image = to_image(batch.image[int(found.pairs.image[row])])
+        kept.append(Example(f"{concept.word} ({concept.category})", image, mask.cpu().numpy(), candidates))
+    return kept
+
+
+def _caption(stage: int, nra: float, stages: Sequence[str]) -> str:
+    return f"{stages[stage]}  {nra:.2f}" if stage >= 0 else f"{nra:.2f}"
+
+
+def save(kept: Sequence[Example], path: Path) -> None:
+    """Write examples as a compressed .npz file; maps in half precision."""
+    arrays: dict[str, np.ndarray] = {}
+    about = []
+    for number, example in enumerate(kept):
+        arrays[f"image{number}"] = example.image
+        if example.mask is not None:
+            arrays[f"mask{number}"] = example.mask
+        listed: dict[str, list[Any]] = {}
+        for method, candidates in example.candidates.items():
+            listed[method] = []
+            for candidate in candidates:
+                name = f"map{len(arrays)}"
+                largest = float(np.abs(candidate.map).max(initial=0)) or 1.0
+                arrays[name] = (candidate.map / largest).astype(np.float16)  # its scale is its own, whatever its units
+                listed[method].append([name, candidate.caption, list(candidate.chosen)])
+        about.append({"title": example.title, "candidates": listed})
+    arrays["about"] = np.array(json.dumps(about))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: Path) -> list[Example]:
+    """The inverse of :func:`save`.
+
+    Raises:
+        CefamError: where the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [
+                Example(
+                    entry["title"],
+                    arrays[f"image{number}"],
+                    arrays.get(f"mask{number}"),
+                    {
+                        method: [
+                            Candidate(arrays[n].astype(np.float32), text, tuple(chosen)) for n, text, chosen in each
+                        ]
+                        for method, each in entry["candidates"].items()
+                    },
+                )
+                for number, entry in enumerate(json.loads(str(arrays["about"])))
+            ]
+    except (OSError, ValueError, KeyError) as error:
+        raise CefamError(f"{path} cannot be read ({error}): run `cefam evaluate` again.") from error

@@ -1,67 +1,82 @@
-"""Pictures: contact sheets of regions beside their masks."""
+"""Pictures: contact sheets of the candidates that were measured, beside photograph and mask."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+from PIL import Image
 
-from cefam.files import whole
-from cefam.views import resize_regions
+from cefam.files import replacing
+from cefam.report.examples import Candidate, Example
 
 COLORMAP = "viridis"  # perceptually even, unlike jet
+BLOCKS_ACROSS = 4
+FRAMES = {"top1": "tab:red", "oracle": "tab:orange"}
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row of a contact sheet.
+def contact_sheet(examples: Sequence[Example]) -> Figure:
+    """A block per example: photograph and mask, then a row per method with the candidates that were measured.
 
-    ``image`` (3, H, W) in [0, 1]; ``mask`` (h, w), boolean, or ``None``; ``maps``: one (h_l, w_l) per stage; ``captions``:
-    one per stage; ``chosen``: the stage with the largest association; ``title``: the concept.
+    The method's own first choice is framed in red; where the ground truth chose another one, that one in orange. Every map has
+    a scale of its own, from its lowest (0 where it is not negative) to its largest value: maps have different units.
     """
-
-    title: str
-    image: Tensor
-    mask: Tensor | None
-    maps: Sequence[Tensor]
-    captions: Sequence[str]
-    chosen: int
-
-
-def contact_sheet(examples: Sequence[Example], stages: Sequence[str]) -> Figure:
-    """Image, mask and the maps of all stages, a row per example; the chosen stage is framed.
-
-    Every map has a scale of its own, from 0 to its largest value: maps of different stages have different units.
-    """
-    columns = 2 + len(stages)
-    figure = Figure(figsize=(1.9 * columns, 2.1 * len(examples) + 0.3), layout="constrained")
-    grid = figure.subplots(len(examples), columns, squeeze=False)
-    for row, example in zip(grid, examples, strict=True):
-        height, width = example.image.shape[-2:]
-        picture = example.image.permute(1, 2, 0).cpu().numpy()
-        row[0].imshow(picture)
-        row[0].set_title(example.title, fontsize=8, wrap=True)
-        row[1].imshow(picture)
-        if example.mask is not None:
-            mask = torch.nn.functional.interpolate(example.mask[None, None].float(), (height, width))[0, 0]
-            row[1].imshow(0.25 + 0.75 * mask.cpu().numpy(), cmap="gray", vmin=0, vmax=1, alpha=0.75)
-            row[1].set_title(f"mask ({100 * float(mask.mean()):.1f} %)", fontsize=8)
-        for stage, (axes, region) in enumerate(zip(row[2:], example.maps, strict=True)):
-            full = resize_regions(region[None].float().cpu(), (height, width))[0]
-            axes.imshow(picture)
-            axes.imshow(full.numpy(), cmap=COLORMAP, vmin=0, vmax=max(float(full.max()), 1e-12), alpha=0.65)
-            axes.set_title(f"{stages[stage]}\n{example.captions[stage]}", fontsize=7)
-            if stage == example.chosen:
-                for spine in axes.spines.values():
-                    spine.set(edgecolor="red", linewidth=3, visible=True)
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
+    methods = list(dict.fromkeys(method for example in examples for method in example.candidates))
+    width = max((len(each) for example in examples for each in example.candidates.values()), default=1)
+    across = min(BLOCKS_ACROSS, len(examples))
+    down = math.ceil(len(examples) / across)
+    rows, columns = len(methods) + 1, max(width, 2)
+    size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35))
+    figure = Figure(figsize=size, layout="constrained")
+    blocks = figure.subfigures(down, across, squeeze=False).flatten()
+    for block, example in zip(blocks, examples, strict=False):
+        block.suptitle(example.title, fontsize=8)
+        grid = block.subplots(rows, columns, squeeze=False)
+        for axes in grid.flatten():
+            axes.set_axis_off()
+        _photograph(grid[0], example)
+        for row, method in zip(grid[1:], methods, strict=True):
+            candidates = example.candidates.get(method, [])
+            for axes, candidate in zip(row, candidates, strict=False):
+                _candidate(axes, example, candidate)
+            row[0].set_axis_on()
+            row[0].set(xticks=[], yticks=[])
+            row[0].set_ylabel(method, fontsize=6)
+            if not candidates:
+                row[0].text(0.5, 0.5, "not\nexpressed", ha="center", va="center", fontsize=6)
     return figure
+
+
+def _photograph(row: Any, example: Example) -> None:
+    """Photograph and, where there is one, mask."""
+    row[0].imshow(example.image)
+    if example.mask is not None:
+        row[1].imshow(example.image)
+        mask = _resized(example.mask.astype(np.float32), example.image.shape[:2], Image.Resampling.NEAREST)
+        row[1].imshow(0.25 + 0.75 * mask, cmap="gray", vmin=0, vmax=1, alpha=0.75)
+        row[1].set_title(f"mask {100 * example.mask.mean():.1f} %", fontsize=6, pad=2)
+
+
+def _candidate(axes: Any, example: Example, candidate: Candidate) -> None:
+    values = _resized(candidate.map, example.image.shape[:2], Image.Resampling.BILINEAR)
+    low = min(float(values.min()), 0.0)
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    axes.imshow(example.image)
+    axes.imshow(values, cmap=COLORMAP, vmin=low, vmax=max(float(values.max()), low + 1e-12), alpha=0.65)
+    axes.set_title(candidate.caption, fontsize=6, pad=2)
+    frame = next((color for protocol, color in FRAMES.items() if protocol in candidate.chosen), None)
+    for spine in axes.spines.values():
+        spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
+
+
+def _resized(values: np.ndarray, size: Sequence[int], how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((size[1], size[0]), how))
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

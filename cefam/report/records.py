@@ -2,44 +2,48 @@
 
 import csv
 import heapq
-import math
 import tempfile
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cefam.concepts import ConceptSet
-from cefam.evaluator import METRICS, PairValues
+from cefam.errors import CefamError
+from cefam.evaluator import PairValues
+from cefam.metrics import METRICS
 
-VALUES = (*METRICS, "auc", "auc_high", "auc_low")
-COLUMNS = (
-    "image",
-    "mask",
-    "label",
-    "word",
-    "category",
-    "method",
-    "protocol",
-    *VALUES,
-    "stage",
-    "expressible",
-)
+AREAS = ("auc", "auc_high", "auc_low")
+# Maps come in single precision: more digits than these depend on the order in which a processor adds.
+DIGITS = 9
 
 
-def rows_of(found: PairValues, ids: list[str], categories: list[str], concepts: ConceptSet) -> Iterator[list[Any]]:
-    """The records of one batch, in the order of ``COLUMNS``; a category that is not measured is ''."""
+def values() -> tuple[str, ...]:
+    """The columns that hold numbers: the metrics, and the areas that they come from."""
+    return (*METRICS, *AREAS)
+
+
+def columns() -> tuple[str, ...]:
+    """All columns."""
+    return ("image", "mask", "label", "word", "category", "method", "protocol", *values(), "stage", "expressible")
+
+
+def rows_of(
+    measured: PairValues, ids: Sequence[str], categories: Sequence[str], concepts: ConceptSet
+) -> Iterator[list[Any]]:
+    """The records of one batch, in the order of :func:`columns`; a category that is not measured is ''."""
+    found = measured.found
     images, places, labels = found.pairs.image.tolist(), found.place.tolist(), found.label.tolist()
     category = found.category.tolist()
     words = [concepts.concepts[c].word for c in found.pairs.concept.tolist()]
-    for method, protocols in found.values.items():
-        for protocol, values in protocols.items():
-            columns = {name: getattr(values, name) for name in (*METRICS, "auc", "stage")}
-            columns |= {"auc_high": found.auc_high, "auc_low": found.auc_low, "expressible": values.expressible.int()}
-            measured = [columns[name].tolist() for name in (*VALUES, "stage", "expressible")]
-            for row, cells in enumerate(zip(*measured, strict=True)):
+    areas = {"auc_high": measured.auc_high, "auc_low": measured.auc_low}
+    for method, protocols in measured.values.items():
+        for protocol, of_method in protocols.items():
+            numbers = {**of_method.metrics, "auc": of_method.auc, **areas}
+            texts = [[f"{value:.{DIGITS}g}" for value in numbers[name].tolist()] for name in values()]
+            rest = [of_method.stage.tolist(), of_method.expressible.int().tolist()]
+            for row, cells in enumerate(zip(*texts, *rest, strict=True)):
                 name = categories[category[row]] if category[row] >= 0 else ""
                 yield [ids[images[row]], places[row], labels[row], words[row], name, method, protocol, *cells]
 
@@ -61,7 +65,7 @@ def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
         sources: Any = [csv.reader(stack.enter_context(run.open(newline="", encoding="utf-8"))) for run in runs]
         with path.open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
-            writer.writerow(COLUMNS)
+            writer.writerow(columns())
             writer.writerows(heapq.merge(*sources, key=_place))
 
 
@@ -70,34 +74,19 @@ def _place(row: Any) -> tuple[str, int, int]:
 
 
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records as dicts; the values (``VALUES``) as floats, NaN where undefined, and ``expressible`` as a bool."""
+    """Records as dicts; :func:`values` as floats, NaN where undefined, and ``expressible`` as a bool.
+
+    Raises:
+        CefamError: where the file lacks a column, or holds something else.
+    """
     with Path(path).open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            numbers: dict[str, Any] = {name: float(row[name]) for name in VALUES}
+        reader = csv.DictReader(lines)
+        missing = sorted(set(columns()) - set(reader.fieldnames or ()))
+        if missing:
+            raise CefamError(f"{path} is not a file of records: it has no column {', '.join(map(repr, missing))}.")
+        for row in reader:
+            try:
+                numbers: dict[str, Any] = {name: float(row[name]) for name in values()}
+            except (TypeError, ValueError) as error:
+                raise CefamError(f"{path}, line {reader.line_num}: {error}.") from error
             yield {**row, **numbers, "expressible": row["expressible"] == "1"}
-
-
-class Cell:
-    """Sums of one table cell; means leave out undefined pairs, and only the Hit Rate counts inexpressible ones."""
-
-    def __init__(self) -> None:
-        self.pairs = self.undefined = self.expressible = 0
-        self.values = {name: array("d") for name in METRICS}
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Count one record."""
-        self.pairs += 1
-        if math.isnan(record["nra"]):
-            self.undefined += 1
-            return
-        self.expressible += record["expressible"]
-        for name in METRICS:
-            if record["expressible"]:
-                self.values[name].append(record[name])
-            elif name == "hit":
-                self.values[name].append(0.0)
-
-    def mean(self, metric: str) -> float | None:
-        """The mean of a metric, or ``None`` where no pair has it; summed exactly, so that order cannot matter."""
-        values = self.values[metric]
-        return math.fsum(values) / len(values) if values else None

@@ -1,34 +1,44 @@
-"""Tables of region metrics: text, Markdown, CSV; top-1 first, then the block in which the ground truth chose."""
+"""Tables of region metrics: text, Markdown, CSV, LaTeX; top-1 first, then the block in which the ground truth chose."""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import math
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cefam.evaluator import METRICS
-from cefam.files import write_text
-from cefam.report.bootstrap import Difference
-from cefam.report.records import Cell
+import torch
 
-TITLES = {"epg": "EPG", "nra": "NRA", "nra_calibrated": "NRA calibrated", "hit": "Hit Rate"}
+from cefam.metrics import METRICS
+from cefam.metrics.means import category_means
+from cefam.report.bootstrap import Difference
+
 BLOCKS = {
     "top1": "Top-1: each method's own first choice",
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
 }
+# A map's last bits depend on the processor and on the images that share its batch; where two pixels change places, NRA moves by
+# less than this. Hits that lie nearer to their threshold are counted below the table.
+NEAR = 0.001
+THRESHOLD = 0.5  # of a hit
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method under one protocol; ``means[metric]`` has one value per category and their mean, ``None`` where empty."""
+    """One method under one protocol.
+
+    ``means[metric]`` has one value per category and their mean, ``None`` where empty; ``pairs``, ``undefined`` and ``coverage``
+    are ``None`` where they are not known (published numbers); ``near``: pairs with an NRA within ``NEAR`` of a hit's threshold.
+    """
 
     protocol: str
     method: str
     means: dict[str, list[float | None]]
-    pairs: int
-    undefined: int
-    coverage: float
+    pairs: int | None = None
+    undefined: int | None = None
+    coverage: float | None = None
+    near: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,27 @@ class Table:
     differences: list[Difference] = field(default_factory=list)
 
 
+class _Cell:
+    """Values of one table cell; means leave out undefined pairs, and concepts that a method cannot express as METRICS says."""
+
+    def __init__(self) -> None:
+        self.pairs = self.undefined = self.expressible = self.near = 0
+        self.values = {name: array("d") for name in METRICS}
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count one record."""
+        self.pairs += 1
+        if math.isnan(record["nra"]):
+            self.undefined += 1
+            return
+        self.expressible += record["expressible"]
+        self.near += record["expressible"] and abs(record["nra"] - THRESHOLD) < NEAR
+        for name, row in METRICS.items():
+            value = record[name] if record["expressible"] else row.state.inexpressible
+            if value is not None:
+                self.values[name].append(value)
+
+
 def summarize(
     records: Iterable[dict[str, Any]],
     categories: Sequence[str],
@@ -50,41 +81,65 @@ def summarize(
     differences: Sequence[Difference] = (),
 ) -> Table:
     """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1)."""
-    cells: dict[tuple[str, str], dict[str, Cell]] = {}
+    cells: dict[tuple[str, str], dict[str, _Cell]] = {}
     for record in records:
         row = cells.setdefault((record["protocol"], record["method"]), {})
         if record["category"]:
-            row.setdefault(record["category"], Cell()).add(record)
+            row.setdefault(record["category"], _Cell()).add(record)
     present = [name for name in categories if any(name in row for row in cells.values())]
     rows = [_row(protocol, method, row, present) for (protocol, method), row in cells.items()]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
-    return Table(present, rows, num_candidates, list(notes), list(differences))
+    return Table(present, rows, num_candidates, [*notes, *_near(rows)], list(differences))
 
 
-def _row(protocol: str, method: str, cells: dict[str, Cell], categories: Sequence[str]) -> Row:
+def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequence[str]) -> Row:
     means: dict[str, list[float | None]] = {}
     for metric in METRICS:
-        values = [cells[name].mean(metric) if name in cells else None for name in categories]
-        known = [value for value in values if value is not None]
-        means[metric] = [*values, sum(known) / len(known) if known else None]
-    pairs = sum(cell.pairs for cell in cells.values())
-    undefined = sum(cell.undefined for cell in cells.values())
-    expressible = sum(cell.expressible for cell in cells.values())
-    return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1))
+        values = [cells[name].values[metric] if name in cells else array("d") for name in categories]
+        # Summed exactly, so that the order of the records cannot matter.
+        total = torch.tensor([math.fsum(of_category) for of_category in values], dtype=torch.double)
+        each, average = category_means(total, torch.tensor([len(of_category) for of_category in values]))
+        means[metric] = [None if math.isnan(value) else value for value in (*each.tolist(), float(average))]
+    pairs, undefined, expressible, near = (
+        sum(getattr(cell, name) for cell in cells.values()) for name in ("pairs", "undefined", "expressible", "near")
+    )
+    return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1), near)
+
+
+def _near(rows: Sequence[Row]) -> list[str]:
+    """A note on hits that rounding may decide."""
+    counted = [f"{row.method} ({row.protocol}) {row.near}" for row in rows if row.near]
+    return (
+        [f"Hits that rounding may decide (NRA within {NEAR} of {THRESHOLD}): {', '.join(counted)}."] if counted else []
+    )
 
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _header(table: Table) -> list[str]:
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def header(table: Table) -> list[str]:
+    """Names of the columns, from the method on."""
     names = [*table.categories, "avg"]
-    return ["method", *(f"{TITLES[m]} {n}" for m in METRICS for n in names), "pairs", "undefined", "coverage"]
+    titles = (f"{row.title} {name}" for row in METRICS.values() for name in names)
+    return ["method", *titles, "pairs", "undefined", "coverage"]
 
 
 def _body(row: Row) -> list[str]:
     values = [_cell(value) for metric in METRICS for value in row.means[metric]]
-    return [row.method, *values, str(row.pairs), str(row.undefined), f"{row.coverage:.3f}"]
+    return [row.method, *values, _count(row.pairs), _count(row.undefined), _cell(row.coverage)]
+
+
+def _blocks(table: Table) -> Iterable[tuple[str, list[Row]]]:
+    """Title and rows of every protocol that has rows."""
+    for protocol, title in BLOCKS.items():
+        rows = [row for row in table.rows if row.protocol == protocol]
+        if rows:
+            yield title.format(table.num_candidates), rows
 
 
 def to_text(table: Table) -> str:
@@ -93,19 +148,18 @@ def to_text(table: Table) -> str:
     label = max([len(row.method) for row in table.rows] + [12])
     width = max(6, *(len(name[:8]) + 1 for name in names))
     lines = []
-    for protocol, title in BLOCKS.items():
-        rows = [row for row in table.rows if row.protocol == protocol]
-        if not rows:
-            continue
-        lines += ["", title.format(table.num_candidates)]
-        lines.append(" " * label + "".join(f" |{TITLES[m]:^{width * len(names)}}" for m in METRICS) + " |")
+    for title, rows in _blocks(table):
+        lines += ["", title]
+        titles = (row.title for row in METRICS.values())
+        lines.append(" " * label + "".join(f" |{t:^{width * len(names)}}" for t in titles) + " |")
         group = "".join(f"{name[:8]:>{width}}" for name in names)
         lines.append(f"{'':<{label}}" + f" |{group}" * len(METRICS) + " |  pairs  undef  coverage")
         for row in rows:
             values = "".join(
                 " |" + "".join(f"{_cell(value):>{width}}" for value in row.means[metric]) for metric in METRICS
             )
-            lines.append(f"{row.method:<{label}}{values} |{row.pairs:>7}{row.undefined:>7}{row.coverage:>10.3f}")
+            counts = f"{_count(row.pairs):>7}{_count(row.undefined):>7}{_cell(row.coverage):>10}"
+            lines.append(f"{row.method:<{label}}{values} |{counts}")
     return "\n".join([*lines, "", *_below(table), ""]).lstrip("\n")
 
 
@@ -120,14 +174,12 @@ def _below(table: Table) -> list[str]:
 
 def to_markdown(table: Table) -> str:
     """For a README."""
-    header = _header(table)
+    names = header(table)
     lines = []
-    for protocol, title in BLOCKS.items():
-        rows = [row for row in table.rows if row.protocol == protocol]
-        if rows:
-            lines += [f"**{title.format(table.num_candidates)}**", "", f"| {' | '.join(header)} |"]
-            lines.append("|---|" + "---:|" * (len(header) - 1))
-            lines += [f"| {' | '.join(_body(row))} |" for row in rows] + [""]
+    for title, rows in _blocks(table):
+        lines += [f"**{title}**", "", f"| {' | '.join(names)} |"]
+        lines.append("|---|" + "---:|" * (len(names) - 1))
+        lines += [f"| {' | '.join(_body(row))} |" for row in rows] + [""]
     if table.differences:
         lines += ["| NRA avg | difference | low (95 %) | high |", "|---|---:|---:|---:|"]
         for d in table.differences:
@@ -137,14 +189,37 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """For programs: full precision, an empty field where there is no pair."""
+    """For programs: full precision, an empty field where there is no value."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["protocol", *_header(table)])
+    writer.writerow(["protocol", *header(table)])
     for row in table.rows:
-        values = ["" if v is None else repr(v) for metric in METRICS for v in row.means[metric]]
-        writer.writerow([row.protocol, row.method, *values, row.pairs, row.undefined, repr(row.coverage)])
+        values = [*(v for metric in METRICS for v in row.means[metric]), row.pairs, row.undefined, row.coverage]
+        writer.writerow([row.protocol, row.method, *("" if v is None else repr(v) for v in values)])
     return out.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """For a paper: one tabular (package booktabs), a block per protocol."""
+    names = [*table.categories, "Avg."]
+    count = len(names)
+    lines = [rf"\begin{{tabular}}{{l{('r' * count) * len(METRICS)}}}", r"\toprule"]
+    titles = (rf"\multicolumn{{{count}}}{{c}}{{{row.title}}}" for row in METRICS.values())
+    lines.append(" & " + " & ".join(titles) + r" \\")
+    lines.append("Method & " + " & ".join(_escaped(name) for name in names * len(METRICS)) + r" \\")
+    for title, rows in _blocks(table):
+        lines += [r"\midrule", rf"\multicolumn{{{count * len(METRICS) + 1}}}{{l}}{{{_escaped(title)}}} \\"]
+        for row in rows:
+            values = (_cell(value) for metric in METRICS for value in row.means[metric])
+            lines.append(f"{_escaped(row.method)} & {' & '.join(values)} \\\\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "&%$#_{}" else letter for letter in text)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "md": to_markdown, "csv": to_csv, "latex": to_latex}
 
 
 def differences_to_csv(table: Table) -> str:
@@ -152,14 +227,3 @@ def differences_to_csv(table: Table) -> str:
     out = io.StringIO()
     csv.writer(out).writerows([Difference._fields, *table.differences])
     return out.getvalue()
-
-
-def write_tables(table: Table, folder: Path) -> None:
-    """Write ``table.txt``, ``table.md``, ``table.csv`` and ``differences.csv``."""
-    for name, render in (
-        ("table.txt", to_text),
-        ("table.md", to_markdown),
-        ("table.csv", to_csv),
-        ("differences.csv", differences_to_csv),
-    ):
-        write_text(folder / name, render(table))

@@ -8,7 +8,7 @@ from cefam import FrozenClassifier
 from cefam.brodenette.rules import CAPTION_ONLY
 from cefam.brodenette.vocabulary import LABELS
 from cefam.concepts import ConceptSet
-from cefam.vlm import VisionLanguageModel
+from cefam.towers.vlm import VisionLanguageModel
 from examples.brodenette_recipe.data import Scenes
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.cli import main as cefam
+from cefam.commands import main as cefam
 from cefam.files import write_text
 
 SCENES, VAL_SCENES, EVALUATION_SCENES, EPOCHS = 4000, 500, 200, 60  # those of `cefam demo`

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from cefam.classifier import ClassifierOutput
+from cefam.commands.prepare import prepare
 from cefam.concepts import ConceptSet
-from cefam.datamodules.loaders import region_loader
+from cefam.datasets.streams import region_loader
 from cefam.evaluator import RegionBatch, RegionEvaluator
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
-from cefam.prepare import prepare
 from cefam.report import records, tables
+from cefam.towers.classifier import ClassifierOutput
 from cefam.views import View
 
 

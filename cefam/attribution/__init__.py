@@ -1,0 +1,1 @@
+"""The method on (image, concept) pairs: weights and regions, choice of a stage, contribution; ``explainer`` composes them."""

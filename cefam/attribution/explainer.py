@@ -1,0 +1,268 @@
+"""Explainer: images -> concepts, their regions, and what they contribute. The method itself, without training or data.
+
+Everything after the scores works on (image, concept) pairs, ragged and batched. This file composes the steps; each one has a
+file of its own: ``encoding`` (run the networks), ``weights`` (regions), ``choice`` (which stage), ``contribution``.
+"""
+
+from collections.abc import Sequence
+from typing import Self, Unpack
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.batching import Layout
+from cefam.attribution.choice import association
+from cefam.attribution.contribution import contribution
+from cefam.attribution.encoding import Encoding, Networks, single_precision
+from cefam.attribution.explanation import ConceptExplanation, Contribution, Explanation, Regions
+from cefam.attribution.scores import log_probability
+from cefam.attribution.weights import channel_weights, fuse
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError
+from cefam.pairs import ConceptPairs
+from cefam.settings import Derivative, MethodSettings, SettingsChanges
+from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel
+from cefam.translator import Translator
+
+
+class Explainer:
+    """CE-FAM for a frozen classifier and a trained translator.
+
+    Args:
+        classifier: the frozen classifier.
+        translator: trained for this classifier's stages.
+        concepts: a concept set with embeddings.
+        vlm: only needed for :meth:`with_texts`.
+        settings: how the method is computed; ``None``: the published defaults.
+        changes: settings that differ from these, by name (:class:`cefam.settings.MethodSettings`).
+
+    Raises:
+        CefamError: where translator and classifier, or translator and embeddings, do not fit.
+    """
+
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        translator: Translator,
+        concepts: ConceptSet,
+        vlm: VisionLanguageModel | None = None,
+        settings: MethodSettings | None = None,
+        **changes: Unpack[SettingsChanges],
+    ) -> None:
+        self.networks = Networks(classifier, translator, concepts)
+        self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm
+        self.settings = (settings or MethodSettings()).changed(**changes)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        classifier: FrozenClassifier,
+        translator: Translator,
+        text_embeddings: Tensor,
+        logit_scale: float = 1.0,
+        logit_bias: float = 0.0,
+        probability: str = "softmax",
+        **changes: Unpack[SettingsChanges],
+    ) -> Self:
+        """An explainer for bare text embeddings (T, D); the concepts are called by their index."""
+        named = ConceptSet.from_words([str(index) for index in range(len(text_embeddings))], start=0)
+        concepts = ConceptSet(named.concepts, text_embeddings, float(logit_scale), float(logit_bias), probability)
+        return cls(classifier, translator, concepts, **changes)
+
+    def with_texts(self, words: Sequence[str]) -> "Explainer":
+        """An explainer that also knows these words; their indices follow the stored concepts'.
+
+        Raises:
+            CefamError: without a vision-language model, or with another one than the translator's.
+        """
+        if self.vlm is None:
+            raise CefamError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
+        concepts = self.concepts.extended(words, self.vlm)
+        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings)
+
+    def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
+        """Run the networks on images (B, 3, H, W); see :meth:`cefam.attribution.encoding.Networks.encode`."""
+        return self.networks.encode(images, output)
+
+    def scores(self, images: Tensor | Encoding) -> Tensor:
+        """Concept prediction scores in [0, 1], double: softmax over all concepts, or sigmoid: (B, T)."""
+        return log_probability(self._encoded(images).similarity, self.concepts.probability).exp()
+
+    def _encoded(self, images: Tensor | Encoding) -> Encoding:
+        return images if isinstance(images, Encoding) else self.encode(images)
+
+    def _with(self, derivative: Derivative | None = None, num_channels: int | None = None) -> MethodSettings:
+        settings = self.settings if derivative is None else self.settings.changed(derivative=derivative)
+        return settings if num_channels is None else settings.changed(num_channels=num_channels)
+
+    @torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
+    @torch.no_grad()
+    def regions(self, images: Tensor | Encoding, pairs: ConceptPairs, derivative: Derivative | None = None) -> Regions:
+        """Regions of pairs at every stage (eq. 11, 12).
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P (image, concept) pairs.
+            derivative: "total" or "branch"; ``None``: as in the settings.
+
+        Returns:
+            Maps at every stage's own resolution, channel weights and importances.
+
+        Raises:
+            CefamError: for another derivative, or a pair of an image or concept that does not exist.
+        """
+        settings, encoding = self._with(derivative), self._encoded(images)
+        _check_range("image", pairs.image, len(encoding.images))
+        _check_range("concept", pairs.concept, len(self.concepts))
+        pairs = pairs.to(encoding.device)
+        layout = Layout(pairs.image, len(encoding.images))
+        with single_precision(encoding.device):
+            weights = channel_weights(self.networks, encoding, pairs, layout, settings)
+            activations = encoding.output.activations
+            return Regions(
+                maps=[fuse(a, w, layout) for a, w in zip(activations, weights, strict=True)],
+                weights=weights,
+                importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
+            )
+
+    @torch.no_grad()
+    def association(
+        self,
+        images: Tensor | Encoding,
+        pairs: ConceptPairs,
+        num_channels: int | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        """How much each stage matters to each concept's score (section 3.3): (P, L), double.
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P pairs.
+            num_channels: K; a stage with fewer channels masks all of them; ``None``: as in the settings.
+            regions: of the same pairs, if they are known; else they are computed.
+
+        Raises:
+            CefamError: for ``num_channels`` below 1.
+        """
+        settings, encoding = self._with(num_channels=num_channels), self._encoded(images)
+        pairs = pairs.to(encoding.device)
+        regions = self.regions(encoding, pairs) if regions is None else regions
+        return association(self.networks, encoding, pairs, regions.importance, settings)
+
+    @torch.no_grad()
+    def contribution(
+        self,
+        images: Tensor | Encoding,
+        pairs: ConceptPairs,
+        target: int | Tensor | None = None,
+        num_channels: int | None = None,
+        stage: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Contribution:
+        """How far the class probability falls while a concept's channels are masked in the classifier (section 3.4).
+
+        Args:
+            images: (B, 3, H, W), or their encoding.
+            pairs: P pairs.
+            target: the class, one for all or (B,); ``None``: each image's most probable one.
+            num_channels: K; ``None``: as in the settings.
+            stage: where to mask, (P,); ``None``: the stage of largest association.
+            regions: of the same pairs, if they are known.
+
+        Returns:
+            Values, curves and the stages that were masked; a positive value: the concept speaks for the class.
+
+        Raises:
+            CefamError: where a stage or class does not exist, a stage is not a cut of the network, or ``num_channels`` is below 1.
+        """
+        settings, encoding = self._with(num_channels=num_channels), self._encoded(images)
+        pairs = pairs.to(encoding.device)
+        regions = self.regions(encoding, pairs) if regions is None else regions
+        if stage is None:
+            stage = association(self.networks, encoding, pairs, regions.importance, settings).argmax(dim=1)
+        if stage.shape != pairs.image.shape:
+            raise CefamError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
+        _check_range("stage", stage, len(regions.maps))
+        if target is None:
+            classes = self.classifier.probabilities(encoding.output.logits).argmax(dim=1)
+        else:
+            target = torch.as_tensor(target)
+            _check_range("class", target.reshape(-1), self.classifier.num_classes)
+            classes = target.to(encoding.device).expand(len(encoding.images))
+        return contribution(
+            self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
+        )
+
+    @torch.no_grad()
+    def explain(
+        self,
+        images: Tensor,
+        top_k: int = 8,
+        num_channels: int | None = None,
+        derivative: Derivative | None = None,
+    ) -> list[Explanation]:
+        """Explain each image's most probable class by its ``top_k`` best-scoring concepts.
+
+        Args:
+            images: (B, 3, H, W).
+            top_k: concepts per image.
+            num_channels: K of association and contribution; ``None``: as in the settings.
+            derivative: of the regions; ``None``: as in the settings.
+
+        Returns:
+            One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
+        """
+        encoding = self.encode(images)
+        scores = self.scores(encoding)
+        best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
+        image = torch.arange(len(images), device=images.device).repeat_interleave(best.shape[1])
+        pairs = ConceptPairs(image, best.flatten())
+        regions = self.regions(encoding, pairs, derivative)
+        associations = self.association(encoding, pairs, num_channels, regions)
+        stage = associations.argmax(dim=1)
+        contributions: list[float | None] = [None] * len(pairs)
+        if all(stage.resumable for stage in self.classifier.stages):
+            found = self.contribution(encoding, pairs, None, num_channels, stage, regions)
+            contributions = found.value.tolist()
+        parts = [
+            ConceptExplanation(
+                concept=self.concepts.concepts[concept],
+                score=score,
+                similarity=similarity,
+                stage=chosen,
+                association=of_stages,
+                region=regions.maps[chosen][row],
+                contribution=contributions[row],
+            )
+            for row, (concept, score, similarity, chosen, of_stages) in enumerate(
+                zip(
+                    pairs.concept.tolist(),
+                    scores.gather(1, best).flatten().tolist(),
+                    encoding.similarity.gather(1, best).flatten().tolist(),
+                    stage.tolist(),
+                    associations.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        probability, target = self.classifier.probabilities(encoding.output.logits).max(dim=1)
+        explanations = []
+        for index, (c, p) in enumerate(zip(target.tolist(), probability.tolist(), strict=True)):
+            mine = parts[index * best.shape[1] : (index + 1) * best.shape[1]]
+            mine.sort(key=lambda part: -abs(part.contribution or 0))
+            explanations.append(Explanation(c, self.classifier.class_name(c), p, mine))
+        return explanations
+
+
+def _check_range(what: str, index: Tensor, count: int) -> None:
+    """Refuse an index that would count from the end, or point to nothing; on a device nobody waits for the answer.
+
+    Raises:
+        CefamError: with the first such index.
+    """
+    if index.device.type != "cpu":
+        return
+    wrong = index[(index < 0) | (index >= count)]
+    if len(wrong):
+        raise CefamError(f"There is no {what} {int(wrong[0])}: there are {count}, counted from 0.")

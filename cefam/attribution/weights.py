@@ -1,0 +1,123 @@
+"""From a concept's score to its region: channel weights and their fusion (eq. 11, 12).
+
+Letters: B images, C channels, H W map, L stages, P (image, concept) pairs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.batching import Layout, chunks, room, scattered
+from cefam.attribution.encoding import Encoding, Networks
+from cefam.attribution.scores import pool, similarity_gradient
+from cefam.pairs import ConceptPairs
+from cefam.settings import MethodSettings
+
+
+def channel_weights(
+    networks: Networks, encoding: Encoding, pairs: ConceptPairs, layout: Layout, settings: MethodSettings
+) -> list[Tensor]:
+    """Channel weights beta of P pairs at every stage, one (P, C_l) per stage (eq. 12)."""
+    activations = encoding.output.activations
+    text = networks.text(encoding.device)[pairs.concept]
+    gradient = similarity_gradient(encoding.embedding[pairs.image], text, networks.concepts.logit_scale)
+    pooled_gradients = encoding.pull_back(gradient, pairs.image)
+    weights = [
+        branch_weights(gradient, *activation.shape[-2:])
+        for gradient, activation in zip(pooled_gradients, activations, strict=True)
+    ]
+    if settings.derivative == "total" and len(weights) > 1:
+        weights[:-1] = _total_weights(networks, encoding, layout, pooled_gradients, settings.memory_limit)
+    if settings.preset == "published":
+        weights = [
+            _before_norm(networks, encoding, pairs.image, stage, w, settings.memory_limit)
+            for stage, w in enumerate(weights)
+        ]
+    return weights
+
+
+def branch_weights(pooled_gradient: Tensor, height: int, width: int) -> Tensor:
+    """Channel weights beta through the translator alone: (dS/dz) / (H W), since z is a mean: (P, C) -> (P, C)."""
+    return pooled_gradient / (height * width)
+
+
+def total_gradients(
+    activations: Sequence[Tensor], sources: Sequence[Tensor], pooled_gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
+
+    Args:
+        activations: maps of all stages for B images, each (B, C_l, H_l, W_l), still connected by autograd.
+        sources: the tensors to derive by, ancestors of the later activations, one per stage wanted.
+        pooled_gradients: dS/dz through the translator for S concepts of each image, one (S, B, C_l) per stage of
+            ``activations``.
+
+    Returns:
+        One gradient per entry of ``sources``, in its shape after S.
+    """
+    # One forward pass serves all concepts of an image, and one backward all pairs: in eval mode no image touches another.
+    with torch.enable_grad():
+        pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
+    # torch.vmap knows how convolutions go back in batches; `is_grads_batched=True` runs one concept after another.
+    return list(torch.vmap(lambda *g: torch.autograd.grad(pooled, list(sources), g, True))(*pooled_gradients))
+
+
+def _total_weights(
+    networks: Networks, encoding: Encoding, layout: Layout, pooled_gradients: Sequence[Tensor], memory_limit: float
+) -> list[Tensor]:
+    """Total derivative at all stages but the last, (P, C_l) each; groups of images keep to the memory limit."""
+    classifier, image, slot = networks.classifier, layout.image, layout.slot
+    weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
+    largest = max(activation[0].numel() for activation in encoding.output.activations)
+    fit = room(memory_limit, 2 * 4 * networks.elements(encoding, 0), 4 * largest, slot.device)
+    for members, most in layout.groups(fit):
+        group = torch.tensor(members, device=slot.device)
+        place = torch.full((layout.num_images,), -1, device=slot.device)
+        place[group] = torch.arange(len(group), device=slot.device)
+        where = place[image]
+        again = classifier.rerun(encoding.output, encoding.images, group)
+        step = max(1, fit // len(group))
+        for part in chunks(most, step):
+            rows = ((where >= 0) & (slot >= part.start) & (slot < part.stop)).nonzero().squeeze(1)
+            at = (slot[rows] - part.start, where[rows])
+            shape = (part.stop - part.start, len(group))
+            tables = [scattered(gradient[rows], at, shape) for gradient in pooled_gradients]
+            for stage, gradient in enumerate(total_gradients(again.activations, again.sources[:-1], tables)):
+                raw = gradient.float().flatten(0, 1)
+                pooled = pool(classifier.as_map(stage, raw, encoding.output.activations[stage]))
+                weights[stage][rows] = pooled.unflatten(0, shape)[at]  # type: ignore[no-untyped-call]
+    return weights
+
+
+def _before_norm(
+    networks: Networks, encoding: Encoding, image: Tensor, stage: int, weights: Tensor, memory_limit: float
+) -> Tensor:
+    """Weights taken before the final LayerNorm where the map is taken after it (published rule for ViT)."""
+    before = encoding.output.context[stage].before_norm
+    if before is None:
+        return weights
+    parts = [weights[:0]]
+    each = 4 * before[0].numel()
+    for chunk in chunks(len(image), room(memory_limit, 4 * each, each, before.device)):
+        maps = before[image[chunk]].float()
+        gradient = weights[chunk, :, None, None].expand_as(maps)
+        parts.append(pool(networks.classifier.through_norm(stage, gradient, maps)))
+    return torch.cat(parts)
+
+
+def fuse(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+    """Region R = ReLU(sum_k beta_k A_k) (eq. 11) for ragged pairs, without copying a map per pair.
+
+    Args:
+        activation: maps of one stage (B, C, H, W).
+        weights: beta of every pair (P, C).
+        layout: of the pairs.
+
+    Returns:
+        (P, H, W)
+    """
+    images, _, height, width = activation.shape
+    at = (layout.image, layout.slot)
+    fused = scattered(weights, at, (images, layout.width)) @ activation.flatten(2).to(weights.dtype)
+    return fused[at].view(-1, height, width).relu()

@@ -1,0 +1,74 @@
+"""All verbs of ``cefam``. Each has a file of its own here; VERBS names them, and nothing is imported before a verb is called."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cefam.commands._configs import shipped_configs
+from cefam.commands._process import run_verb
+from cefam.errors import near
+
+
+class Verb(NamedTuple):
+    """Where a verb's function lies ("module:function"), and its line in the help."""
+
+    where: str
+    help: str
+
+
+VERBS = {
+    "demo": Verb(
+        "cefam.commands.demo:run", "the whole job in a miniature world that comes with cefam: no download, minutes"
+    ),
+    "prepare": Verb(
+        "cefam.commands.prepare:run", "convert ImageNet, ImageNet-S, Broden, images or drawn scenes into shards"
+    ),
+    "features": Verb("cefam.commands.features:run", "run both frozen networks once and cache their outputs"),
+    "fit": Verb("cefam.commands.fit:run", "train a translator"),
+    "validate": Verb("cefam.commands.validate:run", "losses, agreement with the VLM, and regions of a checkpoint"),
+    "evaluate": Verb("cefam.commands.evaluate:run", "measure the regions of several methods against masks"),
+    "table": Verb("cefam.commands.table:run", "tables from the records of one or several evaluations"),
+    "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
+}
+
+USAGE = """usage: cefam VERB [options]     (cefam VERB --help explains a verb)
+
+{verbs}
+
+Configs are named by path, or by their name among those that come with cefam (`--config train/features`):
+{configs}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Returns:
+        The exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected error, 128 + n stopped by signal n.
+    """
+    status = 0
+    try:
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `cefam --help | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write once more at its end
+    return status
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        verbs = "\n".join(f"  {name:10} {verb.help}" for name, verb in VERBS.items())
+        print(USAGE.format(verbs=verbs, configs="\n".join(f"  {name}" for name in shipped_configs())))
+        return 0
+    if arguments[0] == "--version":
+        from cefam import __version__
+
+        print(f"cefam {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(
+            f"cefam: there is no verb {verb!r}.{near(verb, VERBS)} The verbs are {', '.join(VERBS)}.", file=sys.stderr
+        )
+        return 2
+    return run_verb(verb, VERBS[verb].where, rest)

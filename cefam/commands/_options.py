@@ -1,0 +1,117 @@
+"""How options are parsed: by jsonargparse, but a wrong option ends in one sentence, with near names."""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cefam.errors import CefamError, near
+
+
+class OptionError(CefamError):
+    """An option that is unknown, missing, or has a wrong value."""
+
+    status = 2
+
+
+class OneSentence:
+    """A parser whose errors are raised, in one sentence."""
+
+    bases: tuple[type, ...] = ()  # classes whose subclasses may be named in options
+
+    def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message with near names; jsonargparse's own trials of types go their usual way."""
+        if not self.exit_on_error:
+            super().error(message, ex)  # type: ignore[misc]
+        flat = " ".join(message.split()).rstrip(".") + "."
+        names = [*_names(self), *(sub.__name__ for base in self.bases for sub in _subclasses(base))]
+        raise OptionError(
+            f"{flat}{suggestion(flat, names)} (`{self.prog.replace(' [options]', '')} --help` lists the options.)"
+        ) from ex
+
+
+def suggestion(message: str, names: list[str]) -> str:
+    """Names near to a word of a message that is none of them; the parameters of a class that it names count, too.
+
+    >>> suggestion("unrecognized arguments: --seeed=1.", ["--seed", "--folder"])
+    " Did you mean '--seed'?"
+    """
+    words = [word.strip(".") for word in re.findall(r"[\w.\-]+", message)]
+    known = [*names, *(parameter for word in words for parameter in _parameters(word))]
+    known += [name.rpartition(".")[2] for name in known]
+    for word in words:
+        hint = near(word, known, 0.8) or near(f"--{word}", known, 0.8)
+        if hint and word not in known and f"--{word}" not in known:
+            return hint
+    return ""
+
+
+def _parameters(path: str) -> list[str]:
+    """Names of the parameters of the class or function that a dotted path names."""
+    module, _, name = path.rpartition(".")
+    try:
+        return list(inspect.signature(getattr(import_module(module), name)).parameters) if module else []
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []
+
+
+def _names(parser: Any) -> Iterator[str]:
+    """All option names of a parser and of its verbs."""
+    for action in parser._actions:
+        yield from (name for name in action.option_strings if name.startswith("--"))
+        if isinstance(action.choices, dict):
+            for verb in action.choices.values():
+                yield from _names(verb)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    subclasses: list[type] = base.__subclasses__()
+    for subclass in subclasses:
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def expand_home(options: Namespace) -> None:
+    """Replace a leading ``~/`` in all values: after ``=`` no shell does it, and in a config file nobody."""
+    for name, value in options.items():
+        options[name] = _at_home(value)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _at_home(entry) for key, entry in value.items()}
+    if isinstance(value, Namespace):
+        expand_home(value)
+    return value
+
+
+class OptionParser(OneSentence, ArgumentParser):
+    """For functions."""
+
+
+def call(verb: str, function: Callable[..., Any], arguments: list[str], positional: str = "") -> Any:
+    """Parse the options of a function from its signature and docstring, and call it.
+
+    Args:
+        verb: for messages.
+        function: what the verb does.
+        arguments: of the command line.
+        positional: a parameter whose values stand on the command line without a name.
+    """
+    parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    if positional:
+        parser.add_argument(positional, nargs="+", type=str)
+    parser.add_function_arguments(function, fail_untyped=False, skip={positional} if positional else None)
+    parsed = parser.parse_args(arguments)
+    expand_home(parsed)
+    options = vars(parser.instantiate(parsed))
+    return function(**{name: value for name, value in options.items() if name != "config"})

@@ -1,0 +1,113 @@
+"""How a verb runs: signals and errors become a sentence and an exit status."""
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+from cefam.commands import _signals
+from cefam.commands._configs import with_configs_first
+from cefam.errors import CefamError
+
+
+def run_verb(verb: str, where: str, arguments: list[str]) -> int:
+    """Run the function that ``where`` ("module:function") names.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
+        module, _, function = where.partition(":")
+        run = getattr(import_module(module), function)
+        with _signals.as_exceptions():
+            run(with_configs_first(arguments))
+    except (KeyboardInterrupt, _signals.Ended, SystemExit) as error:
+        return _stopped(verb, error)
+    except Exception as error:
+        if _signals.received():  # what was interrupted may have failed in a way of its own
+            return _stopped(verb, error)
+        return _failed(verb, error)
+    return 0
+
+
+def _stopped(verb: str, error: BaseException) -> int:
+    """The status of a verb that was stopped; a Trainer turns Ctrl-C into an exit of its own."""
+    number = _signals.received() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+    if number is None:
+        raise error  # --help and its kind
+    if isinstance(error, SystemExit) and error.code == 128 + number:
+        return 128 + number  # a verb inside this one has printed the sentence
+    word = "interrupted" if number == signal.SIGINT else "told to end"
+    with suppress(OSError):  # the terminal may be gone
+        print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
+    return 128 + number
+
+
+def _failed(verb: str, error: Exception) -> int:
+    """Print one sentence about an error; what was not written for the user keeps its traceback in a file."""
+    expected = isinstance(error, CefamError) or _is_of_the_system(error) or _is_of_the_trainer(error)
+    if not expected and os.environ.get("CEFAM_TRACEBACK"):
+        raise error
+    store = _store()
+    try:
+        if not expected and store is not None and store.check(["cefam/failed"]):
+            return 1  # this process lost the one that failed, which has printed why
+        # Bad input is bad for all processes of a run; the first one that finds it prints the sentence.
+        first = store is None or store.add(f"cefam/failed/{error}", 1) == 1
+        if store is not None:
+            store.set("cefam/failed", verb)
+    except RuntimeError:  # the process that kept the store is gone, and with it the run
+        first = expected
+    if first:
+        print(f"cefam {verb}: {_sentence(error) if expected else _unexpected(verb, error)}", file=sys.stderr)
+    return getattr(error, "status", 1) if expected else 70
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether the operating system refused a file: no permission, no space, a folder where a file is wanted."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _is_of_the_trainer(error: Exception) -> bool:
+    """Whether Lightning refused the Trainer's options (no GPU, say); its class derives from Exception alone."""
+    if "lightning" not in sys.modules:
+        return False
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, MisconfigurationException)
+
+
+def _store() -> Any:
+    """What the processes of a run share, or ``None``."""
+    if "torch" not in sys.modules:
+        return None
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def _unexpected(verb: str, error: Exception) -> str:
+    """A sentence on an error that was not foreseen; the traceback is kept in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix=f"cefam-{verb}-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    said = _sentence(error)
+    return (
+        f"Unexpected error: {type(error).__name__}: {said}{'' if said.endswith('.') else '.'} The traceback is in {file.name}. If no "
+        f"option, class or file of yours explains it, please report it."
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error in one line; of one that a data worker passed on, what stands below its traceback."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(text.split())

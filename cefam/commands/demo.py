@@ -1,0 +1,147 @@
+"""``cefam demo``: the whole job in the miniature world, from drawing scenes to the table, by the public commands."""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cefam.commands._options import call
+from cefam.errors import CefamError
+from cefam.files import write_text
+
+BATCH = 128  # of the training
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo, and the file that it makes."""
+
+    name: str
+    arguments: list[str]
+    made: Path
+
+    @property
+    def command(self) -> str:
+        """As typed in a shell."""
+        return shlex.join(["cefam", *self.arguments])
+
+
+def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: int) -> Iterator[Step]:
+    """The commands, in order."""
+    counts = {"train": scenes, "val": max(scenes // 8, 1), "evaluation": evaluation_scenes}
+    for split, count in counts.items():
+        target = folder / "scenes" / split
+        options = ["--source", split, "--count", str(count), "--folder", str(target)]
+        without = [] if split == "evaluation" else ["--masks", "[]"]
+        yield Step(f"draw {split}", ["prepare", "--kind", "brodenette", *options, *without], target / "manifest.json")
+    for split in ("train", "val"):
+        target = folder / "features" / split
+        options = ["--images", str(folder / "scenes" / split), "--folder", str(target)]
+        yield Step(f"features {split}", ["features", "--config", "features/demo", *options], target / "manifest.json")
+    fit = ["fit", "--config", "demo", "--seed_everything", str(seed), "--trainer.max_epochs", str(epochs)]
+    fit += [f"--data.init_args.{split}={folder / 'features' / split}" for split in ("train", "val")]
+    fit += [f"--trainer.logger.init_args.save_dir={folder}"]
+    best = folder / "fit" / "checkpoints" / "best.ckpt"
+    yield Step("fit", fit, best)
+    evaluate = ["evaluate", "--config", "evaluate/demo", "--model.artefact", str(best), "--model.overwrite", "true"]
+    evaluate += ["--model.output", str(folder / "evaluation"), "--data.shards", str(folder / "scenes" / "evaluation")]
+    yield Step("evaluate", evaluate, folder / "evaluation" / "table.txt")
+
+
+def demo(
+    folder: str = "runs/demo", scenes: int = 4000, evaluation_scenes: int = 200, epochs: int = 60, seed: int = 0
+) -> None:
+    """Draw scenes, cache features, train a translator and measure its regions beside chance, without any download.
+
+    What is finished is kept: the demo can be stopped and started again.
+
+    Args:
+        folder: where everything goes.
+        scenes: to train from.
+        evaluation_scenes: to measure regions on.
+        epochs: at most.
+        seed: of the training.
+
+    Raises:
+        CefamError: for a number below 1, or a folder that holds a demo with other options, or anything else.
+    """
+    for name, value in (("scenes", scenes), ("evaluation_scenes", evaluation_scenes), ("epochs", epochs)):
+        if value < 1:
+            raise CefamError(f"{name} must be at least 1, got {value}.")
+    if not 0 <= seed < 2**32:
+        raise CefamError(f"seed must lie between 0 and 2^32 - 1, got {seed}.")
+    if scenes < BATCH:
+        raise CefamError(f"scenes must be at least {BATCH}, one batch, got {scenes}.")
+    root = Path(folder)
+    journal = root / "demo.json"
+    if not journal.is_file() and root.is_dir() and any(root.iterdir()):
+        raise CefamError(f"{root} holds something other than a demo: name another `--folder`, or remove it.")
+    try:
+        done: dict[str, dict[str, Any]] = dict(json.loads(journal.read_text())) if journal.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise CefamError(f"{journal} cannot be read ({error}): name another `--folder`, or remove it.") from error
+    for step in steps(root, scenes, evaluation_scenes, epochs, seed):
+        known = done.get(step.name)
+        if known and known["command"] != step.command:
+            raise CefamError(
+                f"{root} holds a demo with other options ({known['command']}): name another `--folder`, or remove it."
+            )
+        if known and step.made.is_file() and ("seconds" in known or step.name != "fit"):
+            continue
+        done[step.name] = {"command": step.command}
+        write_text(journal, json.dumps(done, indent=1))
+        done[step.name]["seconds"] = round(_run(step, again=known is not None), 1)
+        write_text(journal, json.dumps(done, indent=1))
+    _summary(root, done)
+
+
+def _run(step: Step, again: bool) -> float:
+    """Run a step by the command's own entry, perhaps a second time; the seconds it took."""
+    from cefam.commands import main
+
+    arguments = list(step.arguments)
+    if step.name == "fit" and again:
+        arguments += _resumed(step.made.parent)
+    print(f"\n$ {shlex.join(['cefam', *arguments])}", flush=True)
+    start = time.monotonic()
+    status = main(arguments)
+    if status:
+        raise SystemExit(status)  # the command has printed why
+    return time.monotonic() - start
+
+
+def _resumed(checkpoints: Path) -> list[str]:
+    """Options that take up a stopped training; one that was stopped before its first checkpoint starts afresh."""
+    if (checkpoints / "last.ckpt").is_file():
+        return ["--ckpt_path", str(checkpoints / "last.ckpt")]
+    shutil.rmtree(checkpoints.parent, ignore_errors=True)
+    return []
+
+
+def _summary(root: Path, done: dict[str, dict[str, Any]]) -> None:
+    """The time of every step, and where everything is."""
+    print(f"\n{'step':24} seconds")
+    for name, known in done.items():
+        print(f"{name:24} {known.get('seconds', 'kept')}")
+    print(f"{'together':24} {sum(known.get('seconds', 0) for known in done.values()):.1f}\n")
+    for what, where in (
+        ("table (txt, md, csv)", "evaluation/table.txt"),
+        ("a line per pair", "evaluation/records.csv"),
+        ("regions beside masks", "evaluation/contact_sheet.png"),
+        ("training curves", "fit/metrics.csv"),
+        ("the translator", "fit/checkpoints/best.ckpt"),
+    ):
+        print(f"{what:24} {root / where}")
+    print("\nTrain again with other settings (see `cefam fit --config demo --print_config`):")
+    print(
+        "python train.py fit --config demo --model.similarity_weight 0 --trainer.logger.init_args.name without_similarity"
+    )
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("demo", demo, arguments)

@@ -1,0 +1,31 @@
+"""``cefam table``: tables from the records of one or several evaluations."""
+
+from typing import Literal
+
+from cefam.commands._options import call
+
+
+def table(
+    runs: list[str],
+    format: Literal["text", "md", "csv", "latex"] = "text",  # noqa: A002  the name of the option
+    published: str | None = None,
+) -> None:
+    """Print the table of one or several folders of `cefam evaluate`, made from their records.
+
+    Args:
+        runs: the folders. Methods that occur in several of them are called "folder: method".
+        format: text, md (Markdown), csv, or latex.
+        published: numbers to put beside: a table of the paper ("table1/resnet50"), or a CSV file with the columns of table.csv.
+    """
+    from cefam.report import results
+    from cefam.report.tables import FORMATS
+
+    found = results.joined(runs)
+    if published is not None:
+        found = results.with_published(found, published)
+    print(FORMATS[format](found), end="")
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("table", table, arguments, positional="runs")

@@ -1,0 +1,259 @@
+"""The feature cache: what the two frozen towers compute for every view, once, to train from many times.
+
+A folder holds ``manifest.json`` and ``features-VVV-NNNNNNNN.safetensors`` (view, first photograph), with tensors
+``pooled.0`` .. ``pooled.L-1`` (n, C_l) and ``embedding`` (n, D). A view is one random crop of one photograph; several views
+per photograph stand in for the fresh crops of every epoch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cefam.attribution.scores import pool
+from cefam.datasets.contract import MANIFEST, Manifest, is_shards
+from cefam.datasets.shards import read_shard
+from cefam.datasets.sources.images import list_images
+from cefam.errors import CefamError, MissingError
+from cefam.files import write_tensors, write_text
+from cefam.passes import JOURNAL, Pass, Unit
+from cefam.pictures import open_picture
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel, encode_images
+from cefam.views import TrainingView, View, drawn
+
+FORMAT, VERSION = "cefam-features", 1
+
+
+@dataclass
+class FeatureManifest:
+    """What a feature cache holds and what it was computed with."""
+
+    classifier: dict[str, Any]
+    vlm: dict[str, Any]
+    view: dict[str, Any]
+    num_rows: int = 0
+    files: list[dict[str, Any]] = field(default_factory=list)
+    format: str = FORMAT
+    version: int = VERSION
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a cache's manifest.
+
+        Raises:
+            MissingError: where there is none.
+            CefamError: where it is not a manifest of this version.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise MissingError(
+                f"{folder} is not a finished feature cache (no {MANIFEST}): make it with `cefam features`."
+            )
+        try:
+            values = json.loads(path.read_text())
+            if (values["format"], values["version"]) == (FORMAT, VERSION):
+                manifest = cls(**values)
+                rows = sum(entry["rows"] for entry in manifest.files if entry["file"])
+                if rows == manifest.num_rows and manifest.classifier["channels"] and manifest.vlm["embedding_dim"]:
+                    return manifest
+        except (ValueError, TypeError, KeyError):
+            pass  # said below
+        raise CefamError(f"{path} is not a manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
+
+
+class _Views(Dataset[Tensor]):
+    """Views of a list of pictures; each has a random stream of its own, so that workers do not matter."""
+
+    def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
+        self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
+
+
+def _pictures(source: str | Path, size: int = 256) -> Iterator[tuple[str, list[Callable[[], Image.Image]]]]:
+    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time, with a digest that tells them from others.
+
+    Shards are told apart by their content, files by name and length: reading them all would take as long as the work.
+    """
+    if is_shards(source):
+        manifest = Manifest.read(source)
+        for shard, (place, count) in zip(manifest.shards, manifest.counts(source).items(), strict=True):
+            yield shard["sha256"], [sample.picture for sample in read_shard(place, count)]
+        return
+    paths = [path for path, _ in list_images(source)]
+    for start in range(0, len(paths), size):
+        some = paths[start : start + size]
+        yield _listed(source, some), [partial(open_picture, path, str(path)) for path in some]
+
+
+def _listed(source: str | Path, paths: Sequence[Path]) -> str:
+    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def compute_features(
+    classifier: FrozenClassifier,
+    vlm: VisionLanguageModel,
+    images: str,
+    folder: str,
+    views: int = 0,
+    size: int = 224,
+    resize: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "auto",
+) -> FeatureManifest:
+    """Cache what both towers compute for the photographs of a folder or of shards.
+
+    A stopped run is taken up where it stopped: files that came from the same photographs are kept.
+
+    Args:
+        classifier: the frozen classifier.
+        vlm: the teacher.
+        images: a folder of images, or of shards.
+        folder: where the cache goes.
+        views: random training views per photograph; 0: one evaluation view (for validation).
+        size: side of a view.
+        resize: short side before the central crop of the evaluation view.
+        seed: of the random views.
+        batch_size: views per forward pass.
+        num_workers: processes that decode photographs; the result does not depend on it.
+        device: "auto", "cpu", "cuda" ...
+
+    Raises:
+        CefamError: where the folder holds a cache of other towers or views, or a finished one of other photographs.
+    """
+    if views < 0:
+        raise CefamError(f"views must be 0 (one evaluation view) or more, got {views}.")
+    if batch_size < 1:
+        raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
+    target = Path(folder)
+    total, photographs = _census(images)
+    view: dict[str, Any] = {"views": views, "size": size, "resize": resize, "seed": seed}
+    manifest = FeatureManifest(classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs})
+    where = _device(device)
+    classifier.to(where)
+    vlm.to(where)
+    crop = TrainingView(size) if views else View(resize, size)
+    _check_finished(target, photographs)
+
+    def write(pictures: Sequence[Callable[[], Image.Image]], first: int, stream: int, path: Path) -> dict[str, Any]:
+        dataset = _Views(pictures, first, stream, crop)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+        rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
+        write_tensors(path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+        return {"file": path.name, "rows": len(pictures)}
+
+    def units() -> Iterator[Unit]:
+        for repeat in range(max(views, 1)):
+            first = 0
+            for digest, pictures in _pictures(images):
+                name = f"features-{repeat:03d}-{first:08d}.safetensors"
+                yield Unit(name, digest, len(pictures), partial(write, pictures, first, seed * 1_000_003 + repeat))
+                first += len(pictures)
+
+    with Pass(target, [manifest.classifier, manifest.vlm, view]) as work:
+        manifest.files = list(work.over(units(), "features", total * max(views, 1)))
+        manifest.num_rows = sum(entry["rows"] for entry in manifest.files)
+        write_text(target / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _check_finished(folder: Path, photographs: str) -> None:
+    """Let photographs change only until a cache is finished.
+
+    Raises:
+        CefamError: where the folder holds a finished cache of other photographs, or something else.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    if not (folder / JOURNAL).is_file():
+        raise CefamError(f"{folder} holds other data: name another folder for the features.")
+    if FeatureManifest.read(folder).view["photographs"] != photographs:
+        raise CefamError(f"{folder} holds features of other photographs: name another folder, or remove it.")
+
+
+def _census(source: str | Path) -> tuple[int, str]:
+    """Number of photographs, and a digest that a changed folder does not have."""
+    if is_shards(source):
+        manifest = Manifest.read(source)
+        shards = json.dumps([shard["sha256"] for shard in manifest.shards])
+        return manifest.num_samples, hashlib.sha256(shards.encode()).hexdigest()
+    paths = [path for path, _ in list_images(source)]
+    return len(paths), _listed(source, paths)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CefamError(
+            f"There is no device {name!r} here ({str(error).splitlines()[0]}): try 'auto' or 'cpu'."
+        ) from error
+    return device
+
+
+@torch.no_grad()
+def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor) -> dict[str, Tensor]:
+    pooled = {f"pooled.{stage}": pool(a.float()) for stage, a in enumerate(classifier(images).activations)}
+    tensors = {**pooled, "embedding": encode_images(vlm, images)}
+    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            tower = "vision-language model" if name == "embedding" else "classifier"
+            raise CefamError(
+                f"The output of the {tower} ({name}) is not finite: its weights hold NaN, or numbers that are too large."
+            )
+    return tensors
+
+
+def load_features(folder: str | Path) -> dict[str, Tensor]:
+    """All rows of a cache: ``pooled.0`` .. (N, C_l) and ``embedding`` (N, D), in memory: 4 bytes a number.
+
+    Raises:
+        MissingError: where the cache is unfinished.
+        CefamError: where a file is broken, or does not fit the manifest.
+    """
+    from safetensors.torch import load_file
+
+    manifest = FeatureManifest.read(folder)
+    widths = {f"pooled.{stage}": width for stage, width in enumerate(manifest.classifier["channels"])}
+    widths["embedding"] = manifest.vlm["embedding_dim"]
+    # Filled file by file: with the parts beside the whole, a large cache would take twice its memory.
+    every = {name: torch.empty(manifest.num_rows, width) for name, width in widths.items()}
+    first = 0
+    for entry in manifest.files:
+        path, rows = Path(folder) / entry["file"], entry["rows"]
+        again = "remove it and run `cefam features` again."
+        try:
+            part = load_file(path)
+        except Exception as error:  # safetensors has errors of its own for a truncated file
+            raise CefamError(f"{path} cannot be read ({error}): {again}") from error
+        expected, found = (
+            ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+            for shapes in (
+                {name: (rows, width) for name, width in widths.items()},
+                {name: tuple(tensor.shape) for name, tensor in part.items()},
+            )
+        )
+        if found != expected:
+            raise CefamError(f"{path} holds {found} instead of {expected}: {again}")
+        for name, tensor in part.items():
+            every[name][first : first + rows] = tensor
+        first += rows
+    return every

@@ -1,0 +1,202 @@
+"""Writing and reading shards, by the sample contract."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cefam.datasets.contract import MANIFEST, Manifest, MaskCut, Sample, check, decode, encode
+from cefam.errors import CefamError, ExistsError
+from cefam.files import locked
+
+
+def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, Any]:
+    """Write one shard, completely or not at all.
+
+    Args:
+        path: of the tar.
+        samples: in order.
+        first: number of the first sample in the data set; names its keys.
+
+    Returns:
+        Its entry in the manifest: file, samples, pairs, mask sizes, sha256.
+
+    Raises:
+        CefamError: for a sample that cannot be stored.
+    """
+    import webdataset as wds
+
+    # The name ends in .part until the shard is complete; a stopped run leaves no shard that looks finished.
+    part = Path(f"{path}.part")
+    count = pairs = 0
+    sizes: set[tuple[int, ...]] = set()
+    tar: Any = None
+    try:
+        tar = wds.TarWriter(str(part), mtime=0, encoder=False)
+        for sample in samples:
+            check(sample)
+            tar.write(encode(sample, f"{first + count:08d}"))
+            count += 1
+            pairs += sum(len(mask.labels) for mask in sample.masks)
+            sizes |= {mask.index_map.shape for mask in sample.masks}
+        tar.close()
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError, AttributeError):  # a full disk refuses to close it, too
+            tar.close()
+        part.unlink(missing_ok=True)
+        raise
+    return {
+        "file": path.name, "samples": count, "pairs": pairs, "mask_sizes": sorted(map(list, sizes)), "sha256": digest,
+    }  # fmt: skip
+
+
+def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Manifest:
+    """Write the manifest of shards that are complete.
+
+    Raises:
+        CefamError: where there is none.
+    """
+    if not shards:
+        raise CefamError(f"No sample was found in {manifest.source}: nothing was written to {folder}.")
+    sizes = {tuple(size) for shard in shards for size in shard["mask_sizes"]}
+    manifest.mask_size = list(sizes.pop()) if len(sizes) == 1 else None
+    manifest.shards = [{key: value for key, value in shard.items() if key != "mask_sizes"} for shard in shards]
+    manifest.num_samples = sum(shard["samples"] for shard in shards)
+    manifest.num_pairs = sum(shard["pairs"] for shard in shards)
+    manifest.write(folder)
+    return manifest
+
+
+def new_folder(folder: str | Path) -> Path:
+    """A folder for shards, created.
+
+    Raises:
+        ExistsError: where it already holds a finished set.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        raise ExistsError(f"{folder} already holds a finished set of shards: name another folder, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shard_name(index: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{index:06d}.tar"
+
+
+class ShardWriter:
+    """Write samples of your own into shards; a context manager. The manifest comes last.
+
+    Args:
+        folder: where to; created. It must not hold a finished set.
+        source: what the data is, for the manifest.
+        samples_per_shard: a data worker reads whole shards, so make at least ranks x workers of them.
+        labels: the vocabulary of the index maps: dicts with number, name and category.
+        mask_cut: how masks are cut with their photographs; see :class:`cefam.datasets.contract.Manifest`.
+
+    Raises:
+        ExistsError: where the folder already holds a finished set.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        source: str,
+        samples_per_shard: int = 256,
+        labels: Iterable[dict[str, Any]] = (),
+        mask_cut: MaskCut = "nearest",
+    ) -> None:
+        check_size(samples_per_shard)
+        self.folder, self.samples_per_shard = new_folder(folder), samples_per_shard
+        self.manifest = Manifest(source=source, labels=list(labels), mask_cut=mask_cut)
+        self._lock = ExitStack()
+        self._waiting: list[Sample] = []
+        self._ids: set[str] = set()
+        self._shards: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        self._lock.enter_context(locked(self.folder))
+        return self
+
+    def write(self, sample: Sample) -> None:
+        """Add one sample.
+
+        Raises:
+            CefamError: for an id that is already used, or a sample that cannot be stored.
+        """
+        if sample.id in self._ids:
+            raise CefamError(f"There are two samples {sample.id!r}: ids name the pairs in all tables and must differ.")
+        check(sample)
+        self._ids.add(sample.id)
+        self._waiting.append(sample)
+        if len(self._waiting) == self.samples_per_shard:
+            self._write()
+
+    def _write(self) -> None:
+        index = len(self._shards)
+        path = self.folder / shard_name(index)
+        self._shards.append(write_shard(path, self._waiting, index * self.samples_per_shard))
+        self._waiting = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            if kind is None:
+                if self._waiting:
+                    self._write()
+                finish(self.manifest, self.folder, self._shards)
+
+
+def check_size(samples_per_shard: int) -> None:
+    """Refuse shards of nothing.
+
+    Raises:
+        CefamError: where the number is not positive.
+    """
+    if samples_per_shard < 1:
+        raise CefamError(f"samples_per_shard must be positive, got {samples_per_shard}.")
+
+
+def unreadable(error: Exception) -> bool:
+    """What webdataset calls for a shard that is not a complete tar.
+
+    Raises:
+        CefamError: always; the message names the shard.
+    """
+    if isinstance(error, CefamError):  # raised further inside
+        raise error
+    raise CefamError(
+        f"A shard cannot be read ({error}): copy the shards again, or run `cefam prepare` again."
+    ) from error
+
+
+def read_members(place: str | Path, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """The members of all samples of one shard, in order, before :func:`decode`.
+
+    Raises:
+        CefamError: where the shard holds another number of samples than ``count``: a copy that was cut between two samples
+            is a complete tar.
+    """
+    import webdataset as wds
+
+    found = 0
+    for members in wds.DataPipeline(wds.SimpleShardList([str(place)]), wds.tarfile_to_samples(handler=unreadable)):
+        found += 1
+        yield members
+    if count is not None and found != count:
+        raise CefamError(
+            f"{place} holds {found} samples, its manifest says {count}: copy the shards again, or run `cefam prepare` again."
+        )
+
+
+def read_shard(place: str | Path, count: int | None = None) -> Iterator[Sample]:
+    """All samples of one shard, in order; see :func:`read_members`."""
+    return (decode(members) for members in read_members(place, count))

@@ -1,0 +1,37 @@
+"""Raw data sets as sources of samples. SOURCES names them by the ``--kind`` of ``cefam prepare``; each has a file of its own."""
+
+from importlib import import_module
+from typing import Any
+
+from cefam.datasets.sources.base import Source
+from cefam.errors import CefamError, near
+
+SOURCES = {
+    "images": "images:ImageFolder",
+    "broden": "broden:Broden",
+    "brodenette": "brodenette:Brodenette",
+    "imagenet": "imagenet:ImageNet",
+    "imagenet_s": "imagenet_s:ImageNetS",
+}
+
+
+def open_source(kind: str, place: str, **options: Any) -> Source:
+    """The source of this kind; options that are ``None`` are left out.
+
+    Raises:
+        CefamError: for an unknown kind, or an option that this kind has not.
+    """
+    if kind not in SOURCES:
+        kinds = ", ".join(map(repr, SOURCES))
+        raise CefamError(f"kind must be one of {kinds}, got {kind!r}.{near(kind, SOURCES)}")
+    module, _, name = SOURCES[kind].partition(":")
+    source: Any = getattr(import_module(f"{__name__}.{module}"), name)
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        if option not in source.options:
+            raise CefamError(f"{option} {source.refusals.get(option, f'does not apply to {kind}: leave it out.')}")
+    opened: Source = source(place, **given)
+    return opened
+
+
+__all__ = ["SOURCES", "Source", "open_source"]

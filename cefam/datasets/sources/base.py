@@ -1,0 +1,119 @@
+"""What a raw data set must offer to become shards."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cefam.datasets.contract import IMAGE_SUFFIXES, MaskCut, Sample
+from cefam.errors import CefamError, MissingError
+from cefam.pictures import open_mask, turned
+
+
+class Source(ABC):
+    """Samples in a fixed order, read one by one.
+
+    Attributes:
+        options: names of the options of the constructor.
+        refusals: what to say of options that do not apply here.
+        name: what the data is, for the manifest.
+        labels: the vocabulary of the masks: dicts with number, name and category.
+        mask_cut: how the masks are cut with their photographs.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    refusals: ClassVar[Mapping[str, str]] = {}
+    name: str
+    labels: list[dict[str, Any]]
+    mask_cut: MaskCut = "nearest"
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def sample(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            CefamError: where it is broken.
+        """
+
+    @abstractmethod
+    def stamp(self, index: int) -> Any:
+        """What tells this sample's input from another one without reading it, in plain types."""
+
+    def samples(self, start: int, stop: int) -> Iterator[Sample]:
+        """Samples in order, each with a photograph that can be decoded and masks that lie as it does.
+
+        Raises:
+            CefamError: for the first that is broken.
+        """
+        for index in range(start, min(stop, len(self))):
+            sample = self.sample(index)
+            _check_orientation(sample)
+            yield sample
+
+    def digest(self, start: int, stop: int) -> str:
+        """What tells these samples' input from another one."""
+        stamps = [self.stamp(index) for index in range(start, min(stop, len(self)))]
+        return hashlib.sha256(json.dumps([self.name, self.labels, self.mask_cut, stamps]).encode()).hexdigest()
+
+    def notes(self) -> list[str]:
+        """What is worth knowing once all samples were read."""
+        return []
+
+
+def _check_orientation(sample: Sample) -> None:
+    """Refuse masks that lie as the photograph was stored, while it is shown upright."""
+    picture = sample.picture()  # a broken photograph is found now, not in the middle of a run
+    if not sample.masks or picture.height == picture.width:
+        return
+    import io
+
+    from PIL import Image
+
+    if not turned(Image.open(io.BytesIO(sample.image))):
+        return
+    for mask in sample.masks:
+        height, width = mask.index_map.shape
+        if (height > width) != (picture.height > picture.width):
+            raise CefamError(
+                f"The photograph {sample.id} is stored on its side and shown upright ({picture.height} x {picture.width}), its "
+                f"{mask.category} mask is {height} x {width}: turn the mask, or remove the photograph's EXIF orientation."
+            )
+
+
+def numbers_of(path: Path, ignore: int | None) -> np.ndarray:
+    """A mask file as label numbers (H, W); pixels with the number ``ignore`` become 65535, which is not measured.
+
+    Raises:
+        MissingError: where there is no file.
+        CefamError: where it cannot be read as a mask.
+    """
+    from cefam.categories import IGNORED
+
+    if not path.is_file():
+        raise MissingError(f"The mask {path.name} is not in {path.parent}: complete the copy.")
+    numbers = open_mask(path, str(path))
+    return numbers if ignore is None else np.where(numbers == ignore, IGNORED, numbers)
+
+
+def read_image(path: Path, advice: str) -> tuple[bytes, str]:
+    """The bytes of an image file and its suffix.
+
+    Raises:
+        CefamError: where the suffix is not that of an image.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise CefamError(f"{path} does not have the suffix of an image ({', '.join(IMAGE_SUFFIXES)}): {advice}")
+    return path.read_bytes(), path.suffix.lower()
+
+
+def stamp_of(path: Path) -> list[Any]:
+    """Name and length of a file: reading it would take as long as the work."""
+    return [str(path), path.stat().st_size if path.is_file() else -1]

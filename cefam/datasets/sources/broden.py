@@ -1,0 +1,127 @@
+"""Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cefam.categories import IGNORED
+from cefam.datasets.contract import Mask, Sample
+from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
+from cefam.errors import CefamError, MissingError
+from cefam.reading import read_csv
+
+MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
+
+
+class Broden(Source):
+    """Photographs with masks of several categories.
+
+    A mask file of one channel, or with a palette, holds label numbers; an RGB file holds R + 256 G. An entry of a category may
+    name several files, separated by ``;``. Only what ``index.csv`` lists is read.
+
+    Args:
+        place: the folder that holds index.csv, label.csv and images/.
+        masks: categories; [] for none.
+        ignore: a number in mask files whose pixels are not measured (255 in many data sets).
+
+    Raises:
+        MissingError: where a table, a photograph or a mask is missing.
+        CefamError: for a table that is broken, a category that the index lacks, or a label that ``label.csv`` lacks.
+    """
+
+    options = ("masks", "ignore")
+    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'broden' is taken whole. Leave it out."}
+
+    def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, ignore: int | None = None) -> None:
+        self.root, self.categories, self.ignore = Path(place), tuple(masks), ignore
+        unknown = set(masks) - set(MASK_CATEGORIES)
+        if unknown:
+            raise CefamError(
+                f"Broden has no masks of {', '.join(sorted(unknown))}; it has those of {', '.join(MASK_CATEGORIES)}."
+            )
+        self.labels = self._read_labels()
+        self.known = {label["number"] for label in self.labels}
+        self.rows = self._read_index()
+        self.name = f"broden: {self.root.name}"
+
+    def _table(self, name: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+        path = self.root / name
+        if not path.is_file():
+            raise MissingError(
+                f"{self.root} is not a Broden folder: it has no {name}. Name the folder that holds index.csv, label.csv and images/."
+            )
+        present = read_csv(path)[0]
+        missing = sorted(set(columns) - present)
+        if missing:
+            hint = ""
+            if set(missing) <= set(self.categories):
+                rest = ", ".join(category for category in self.categories if category in present)
+                hint = f' Where there are no such masks, name those that there are: `--masks "[{rest}]"`.'
+            raise CefamError(f"{path} has no column {', '.join(map(repr, missing))}.{hint}")
+        return read_csv(path, columns)[1]
+
+    def _read_labels(self) -> list[dict[str, Any]]:
+        """Number, name and category of every row of ``label.csv``."""
+        labels: dict[int, dict[str, Any]] = {}
+        for line, row in self._table("label.csv", ("number", "name", "category")):
+            where, number = f"{self.root / 'label.csv'}, line {line}", row["number"].strip()
+            if not number.isdigit():
+                raise CefamError(f"{where}: the number {number!r} is not a whole number.")
+            if int(number) == 0 or int(number) in labels:
+                reason = "means 'no label' in masks" if int(number) == 0 else "already has a row"
+                raise CefamError(f"{where}: the number {number}, of {row['name']!r}, {reason}; give it another one.")
+            labels[int(number)] = {"number": int(number), "name": row["name"], "category": row["category"]}
+        return list(labels.values())
+
+    def _read_index(self) -> list[dict[str, str]]:
+        rows: dict[str, dict[str, str]] = {}
+        for line, row in self._table("index.csv", ("image", *self.categories)):
+            name = row["image"].strip()
+            if name in rows:
+                raise CefamError(
+                    f"{self.root / 'index.csv'}, line {line}: {name!r} already has a row: remove one of them."
+                )
+            rows[name] = {**row, "image": name}
+        return list(rows.values())
+
+    def _mask_files(self, index: int) -> list[tuple[str, Path]]:
+        row = self.rows[index]
+        return [
+            (category, self.root / "images" / name.strip())
+            for category in self.categories
+            for name in row[category].split(";")
+            if name.strip()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stamp(self, index: int) -> Any:
+        """Names and lengths of the photograph and its masks."""
+        photograph = self.root / "images" / self.rows[index]["image"]
+        masks = [[category, *stamp_of(path)] for category, path in self._mask_files(index)]
+        return [stamp_of(photograph), masks, self.ignore]
+
+    def sample(self, index: int) -> Sample:
+        """One photograph with its masks."""
+        name = self.rows[index]["image"]
+        path = self.root / "images" / name
+        if not path.is_file():
+            raise MissingError(
+                f"{self.root / 'index.csv'} lists {name}, which is not in {self.root / 'images'}: complete the copy."
+            )
+        image, suffix = read_image(path, "rename it, in index.csv too.")
+        masks = tuple(Mask(category, self._mask(path)) for category, path in self._mask_files(index))
+        return Sample(name, image, suffix, None, masks)
+
+    def _mask(self, path: Path) -> np.ndarray:
+        numbers = numbers_of(path, self.ignore)
+        unknown = sorted(set(np.unique(numbers).tolist()) - self.known - {0, IGNORED})
+        if unknown:
+            raise CefamError(
+                f"The mask {path} has labels {unknown[:5]}, which label.csv does not list: add them there, or, if such pixels are not to "
+                f"be measured, set `ignore` to the number."
+            )
+        return numbers

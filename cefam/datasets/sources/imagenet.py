@@ -1,0 +1,148 @@
+"""ImageNet (ILSVRC 2012) as it comes: the original tars, or one folder per wnid."""
+
+import io
+import tarfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
+from cefam.datasets.sources.base import Source, stamp_of
+from cefam.datasets.sources.images import list_images
+from cefam.errors import CefamError, MissingError, near
+
+
+@cache
+def wnids() -> list[str]:
+    """The 1,000 wnids in the order of the classes (sorted), as timm lists them."""
+    from timm import data
+
+    info: Any = data.ImageNetInfo()  # type: ignore[attr-defined]
+    return [info.index_to_label_name(index) for index in range(info.num_classes())]
+
+
+def class_of(wnid: str) -> int:
+    """Index of a wnid among the 1,000 classes.
+
+    Raises:
+        CefamError: for a name that is not one of them.
+    """
+    try:
+        return wnids().index(wnid)
+    except ValueError:
+        raise CefamError(
+            f"{wnid!r} is not the wnid of one of ImageNet's 1,000 classes.{near(wnid, wnids())} Folders are called n01440764 and so on."
+        ) from None
+
+
+class ImageNet(Source):
+    """Photographs with their class, 0 to 999.
+
+    Args:
+        place: ``ILSVRC2012_img_train.tar`` (a tar of tars), ``ILSVRC2012_img_val.tar``, a folder with one of them, or a folder with
+            one folder per wnid. The classes of the validation tar come from ``ILSVRC2012_devkit_t12.tar.gz`` beside it, where it
+            is there and scipy is installed; else they are not known, which training does not mind.
+        masks: none; [] is accepted.
+
+    Raises:
+        MissingError: where there is nothing of this kind.
+        CefamError: for a folder that is not called by a wnid.
+    """
+
+    options = ("masks",)
+    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'imagenet' is taken whole. Leave it out."}
+
+    def __init__(self, place: str, masks: list[str] | None = None) -> None:
+        if masks:
+            raise CefamError(f"ImageNet holds no masks, got masks = {list(masks)}: leave `masks` out.")
+        self.labels = []
+        path = Path(place)
+        if path.is_dir() and not any(child.is_dir() for child in path.iterdir()):
+            tars = sorted(path.glob("ILSVRC2012_img_*.tar"))
+            if len(tars) != 1:
+                raise MissingError(
+                    f"{path} holds {len(tars)} tars called ILSVRC2012_img_*.tar and no folders: name the tar, or a folder with one "
+                    f"folder per wnid."
+                )
+            path = tars[0]
+        self.path, self.name = path, f"imagenet: {path.name}"
+        # Name, class, and how to read it: a path, or the members of a tar from the outside in.
+        self.entries: list[tuple[str, int | None, Path | tuple[int, int]]]
+        self.entries = _from_tar(path) if path.is_file() else _from_folder(path)
+        if not self.entries:
+            raise MissingError(f"No image was found in {path}.")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def stamp(self, index: int) -> Any:
+        """Name and length, or its place in the tar."""
+        name, _, where = self.entries[index]
+        return stamp_of(where) if isinstance(where, Path) else [name, *where]
+
+    def sample(self, index: int) -> Sample:
+        """One photograph."""
+        name, label, where = self.entries[index]
+        if isinstance(where, Path):
+            return Sample(name, where.read_bytes(), where.suffix.lower(), label)
+        with self.path.open("rb") as tar:
+            tar.seek(where[0])
+            return Sample(name, tar.read(where[1]), Path(name).suffix.lower(), label)
+
+
+def _from_folder(root: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]]:
+    images = [path for path, _ in list_images(root)]
+    return [(path.relative_to(root).as_posix(), class_of(path.relative_to(root).parts[0]), path) for path in images]
+
+
+def _from_tar(path: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]]:
+    """Name, class, and place (first byte, length) of every image of a tar, or of the tars in it."""
+    found: list[tuple[str, int | None, Path | tuple[int, int]]] = []
+    truth = _validation_classes(path.parent)
+    try:
+        with tarfile.open(path, "r:") as outer:
+            for member in outer:
+                if member.name.endswith(".tar"):
+                    wnid, inner = Path(member.name).stem, outer.extractfile(member)
+                    with tarfile.open(fileobj=inner, mode="r:") as of_class:
+                        # Nothing is compressed: the image lies in the outer file as it is.
+                        found += [
+                            (
+                                f"{wnid}/{image.name}",
+                                class_of(wnid),
+                                (member.offset_data + image.offset_data, image.size),
+                            )
+                            for image in of_class
+                            if Path(image.name).suffix.lower() in IMAGE_SUFFIXES
+                        ]
+                elif Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    name = Path(member.name).name
+                    found.append((name, truth.get(name), (member.offset_data, member.size)))
+    except tarfile.TarError as error:
+        raise CefamError(f"{path} cannot be read as a tar ({error}): copy it again.") from error
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def _validation_classes(folder: Path) -> dict[str, int]:
+    """Class of every validation image by its name, from the devkit, where it is there and can be read."""
+    devkit = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    if not devkit.is_file():
+        return {}
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        return {}
+    with tarfile.open(devkit) as tar:
+        members = {Path(member.name).name: member for member in tar}
+        truth, meta = (
+            tar.extractfile(members[name]) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
+        )
+        assert truth is not None
+        assert meta is not None
+        numbers = [int(line) for line in truth.read().split()]
+        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    return {
+        f"ILSVRC2012_val_{index:08d}.JPEG": class_of(wnid_of[number]) for index, number in enumerate(numbers, start=1)
+    }

@@ -1,0 +1,84 @@
+"""A folder of images, one folder a class or flat."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
+from cefam.datasets.sources.base import Source, stamp_of
+from cefam.errors import CefamError, MissingError
+
+
+def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
+    """Images below a folder in sorted order, each with its class: the index of its subfolder, or ``None`` in a flat one.
+
+    Raises:
+        MissingError: where there is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise MissingError(f"There is no folder {root}: name one that holds images.")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    index = {name: position for position, name in enumerate(classes)}
+    files = list(_files_below(root, ()))
+    found = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise MissingError(f"No image ({', '.join(IMAGE_SUFFIXES)}) was found below {root}.")
+    for path in found:
+        if not path.is_file():
+            raise MissingError(f"{path} is a broken link, or not a file: remove it.")
+    others = Counter(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in IMAGE_SUFFIXES)
+    if others:
+        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(5))
+        warnings.warn(
+            f"{others.total()} file(s) below {root} are skipped, since they do not have the suffix of an image: {kinds}.",
+            stacklevel=2,
+        )
+    return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files but hidden ones, also in linked folders; links to a folder above are not followed."""
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):  # .ipynb_checkpoints, .DS_Store
+            continue
+        if path.is_dir():
+            yield from _files_below(path, (*above, here))
+        else:
+            yield path
+
+
+class ImageFolder(Source):
+    """Photographs without masks.
+
+    Args:
+        place: the folder.
+        masks: none; [] is accepted.
+    """
+
+    options = ("masks",)
+    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'images' is taken whole. Leave it out."}
+
+    def __init__(self, place: str, masks: list[str] | None = None) -> None:
+        if masks:
+            raise CefamError(f"A folder of images holds no masks, got masks = {list(masks)}: leave `masks` out.")
+        self.root = Path(place)
+        self.name, self.labels = f"images: {self.root.name}", []
+        self.images = list_images(place)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def stamp(self, index: int) -> Any:
+        """Name and length."""
+        return stamp_of(self.images[index][0])
+
+    def sample(self, index: int) -> Sample:
+        """One photograph, with the index of its folder as class."""
+        path, label = self.images[index]
+        return Sample(path.relative_to(self.root).as_posix(), path.read_bytes(), path.suffix.lower(), label)

@@ -1,0 +1,54 @@
+"""CE-FAM as a region method: one candidate per stage, ordered by association."""
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+
+from cefam.attribution.encoding import Encoding
+from cefam.attribution.explainer import Explainer
+from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.settings import SettingsChanges
+from cefam.views import resize_regions
+
+
+def encoding_of(explainer: Explainer, activated: Activated) -> Encoding:
+    """The encoding of a batch, computed once for all methods with the same translator and concepts."""
+    key = ("encoding", explainer.translator, explainer.concepts)
+    return activated.once(key, lambda: explainer.encode(activated.images, activated.output))
+
+
+class CEFAMRegions(RegionMethod):
+    """Regions of CE-FAM (sections 3.3 and 4.4).
+
+    Args:
+        bench: with the trained translator.
+        changes: settings that differ from the bench's, by name (:class:`cefam.settings.SettingsChanges`).
+    """
+
+    def __init__(self, bench: Bench, **changes: Unpack[SettingsChanges]) -> None:
+        super().__init__(bench)
+        self.explainer = bench.trained.explainer(settings=bench.settings.changed(**changes))
+
+    def encoding(self, activated: Activated) -> Encoding:
+        """The networks' encoding of a batch; methods with the same networks share it."""
+        return encoding_of(self.explainer, activated)
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """One candidate per stage, by association, descending; see :class:`cefam.methods.RegionMethod`."""
+        explainer, encoding = self.explainer, self.encoding(activated)
+        regions = explainer.regions(encoding, pairs)
+        if len(regions.maps) == 1:  # nothing to choose
+            association = regions.maps[0].new_ones(len(pairs), 1, dtype=torch.double)
+        else:
+            association = explainer.association(encoding, pairs, regions=regions)
+        score, stage = association.sort(dim=1, descending=True, stable=True)
+        score, stage = score[:, :num_candidates], stage[:, :num_candidates]
+        maps = regions.maps[0].new_empty(*stage.shape, *size)
+        for index, region in enumerate(regions.maps):
+            row, place = (stage == index).nonzero(as_tuple=True)
+            maps[row, place] = resize_regions(region[row], size)
+        return Candidates(maps, score, stage, torch.ones_like(stage, dtype=torch.bool))

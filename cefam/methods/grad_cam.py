@@ -1,0 +1,92 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017; eq. 2 and 3 of the paper): of the class score, and of the concept score."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.batching import Layout
+from cefam.attribution.encoding import single_precision
+from cefam.attribution.scores import pool, similarity_gradient
+from cefam.attribution.weights import branch_weights, fuse
+from cefam.errors import CefamError
+from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.ce_fam import encoding_of
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.towers.outputs import class_scores
+from cefam.views import resize_regions
+
+
+class GradCAMRegions(RegionMethod):
+    """Grad-CAM at the last stage: one candidate.
+
+    The class map is the same for all concepts of an image: what a saliency map that knows no concepts scores. The concept map is
+    CE-FAM's region at the last stage alone, with the gradient taken where the map is.
+
+    Args:
+        bench: with the classifier, and the trained translator for concept maps.
+        of: "class": of the class's logit; "concept": of the concept's similarity S.
+    """
+
+    def __init__(self, bench: Bench, of: Literal["class", "concept"] = "class") -> None:
+        super().__init__(bench)
+        if of not in ("class", "concept"):
+            raise CefamError(f"of must be 'class' or 'concept', got {of!r}.")
+        self.of, self.classifier, self.explainer = of, bench.classifier, bench.trained.explainer()
+
+    def regions(
+        self,
+        activated: Activated,
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+        target: Tensor | None = None,
+    ) -> Candidates:
+        """One candidate per pair; see :class:`cefam.methods.RegionMethod`.
+
+        Args:
+            activated: images and the classifier's output for them.
+            pairs: P pairs.
+            size: (H, W) of the regions wanted.
+            num_candidates: not used, there is one.
+            target: the class of each image (B,); ``None``: the most probable one. Not used for concept maps.
+        """
+        if self.of == "class":
+            if target is None:
+                maps = activated.once((self.of, self.classifier), lambda: self.class_maps(activated))
+            else:
+                maps = self.class_maps(activated, target)
+            found = maps[pairs.image]
+        else:
+            found = self._concept_maps(activated, pairs)
+        ones = found.new_ones(len(found), 1)
+        stage = ones.long() * (len(self.classifier.stages) - 1)
+        return Candidates(resize_regions(found, size).unsqueeze(1), ones, stage, ones.bool())
+
+    @torch.inference_mode(False)
+    def class_maps(self, activated: Activated, target: Tensor | None = None) -> Tensor:
+        """ReLU(sum_k alpha_k A_k) for a class of each image, at the last stage's resolution: (B, H_L, W_L)."""
+        output = activated.output
+        if target is None:
+            target = self.classifier.probabilities(output.logits).argmax(dim=1)
+        every = torch.arange(len(output.logits), device=output.logits.device)
+        with single_precision(output.logits.device):
+            again = self.classifier.rerun(output, activated.images, every, first=-1)
+            with torch.enable_grad():
+                score = class_scores(again.logits).gather(1, target.unsqueeze(1)).sum()
+            (gradient,) = torch.autograd.grad(score, again.sources)
+            last = len(self.classifier.stages) - 1
+            activation = output.activations[-1].float()
+            weights = pool(self.classifier.as_map(last, gradient.float(), activation))
+            return fuse(activation, weights, Layout(every, len(every)))
+
+    def _concept_maps(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
+        explainer, encoding = self.explainer, encoding_of(self.explainer, activated)
+        pairs = pairs.to(encoding.device)
+        with single_precision(encoding.device):
+            text = explainer.networks.text(encoding.device)[pairs.concept]
+            gradient = similarity_gradient(encoding.embedding[pairs.image], text, explainer.concepts.logit_scale)
+            activation = encoding.output.activations[-1]
+            weights = branch_weights(encoding.pull_back(gradient, pairs.image)[-1], *activation.shape[-2:])
+            return fuse(activation, weights, Layout(pairs.image, len(encoding.images)))

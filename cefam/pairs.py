@@ -1,0 +1,102 @@
+"""What travels between the parts of an evaluation: pairs, batches of photographs with masks, candidate regions. Data only."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cefam.errors import CefamError
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptPairs:
+    """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long.
+
+    ``key`` (P,), long, names a pair independently of its batch; chance rows draw their random numbers from it.
+    """
+
+    image: Tensor
+    concept: Tensor
+    key: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.shape != self.concept.shape or self.image.dim() != 1:
+            raise CefamError(
+                f"Pairs need two vectors of one length, got image {tuple(self.image.shape)} and concept {tuple(self.concept.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: slice | Tensor) -> "ConceptPairs":
+        return ConceptPairs(self.image[index], self.concept[index], None if self.key is None else self.key[index])
+
+    def to(self, device: torch.device) -> "ConceptPairs":
+        """The same pairs on another device."""
+        key = None if self.key is None else self.key.to(device)
+        return ConceptPairs(self.image.to(device), self.concept.to(device), key)
+
+    def keys(self) -> Tensor:
+        """``key``, or one made from the pair's indices."""
+        return self.image * 1_000_003 + self.concept if self.key is None else self.key
+
+
+class Candidates(NamedTuple):
+    """Q candidate regions of P pairs, the method's own first choice first.
+
+    ``maps`` (P, Q, H, W); ``score`` (P, Q), by which they are ordered; ``stage`` (P, Q), from 0, or -1 where a map comes
+    from no stage; ``valid`` (P, Q), false where the method has no such candidate. A pair without a valid candidate is a
+    concept that the method cannot express.
+    """
+
+    maps: Tensor
+    score: Tensor
+    stage: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """Photographs with their masks, ragged.
+
+    Args:
+        image: views (B, 3, H, W), uint8 or floats in [0, 1].
+        ids: names of the images (B).
+        masks: index maps (M, h, w), whole numbers; 0 is no label, and pixels with ``IGNORED`` are not measured.
+        mask_image: whose mask it is (M,), index into the batch, ascending.
+        mask_category: categories of the masks (M).
+        pair_mask: mask of every pair (P,).
+        pair_label: label number of every pair (P,).
+        has_ignored: whether any mask has ignored pixels, so that nobody has to look.
+    """
+
+    image: Tensor
+    ids: Sequence[str]
+    masks: Tensor
+    mask_image: Tensor
+    mask_category: Sequence[str]
+    pair_mask: Tensor
+    pair_label: Tensor
+    has_ignored: bool = False
+
+
+def slots(image: Tensor, num_images: int) -> Tensor:
+    """Position of every pair among the pairs of its image: (P,) -> (P,).
+
+    >>> slots(torch.tensor([2, 0, 2, 2, 0]), 3)
+    tensor([0, 0, 1, 2, 1])
+    """
+    order = image.argsort(stable=True)
+    counts = torch.bincount(image, minlength=num_images)
+    starts = counts.cumsum(0) - counts
+    position = torch.empty_like(image)
+    position[order] = torch.arange(len(image), device=image.device) - starts[image[order]]
+    return position
+
+
+def stable_hash(name: str) -> int:
+    """A 62-bit number from a name, the same in every process (Python's own hash is not)."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2

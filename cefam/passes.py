@@ -1,0 +1,98 @@
+"""A resumable pass over units of work: prepare and features are uses of it.
+
+Every unit becomes one file. A journal in the folder says which input each finished file came from, so a stopped pass goes on
+where it stopped, and redoes a file whose input has changed.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cefam.errors import ExistsError
+from cefam.files import locked, write_text
+
+JOURNAL = "journal.json"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that becomes one file.
+
+    Args:
+        file: its name in the folder.
+        digest: tells its input from another one.
+        size: how many steps of the progress bar it is worth.
+        write: writes the file, completely or not at all, and returns its entry in the manifest, in plain types.
+    """
+
+    file: str
+    digest: str
+    size: int
+    write: Callable[[Path], dict[str, Any]]
+
+
+class Pass:
+    """A pass that writes into a folder; a context manager, which locks the folder.
+
+    Args:
+        folder: where to; created.
+        run: what is computed, in plain types; a folder that holds a pass of something else is refused.
+
+    Raises:
+        ExistsError: where the folder holds another pass, or another run is writing there.
+    """
+
+    def __init__(self, folder: Path, run: Any) -> None:
+        self.folder, self.journal = folder, folder / JOURNAL
+        self.run = json.loads(json.dumps(run, default=str))
+        self.done: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Pass":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self.folder)
+        self._lock.__enter__()
+        try:
+            if self.journal.is_file():
+                stored = json.loads(self.journal.read_text())
+                if stored["run"] != self.run:
+                    raise ExistsError(
+                        f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
+                    )
+                self.done = stored["done"]
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.__exit__(None, None, None)
+
+    def over(self, units: Iterable[Unit], title: str, total: int) -> Iterator[dict[str, Any]]:
+        """Do what is not done yet, with a progress bar; gives the entry of every unit, in order.
+
+        Args:
+            units: in order.
+            title: of the bar.
+            total: sum of the units' sizes.
+        """
+        from rich.progress import Progress
+
+        with Progress() as progress:
+            bar = progress.add_task(title, total=total)
+            for unit in units:
+                path = self.folder / unit.file
+                known = self.done.get(unit.file)
+                intact = known and path.is_file() and path.stat().st_size == known["bytes"]
+                if not (known and intact and known["digest"] == unit.digest):
+                    about = unit.write(path)
+                    known = {"digest": unit.digest, "bytes": path.stat().st_size, "about": about}
+                    self.done[unit.file] = known
+                    write_text(self.journal, json.dumps({"run": self.run, "done": self.done}))
+                progress.advance(bar, unit.size)
+                yield known["about"]
+
+    def forget(self) -> None:
+        """Remove the journal of a pass that is finished and never taken up again."""
+        self.journal.unlink(missing_ok=True)

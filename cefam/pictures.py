@@ -1,0 +1,97 @@
+"""Photographs and masks as they are stored: decoding, orientation, pixel formats."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from cefam.errors import CefamError
+
+if TYPE_CHECKING:  # preparing data needs no torch
+    from torch import Tensor
+
+
+def open_picture(source: bytes | Path | Any, name: str) -> Image.Image:
+    """Decode a photograph: its first frame, upright as its EXIF orientation says.
+
+    Args:
+        source: the file's bytes, its path, or an open file.
+        name: of the photograph, for messages.
+
+    Raises:
+        CefamError: where it is empty, truncated, not an image, or has 32-bit pixels, whose range is not known.
+    """
+    picture: Image.Image = ImageOps.exif_transpose(_decoded(source, name))
+    _check_depth(picture, f"The image {name}")
+    return picture
+
+
+def _check_depth(picture: Image.Image, name: str) -> None:
+    if picture.mode in ("I", "F"):
+        raise CefamError(
+            f"{name} has 32-bit pixels (mode {picture.mode}), whose range is not known: save it with 8 or 16 bits."
+        )
+
+
+def open_mask(source: bytes | Path, name: str) -> np.ndarray:
+    """Decode a mask as it lies: numbers (H, W), int32.
+
+    Pixels of one channel (1, 8, 16 or 32 bits, or a palette) are the numbers that they hold; RGB is R + 256 G (Broden, ImageNet-S).
+
+    Raises:
+        CefamError: where it cannot be read, or has another encoding.
+    """
+    picture = _decoded(source, name)
+    if picture.mode == "RGB":
+        pixels = np.asarray(picture).astype(np.int32)
+        numbers: np.ndarray = pixels[..., 0] + 256 * pixels[..., 1]
+        return numbers
+    if picture.mode in ("1", "L", "P", "I") or picture.mode.startswith("I;16"):
+        return np.asarray(picture).astype(np.int32)
+    raise CefamError(
+        f"The mask {name} is encoded as {picture.mode!r}: save its label numbers as one channel of 8 or 16 bits, as a palette, or as RGB "
+        f"with R + 256 G."
+    )
+
+
+def _decoded(source: bytes | Path | Any, name: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        picture.load()
+    except UnidentifiedImageError as error:
+        raise CefamError(
+            f"The image {name} cannot be read (it is not an image in a known format): replace it or remove it from the data set."
+        ) from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CefamError(
+            f"The image {name} cannot be read ({error}): replace it or remove it from the data set."
+        ) from error
+    return picture
+
+
+def turned(picture: Image.Image) -> bool:
+    """Whether the EXIF orientation of a stored picture swaps its height and width."""
+    return int(picture.getexif().get(ExifTags.Base.Orientation, 1)) >= 5
+
+
+def to_pixels(picture: Image.Image) -> "Tensor":
+    """A picture as uint8 pixels (3, H, W); 16 bits become 8.
+
+    Raises:
+        CefamError: for 32-bit pixels, whole numbers or floats, whose range is not known.
+    """
+    from torchvision.transforms.functional import pil_to_tensor
+
+    _check_depth(picture, getattr(picture, "filename", "") or "A picture")
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off what is above 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    pixels: Tensor = pil_to_tensor(picture.convert("RGB"))
+    return pixels
+
+
+def to_grey(images: "Tensor") -> "Tensor":
+    """Luminance (Rec. 601) of images (B, 3, H, W), uint8 or floats in [0, 1]: (B, 1, H, W), floats in [0, 1]."""
+    pixels = images.float() / (1 if images.is_floating_point() else 255)
+    return (pixels * pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)

@@ -1,0 +1,182 @@
+"""Results: a folder of records -> tables and figures. No network, no classifier: they can be made again at any time.
+
+A folder of ``cefam evaluate`` holds ``records.csv`` and ``run.json`` (what was measured), and what is made of them:
+``table.txt``, ``table.md``, ``table.csv``, ``differences.csv``. ``examples.npz`` holds the measured candidates of a few pairs,
+and ``contact_sheet.png`` shows them.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+from cefam.errors import CefamError, MissingError, near
+from cefam.files import write_text
+from cefam.metrics import METRICS
+from cefam.report import bootstrap, examples, figures, records, tables
+from cefam.report.tables import Row, Table
+
+RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
+FILES = (RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET)
+FORMAT, VERSION = "cefam-results", 1
+EXPLANATION = (
+    "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express."
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was measured: methods and categories in the order of the tables, and what a reader must know."""
+
+    methods: list[str]
+    categories: list[str]
+    num_candidates: int
+    preset: str
+    notes: list[str] = field(default_factory=list)
+    format: str = FORMAT
+    version: int = VERSION
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a folder's.
+
+        Raises:
+            MissingError: where it holds no results.
+            CefamError: where they are of another version.
+        """
+        path = Path(folder) / RUN
+        for name in (RUN, RECORDS):
+            if not (Path(folder) / name).is_file():
+                raise MissingError(f"{folder} holds no results (no {name}): name a folder that `cefam evaluate` made.")
+        try:
+            stored = json.loads(path.read_text())
+            if (stored["format"], stored["version"]) == (FORMAT, VERSION):
+                return cls(**stored)
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise CefamError(f"{path} is not a file of {FORMAT} version {VERSION}: run `cefam evaluate` again.")
+
+
+def clear(folder: Path) -> None:
+    """Remove the results in a folder."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def table_of(run: Run, path: Path) -> Table:
+    """The table of a file of records.
+
+    Raises:
+        CefamError: where no pair was measured.
+    """
+    differences = bootstrap.differences(records.read(path))
+    table = tables.summarize(records.read(path), run.categories, run.num_candidates, run.notes, differences)
+    if not table.rows:
+        raise CefamError("No pair was measured: none of the labels in the shards is a number of the concept set.")
+    return table
+
+
+def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
+    """Write everything beside the records."""
+    write_text(folder / RUN, json.dumps(asdict(run), indent=1))
+    write_tables(folder, table)
+    if kept:
+        examples.save(kept, folder / EXAMPLES)
+        figures.save(figures.contact_sheet(kept), folder / SHEET)
+
+
+def write_tables(folder: Path, table: Table) -> None:
+    """Write ``table.txt``, ``table.md``, ``table.csv`` and ``differences.csv``."""
+    for name, text in (
+        ("table.txt", tables.to_text(table)),
+        ("table.md", tables.to_markdown(table)),
+        ("table.csv", tables.to_csv(table)),
+        ("differences.csv", tables.differences_to_csv(table)),
+    ):
+        write_text(folder / name, text)
+
+
+def remake(folder: str | Path) -> Table:
+    """Make the tables and the contact sheet of a folder again, from its records and examples."""
+    folder = Path(folder)
+    table = table_of(Run.read(folder), folder / RECORDS)
+    write_tables(folder, table)
+    if (folder / EXAMPLES).is_file():
+        figures.save(figures.contact_sheet(examples.load(folder / EXAMPLES)), folder / SHEET)
+    return table
+
+
+def joined(folders: Sequence[str | Path]) -> Table:
+    """One table of several runs. A method that occurs in several is called "run: method" there.
+
+    Differences are between methods that were measured on the same pairs; the bootstrap takes whole images of all runs.
+
+    Raises:
+        MissingError: where a folder holds no results.
+        CefamError: where runs of different presets or numbers of candidates are joined.
+    """
+    runs = [Run.read(folder) for folder in folders]
+    first = runs[0]
+    for folder, run in zip(folders, runs, strict=True):
+        if (run.preset, run.num_candidates) != (first.preset, first.num_candidates):
+            raise CefamError(
+                f"{folder} was measured with preset {run.preset} and {run.num_candidates} candidate(s), {folders[0]} with "
+                f"{first.preset} and {first.num_candidates}: such rows cannot be compared in one table."
+            )
+    counts: dict[str, int] = {}
+    for run in runs:
+        for method in run.methods:
+            counts[method] = counts.get(method, 0) + 1
+
+    def every() -> Iterator[dict[str, Any]]:
+        for folder, run in zip(folders, runs, strict=True):
+            prefix = Path(folder).name
+            named = {name: name if counts[name] == 1 else f"{prefix}: {name}" for name in run.methods}
+            for record in records.read(Path(folder) / RECORDS):
+                yield {**record, "method": named.get(record["method"], record["method"])}
+
+    categories = list(dict.fromkeys(name for run in runs for name in run.categories))
+    notes = list(dict.fromkeys(note for run in runs for note in run.notes))
+    return tables.summarize(every(), categories, first.num_candidates, notes, bootstrap.differences(every()))
+
+
+def with_published(table: Table, name: str) -> Table:
+    """The same table with published numbers below each block.
+
+    Args:
+        table: measured here.
+        name: one of the paper's tables ("table1/resnet50"), or a CSV file with the columns of ``table.csv``.
+
+    Raises:
+        CefamError: for an unknown name, or a file with other columns.
+    """
+    shipped = Path(str(files("cefam") / "data" / "published.csv"))
+    path = Path(name) if Path(name).is_file() else shipped
+    with path.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    if path == shipped:
+        known = list(dict.fromkeys(row["table"] for row in rows))
+        rows = [row for row in rows if row["table"] == name]
+        if not rows:
+            raise CefamError(
+                f"There is no published table {name!r}.{near(name, known, 0.4)} There are {', '.join(known)}."
+            )
+    try:
+        added = [_published(row, table.categories, path == shipped) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise CefamError(f"{path} does not have the columns of table.csv ({error}).") from error
+    every = [*table.rows, *added]
+    every.sort(key=lambda row: list(tables.BLOCKS).index(row.protocol))
+    note = f"Published numbers ({name if path == shipped else path.name}) were measured on other images or with other weights."
+    return replace(table, rows=every, notes=[*table.notes, note])
+
+
+def _published(row: dict[str, str], categories: Sequence[str], shipped: bool) -> Row:
+    means: dict[str, list[float | None]] = {}
+    for metric, about in METRICS.items():
+        cells = (row.get(f"{about.title} {name}", "") for name in (*categories, "avg"))
+        means[metric] = [float(cell) if cell else None for cell in cells]
+    return Row(row["protocol"], f"{row['method']} (paper)" if shipped else f"{row['method']} (published)", means)

@@ -1,0 +1,368 @@
+"""FrozenClassifier: any image classifier as stages and a head, tapped without touching its code.
+
+``forward`` gives the logits and one map (B, C, H, W) per stage; ``resume`` runs the rest of the network from a changed
+map; ``rerun`` connects maps and logits by autograd. All three run the module's own ``forward``. For ``resume`` every
+submodule that has done all its work before the stage is answered by a stand-in filled with NaN: nothing in front of the
+stage is computed again, and if anything by-passes the stage, NaN reaches the logits. That is the cut check, made once at
+construction.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cefam.errors import CefamError, near
+from cefam.pictures import to_grey
+from cefam.towers import outputs as O
+from cefam.towers.folding import folded
+from cefam.towers.identity import weights_fingerprint
+from cefam.towers.stages import Layout, Stage, StageContext
+from cefam.towers.taps import standing_in, tapped
+from cefam.towers.trace import Trace, refuse_untappable
+from cefam.views import Preprocessing
+
+Context = Sequence[StageContext]
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """``logits`` (B, Y); ``activations``: one map (B, C_l, H_l, W_l) per stage, shallow to deep; ``context``: the rest."""
+
+    logits: Tensor
+    activations: list[Tensor]
+    context: list[StageContext]
+
+
+class Rerun(NamedTuple):
+    """``activations`` and ``logits`` (b, Y) with a graph down to the first of ``sources``: the raw outputs of the stages.
+
+    A gradient with respect to a source becomes a map's gradient by :meth:`FrozenClassifier.as_map`.
+    """
+
+    activations: list[Tensor]
+    sources: list[Tensor]
+    logits: Tensor
+
+
+class LogitsView(nn.Module):
+    """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
+
+    ``module`` is the network as it was given, without folding, so its layers are there to be named.
+    """
+
+    def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.module, self.preprocessing = module, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Views (B, 3, H, W), uint8 or floats in [0, 1], to class scores (B, classes)."""
+        return O.class_scores(O.logits_of(self.module(self.preprocessing(images))))
+
+
+class FrozenClassifier(nn.Module):
+    """A classifier that never changes, with its stages; build it with :meth:`from_module` or :func:`load_classifier`.
+
+    Args:
+        module: the classifier; its ``forward`` takes images and returns logits (B, Y), or an output with ``.logits``, or one
+            whose first tensor they are. Its weights may be in half or double precision.
+        stages: names of the tapped submodules, in the order they run (``module.named_modules()`` lists them).
+        input_size: (H, W) of the probe image, or (C, H, W) for other than three channels; ``None``: read off the module,
+            else 224 x 224.
+        layout: how the stages' outputs are laid out; "auto" tells from the probe.
+        num_prefix_tokens: prefix tokens of token outputs; ``None``: read off the module or from the square grid.
+        preprocessing: applied to the images in ``forward``; default: none, they come as the module wants them.
+        class_names: names of the classes, for people.
+        source: how the classifier was loaded, in plain types, kept in checkpoints (``load_classifier`` sets it).
+        fold: run a copy with BatchNorm folded into the convolutions and channels last (:func:`cefam.towers.folding.folded`),
+            which gives the same values to rounding, faster; ``False`` runs the module as it is.
+        outputs: what the module's outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: told from the
+            probe (:func:`cefam.towers.outputs.meaning`). A single output is the second of two classes.
+
+    Raises:
+        CefamError: for stages that do not exist (near names are given), run twice, run in another order, or give outputs
+            without a map; for modules that cannot be tapped (TorchScript, quantized); for a probe that the module does
+            not accept.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        stages: Sequence[str],
+        input_size: Sequence[int] | None = None,
+        layout: Layout = "auto",
+        num_prefix_tokens: int | None = None,
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
+        source: dict[str, Any] | None = None,
+        fold: bool = True,
+        outputs: O.Outputs | None = None,
+    ) -> None:
+        super().__init__()
+        module = refuse_untappable(module)
+        self.module = module.requires_grad_(False)
+        self.preprocessing = preprocessing or Preprocessing()
+        self.class_names = list(class_names) if class_names else None
+        self.source = source
+        self.eval()
+        self.input_channels, *size = _input_size(module, input_size)
+        self.input_size = (size[0], size[1])
+        self.preprocessing.check_channels(self.input_channels)
+        names = dict(module.named_modules())
+        for name in stages:
+            if not name or name not in names:
+                hint = near(name, names, 0.5) or near(name, [n for n in names if "." not in n], 0)
+                raise CefamError(f"The classifier has no module {name!r}.{hint}")
+        if not stages:
+            raise CefamError("Name at least one stage of the classifier.")
+        self.stages = [Stage(name, name, layout) for name in stages]
+        self._probe(num_prefix_tokens, outputs)
+        # Hashed now: later the weights may be folded, lie on a GPU, or in another precision.
+        self.fingerprint = weights_fingerprint(module, salt=repr(self.stage_names))
+        self._given = (module,)  # in a tuple: no submodule, it neither moves nor is saved with the classifier
+        if fold:
+            self.module = folded(module, self._probe_image(), {stage.tap for stage in self.stages})
+
+    @classmethod
+    def from_module(cls, module: nn.Module, stages: Sequence[str], **options: Any) -> Self:
+        """Wrap any module with named stages; ``options`` are those of the class."""
+        return cls(module, stages, **options)
+
+    @property
+    def channels(self) -> list[int]:
+        """C_l of every stage, shallow to deep."""
+        return [stage.channels for stage in self.stages]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the stages, as given."""
+        return [stage.name for stage in self.stages]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the module's weights, in which it runs; maps and logits are used in single precision."""
+        kinds = (value.dtype for value in self.module.parameters() if value.is_floating_point())
+        return next(kinds, torch.float32)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: ``Trainer.fit`` must not move BatchNorm's running statistics."""
+        return super().train(False)
+
+    def identity(self) -> dict[str, Any]:
+        """What an artefact must agree with to be used with this classifier, in plain types."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "stages": self.stage_names,
+            "channels": self.channels,
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number where names are not known."""
+        return self.class_names[index] if self.class_names else str(index)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of the classes, as the outputs mean them, double: (V, Y) -> (V, classes)."""
+        return O.log_probabilities(logits, self.outputs).exp()
+
+    def log_probability(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Logarithm of the probability of one class in each row, double: (V, Y), (V,) -> (V,)."""
+        return O.log_probabilities(logits, self.outputs).gather(1, classes.unsqueeze(1)).squeeze(1)
+
+    def unfolded(self) -> LogitsView:
+        """The network as it was given, on the device where the classifier is, for libraries that need its layers."""
+        where = next((value.device for value in self.module.parameters()), torch.device("cpu"))
+        return LogitsView(self._given[0].to(where), self.preprocessing)
+
+    def _input(self, images: Tensor) -> Tensor:
+        """Views as the module takes them."""
+        if self.input_channels == 1 and images.dim() == 4 and images.shape[1] == 3:
+            images = to_grey(images)
+        images = self.preprocessing(images)
+        return images if self.dtype == torch.float32 else images.to(self.dtype)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> ClassifierOutput:
+        """Logits, stage maps and context, without a graph.
+
+        Args:
+            images: views (B, 3, H, W), uint8 or floats in [0, 1], which ``preprocessing`` normalizes; without one, floats as
+                the module wants them.
+        """
+        images = self._input(images)
+        captured: list[Any] = [None] * len(self.stages)
+        with tapped(self.module, self.stages, captured, images.shape[-2:]):
+            logits = O.logits_of(self.module(images))
+        return ClassifierOutput(logits, [c[1] for c in captured], [c[2] for c in captured])
+
+    def resume(self, stage: int, activation: Tensor, context: Context | None = None) -> Tensor:
+        """Logits (P, Y) when the map that leaves a stage is ``activation``, which is never changed.
+
+        Args:
+            stage: from 0.
+            activation: (P, C_l, H, W).
+            context: that of the images, as in the output of ``forward``, one row per row of ``activation``; needed where
+                the stage has prefix tokens.
+
+        Raises:
+            CefamError: where something by-passes the stage, or a needed context is missing.
+        """
+        if not self.stages[stage].resumable:
+            raise CefamError(
+                f"Stage {self.stages[stage].name!r} is not a cut of the classifier: something by-passes it, so the network "
+                f"cannot be run on from its map. Regions are possible there, contributions are not; choose another stage."
+            )
+        with self._standing_in(stage, activation, context) as image:
+            return O.logits_of(self.module(image)).to(activation.dtype)
+
+    def rerun(self, output: ClassifierOutput, images: Tensor, chosen: Tensor, first: int = 0) -> Rerun:
+        """Maps and logits of some images, connected by autograd to the map of one stage.
+
+        Args:
+            output: of ``forward(images)``.
+            images: (B, 3, H, W).
+            chosen: which of them (b,).
+            first: the stage to start from; a negative number counts from the last.
+
+        Returns:
+            The maps and raw outputs of the stages from ``first`` on, and the logits.
+        """
+        first %= len(self.stages)
+        captured: list[Any] = [None] * len(self.stages)
+        size = self.preprocessing.size or images.shape[-2:]
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            # Fused attention has no rule for a backward pass with many gradients at once.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.stages[first].resumable:
+                activation = output.activations[first][chosen]
+                context = [c.select(chosen) for c in output.context]
+                pixels = stack.enter_context(self._standing_in(first, activation, context))
+            else:  # nothing may stand in for what by-passes the stage
+                pixels = self._input(images[chosen])
+            stack.enter_context(tapped(self.module, self.stages, captured, size, first))
+            logits = O.logits_of(self.module(pixels))
+        return Rerun([c[1] for c in captured[first:]], [c[0] for c in captured[first:]], logits)
+
+    def as_map(self, stage: int, raw: Tensor, like: Tensor) -> Tensor:
+        """A tensor laid out as the stage's raw output, as a map of the size of ``like`` (P, C, H, W)."""
+        return self.stages[stage].to_map(raw, (like.shape[-2], like.shape[-1]))[0]
+
+    def through_norm(self, stage: int, gradient: Tensor, before_norm: Tensor) -> Tensor:
+        """Carry a gradient (P, C, H, W) at the map after the final LayerNorm to the map before it (P, C, H, W)."""
+        norm = self.module.get_submodule(self.stages[stage].tap)
+        with torch.enable_grad():
+            source = before_norm.detach().requires_grad_()
+            normed = norm(source.permute(0, 2, 3, 1).to(self.dtype)).permute(0, 3, 1, 2)
+            return torch.autograd.grad(normed, source, gradient.to(normed.dtype))[0]
+
+    @contextmanager
+    def _standing_in(self, index: int, activation: Tensor, context: Context | None) -> Iterator[Tensor]:
+        """While open, the module runs from the given stage on; yields the image to call it with (it is not looked at)."""
+        stage = self.stages[index]
+        prefix = None if context is None else context[index].prefix
+        if stage.num_prefix and prefix is None:
+            raise CefamError(
+                f"Stage {stage.name!r} has {stage.num_prefix} prefix token(s) beside its map: pass the context of the "
+                f"classifier's output."
+            )
+        if activation.shape[1] != stage.channels:
+            raise CefamError(
+                f"Stage {stage.name!r} has {stage.channels} channels, the given map {activation.shape[1]}: it belongs to another stage."
+            )
+        raw = stage.to_raw(activation, None if prefix is None else prefix.to(activation.dtype))
+        if self.dtype != torch.float32:
+            raw = raw.to(self.dtype)
+        with standing_in(self.module, stage, raw) as nothing:
+            yield nothing.expand(len(raw), self.input_channels, *self.input_size)
+
+    def _probe_image(self) -> Tensor:
+        reference = next(self.module.parameters(), torch.zeros(()))
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(1, self.input_channels, *self.input_size, generator=generator).to(reference)
+
+    def _probe(self, num_prefix_tokens: int | None, outputs: O.Outputs | None) -> None:
+        """Run one image through the module: learn layouts, channels and stand-ins, and check the order and the cuts."""
+        image = self._probe_image().requires_grad_().clone()  # no leaf: some networks change their input in place
+        trace = Trace(self.module)
+        with trace:
+            try:
+                logits = O.logits_of(self.module(image))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise self._refused_probe(error) from error
+        if logits.dim() != 2:
+            raise CefamError(f"The classifier must return logits (B, classes), got {O.describe_value(logits)}.")
+        if not bool(logits.isfinite().all()):
+            raise CefamError("The classifier's logits are not finite: its weights hold NaN, or values that overflow.")
+        self.outputs = O.meaning(logits, outputs)
+        self.num_classes = max(logits.shape[1], 2)
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise CefamError(
+                f"The classifier has {self.num_classes} classes, but {len(self.class_names)} class_names were given."
+            )
+        for stage in self.stages:
+            trace.start(stage.name)
+            stage.tap = trace.final_norm(stage.name) or stage.name
+            trace.describe(stage, num_prefix_tokens, self.module, self.input_size)
+        starts = [trace.start(stage.tap) for stage in self.stages]
+        if starts != sorted(starts):
+            order = [stage.name for _, stage in sorted(zip(starts, self.stages, strict=True), key=lambda pair: pair[0])]
+            raise CefamError(f"Stages must be given in the order they run: {order}, got {self.stage_names}.")
+        self._check_cuts(image.detach(), logits.detach(), sum(elements for _, elements in trace.leaves))
+
+    def _refused_probe(self, error: Exception) -> CefamError:
+        """Why the module did not take the probe."""
+        first = next((child for child in self.module.modules() if isinstance(child, nn.Conv2d)), None)
+        if first is not None and first.in_channels != self.input_channels:
+            return CefamError(
+                f"The classifier's first convolution takes {first.in_channels} channel(s), the images have {self.input_channels}: pass "
+                f"`input_size=({first.in_channels}, {self.input_size[0]}, {self.input_size[1]})`."
+            )
+        return CefamError(
+            f"The classifier does not accept an image of {self.input_size[0]} x {self.input_size[1]} ({error}): "
+            f"pass the size it wants as `input_size`."
+        )
+
+    @torch.no_grad()
+    def _check_cuts(self, image: Tensor, logits: Tensor, all_elements: int) -> None:
+        """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
+        captured: list[Any] = [None] * len(self.stages)
+        with tapped(self.module, self.stages, captured, self.input_size):
+            self.module(image)
+        tolerance = 1e-4 if self.dtype in (torch.float32, torch.float64) else 1e-2
+        for index, (_, activation, _) in enumerate(captured):
+            with self._standing_in(index, activation, [c[2] for c in captured]) as nothing:
+                try:
+                    again = O.logits_of(self.module(nothing))
+                except RuntimeError:  # what by-passes the stage does not even fit
+                    again = torch.full_like(logits, torch.nan)
+            stage = self.stages[index]
+            largest = float(logits.abs().max())
+            stage.resumable = torch.allclose(again, logits, rtol=tolerance, atol=tolerance * largest)
+            if not stage.resumable:  # then everything runs again
+                stage.elements = all_elements
+
+
+def _input_size(module: nn.Module, given: Sequence[int] | None) -> tuple[int, int, int]:
+    """Channels, height and width of the images the module is probed with."""
+    if given is not None:
+        if len(given) not in (2, 3) or min(given) < 1:
+            raise CefamError(
+                f"input_size must be (height, width) or (channels, height, width), all positive, got {list(given)}."
+            )
+        channels = given[0] if len(given) == 3 else 3
+        return channels, given[-2], given[-1]
+    fixed = getattr(module, "image_size", None) or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    config = getattr(module, "pretrained_cfg", None)  # timm
+    channels = 3
+    if isinstance(config, Mapping):
+        channels = config.get("input_size", (3,))[0]
+        fixed = fixed or config.get("input_size", (3, 224, 224))[1:]
+    if fixed is None:
+        return channels, 224, 224
+    return (channels, fixed, fixed) if isinstance(fixed, int) else (channels, fixed[0], fixed[1])

@@ -1,0 +1,92 @@
+"""What a stage is: where the network is tapped, and how its output is a map."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cefam.errors import CefamError
+from cefam.towers.outputs import StandIn
+
+Layout = Literal["auto", "channels_first", "channels_last", "tokens"]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage's map does not hold of the stage's output.
+
+    Args:
+        prefix: prefix tokens (class token, registers), (B, C, n), or ``None``.
+        before_norm: the map (B, C, H, W) before the final LayerNorm where the stage's map is taken after it, or ``None``.
+    """
+
+    prefix: Tensor | None = None
+    before_norm: Tensor | None = None
+
+    def select(self, index: Tensor) -> "StageContext":
+        """The context of the images that ``index`` (P,) names."""
+        return StageContext(*(None if v is None else v[index] for v in (self.prefix, self.before_norm)))
+
+
+@dataclass
+class Stage:
+    """One tapped place of the network.
+
+    Args:
+        name: the module named by the user.
+        tap: the module whose output is the stage's map; the final norm where ``name`` is the last block of a ViT.
+        layout: how that output is laid out.
+        num_prefix: prefix tokens in it.
+        channels: C_l.
+        resumable: whether the stage is a cut of the network.
+        elements: numbers that the network computes after the stage for one image of the probe, for memory limits.
+        output: what the tapped module returns, with the map as its first tensor.
+        stand_ins: the same of the modules that end before the stage.
+    """
+
+    name: str
+    tap: str
+    layout: Layout = "auto"
+    num_prefix: int = 0
+    channels: int = 0
+    resumable: bool = True
+    elements: int = 0
+    output: StandIn | None = None
+    stand_ins: dict[str, StandIn] = field(default_factory=dict)
+
+    def to_map(self, raw: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """The stage's output as a map (B, C, H, W) and its prefix tokens (B, C, n) or ``None``."""
+        if self.layout == "channels_first":
+            return raw, None
+        if self.layout == "channels_last":
+            return raw.permute(0, 3, 1, 2), None
+        tokens = raw.transpose(1, 2)
+        prefix, patches = tokens[..., : self.num_prefix], tokens[..., self.num_prefix :]
+        return patches.unflatten(2, grid), prefix if self.num_prefix else None  # type: ignore[no-untyped-call]
+
+    def to_raw(self, activation: Tensor, prefix: Tensor | None) -> Tensor:
+        """The inverse of :meth:`to_map`."""
+        if self.layout == "channels_first":
+            return activation
+        if self.layout == "channels_last":
+            return activation.permute(0, 2, 3, 1)
+        patches = activation.flatten(2)
+        return torch.cat([patches] if prefix is None else [prefix, patches], dim=2).transpose(1, 2)
+
+    def grid(self, raw: Tensor, image_size: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the map inside the stage's output, given the size of the images."""
+        if self.layout == "channels_first":
+            return raw.shape[2], raw.shape[3]
+        if self.layout == "channels_last":
+            return raw.shape[1], raw.shape[2]
+        patches = raw.shape[1] - self.num_prefix
+        height = round(math.sqrt(patches * image_size[0] / image_size[1]))
+        if height < 1 or height * (patches // height) != patches:
+            raise CefamError(
+                f"Stage {self.name!r} gives {raw.shape[1]} tokens for a {image_size[0]} x {image_size[1]} image, which without "
+                f"{self.num_prefix} prefix token(s) form no grid: pass the number of prefix tokens as `num_prefix_tokens`."
+            )
+        return height, patches // height

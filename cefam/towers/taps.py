@@ -1,0 +1,76 @@
+"""How a module is tapped and entered in the middle: forward hooks, and modules that are answered for."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cefam.errors import CefamError
+from cefam.towers.outputs import first_tensor, with_first_tensor
+from cefam.towers.stages import Stage, StageContext
+
+
+@contextmanager
+def tapped(
+    module: nn.Module, stages: Sequence[Stage], captured: list[Any], size: Sequence[int], first: int | None = None
+) -> Iterator[None]:
+    """While open, fill ``captured`` with (raw output, map, context) of every stage that runs.
+
+    Args:
+        module: the network.
+        stages: all of them.
+        captured: one entry per stage.
+        size: (H, W) of the images.
+        first: the stage where the graph starts; ``None``: no graph, all stages.
+    """
+
+    def hook(index: int) -> Callable[..., Any]:
+        stage = stages[index]
+
+        def capture(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            raw = first_tensor(output)
+            if raw is None:
+                raise CefamError(f"Stage {stage.name!r} returned no tensor this time.")
+            if index == first:
+                raw = raw.detach().requires_grad_()
+            grid = stage.grid(raw, size)
+            before = stage.to_map(inputs[0], grid)[0] if stage.tap != stage.name else None
+            activation, prefix = stage.to_map(raw, grid)
+            captured[index] = (raw, activation, StageContext(prefix, before))
+            return with_first_tensor(output, raw.clone())  # what follows may work in place
+
+        return capture
+
+    start = 0 if first is None else first
+    with ExitStack() as stack:
+        for index, stage in enumerate(stages[start:], start=start):
+            handle = module.get_submodule(stage.tap).register_forward_hook(hook(index))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def standing_in(module: nn.Module, stage: Stage, raw: Tensor) -> Iterator[Tensor]:
+    """While open, the module runs from a stage on, whose raw output is ``raw``; yields a NaN of its kind."""
+    nothing = raw.detach().new_full((), torch.nan)
+    forwards = {name: value.answering(nothing, len(raw)) for name, value in stage.stand_ins.items()}
+    if stage.output is not None:
+        forwards[stage.tap] = stage.output.answering(nothing, len(raw), raw)
+    with _replaced_forwards({module.get_submodule(name): forward for name, forward in forwards.items()}):
+        yield nothing
+
+
+@contextmanager
+def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, calls of these modules run the given functions instead."""
+    own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+            module.__dict__.update({"forward": own[module]} if module in own else {})

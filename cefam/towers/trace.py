@@ -1,0 +1,154 @@
+"""Trace: a record of one forward pass, from which everything about stages is learned."""
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from cefam.errors import CefamError
+from cefam.towers.outputs import StandIn, describe_value, first_tensor
+from cefam.towers.stages import Layout, Stage
+
+
+class Trace:
+    """When every submodule starts and ends, what it takes and returns, and what is written in place afterwards.
+
+    A context manager: run the module once inside it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = {child: name for name, child in module.named_modules()}
+        self.events: list[tuple[str, bool]] = []  # (name, whether it starts)
+        self.outputs: dict[str, Any] = {}
+        self.leaves: list[tuple[int, int]] = []  # (when, number of elements)
+        self._taken: list[tuple[str, nn.Module, list[Tensor]]] = []
+        self._versions: dict[str, list[tuple[Tensor, int]]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for child in self.names:
+            self._handles.append(child.register_forward_pre_hook(self._starts, with_kwargs=True))
+            self._handles.append(child.register_forward_hook(self._ended))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _starts(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        name = self.names[module]
+        self._taken.append((name, module, [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]))
+        self.events.append((name, True))
+
+    def _ended(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        name = self.names[module]
+        if not any(True for _ in module.children()) and isinstance(output, Tensor):
+            self.leaves.append((len(self.events), output.numel()))
+        self.events.append((name, False))
+        self.outputs[name] = output
+        tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        self._versions[name] = [(value, value._version) for value in tensors]
+
+    def start(self, name: str) -> int:
+        """When the module starts.
+
+        Raises:
+            CefamError: where it did not run exactly once.
+        """
+        runs = self.events.count((name, True))
+        if runs != 1:
+            raise CefamError(f"Stage {name!r} ran {runs} times in one forward pass; a stage must run exactly once.")
+        return self.events.index((name, True))
+
+    def final_norm(self, name: str) -> str | None:
+        """The LayerNorm that alone takes the tokens that a module returns: the final norm of a vision transformer.
+
+        The map of its last block is then taken after the norm (golden rule). Inner blocks feed a whole block beside its norm.
+        """
+        tokens = first_tensor(self.outputs.get(name))
+        if tokens is None or tokens.dim() != 3:
+            return None
+        takers = [(taker, module) for taker, module, values in self._taken if any(v is tokens for v in values)]
+        outer = [
+            (taker, module)
+            for taker, module in takers
+            if not isinstance(module, nn.Identity) and not any(taker.startswith(f"{other}.") for other, _ in takers)
+        ]
+        return outer[0][0] if len(outer) == 1 and isinstance(outer[0][1], nn.LayerNorm) else None
+
+    def describe(
+        self, stage: Stage, num_prefix_tokens: int | None, module: nn.Module, input_size: tuple[int, int]
+    ) -> None:
+        """Fill in everything about a stage that the trace tells."""
+        begin = self.start(stage.tap)
+        raw = first_tensor(self.outputs[stage.tap])
+        if raw is None or raw.dim() not in (3, 4):
+            raise CefamError(
+                f"Stage {stage.name!r} returns {describe_value(self.outputs[stage.tap] if raw is None else raw)}; a stage "
+                f"must return a map (B, C, H, W) or (B, H, W, C), or tokens (B, N, C), as its first tensor."
+            )
+        if stage.layout == "auto":
+            stage.layout = _layout(raw, stage.name, input_size)
+        stage.channels = raw.shape[1] if stage.layout == "channels_first" else raw.shape[-1]
+        if stage.layout == "tokens":
+            stage.num_prefix = _prefix_tokens(module, raw.shape[1]) if num_prefix_tokens is None else num_prefix_tokens
+        stage.elements = sum(elements for when, elements in self.leaves if when > begin)
+        stage.output = self._stand_in(stage.tap)
+        stage.stand_ins = {name: self._stand_in(name) for name in self._finished_before(begin)}
+
+    def _finished_before(self, begin: int) -> list[str]:
+        """Outermost modules all of whose calls end before the event ``begin``."""
+        last = {name: when for when, (name, starts) in enumerate(self.events) if not starts}
+        finished = {name for name, when in last.items() if when < begin}
+        return [
+            name for name in finished if not any(name.startswith(f"{other}.") for other in finished if other != name)
+        ]
+
+    def _stand_in(self, name: str) -> StandIn:
+        written = any(value._version != version for value, version in self._versions[name])
+        return StandIn(tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, self.outputs[name]), written)
+
+
+def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
+    """Tell the layout of a square image's map: the two equal sides are height and width."""
+    if raw.dim() == 3:
+        return "tokens"
+    if input_size[0] != input_size[1]:
+        raise CefamError(
+            f"Stage {name!r} gives a map {tuple(raw.shape)} for an image of {input_size[0]} x {input_size[1]}, whose layout can only be "
+            f"told from a square one: give a square `input_size`, or FrozenClassifier its `layout` ('channels_first' or 'channels_last')."
+        )
+    _, first, second, third = raw.shape
+    return "channels_last" if first == second != third else "channels_first"
+
+
+def _prefix_tokens(module: nn.Module, num_tokens: int) -> int:
+    """Timm says how many prefix tokens there are; else what is left over from the largest square grid."""
+    stated = (getattr(child, "num_prefix_tokens", None) for child in module.modules())
+    known = next((count for count in stated if isinstance(count, int)), None)
+    return num_tokens - math.isqrt(num_tokens) ** 2 if known is None else known
+
+
+def refuse_untappable(module: nn.Module) -> nn.Module:
+    """The module itself, or the one that was compiled; one sentence for what cannot be tapped at all.
+
+    Raises:
+        CefamError: for TorchScript, quantized modules, and submodules that were compiled.
+    """
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        module = module._orig_mod
+    for name, child in module.named_modules():
+        where = f"Its module {name!r}" if name else "The classifier"
+        if isinstance(child, torch.jit.ScriptModule):
+            raise CefamError(
+                f"{where} is TorchScript, whose inner maps cannot be tapped: pass the torch.nn.Module that it was made from."
+            )
+        if isinstance(child, torch._dynamo.OptimizedModule) or child._compiled_call_impl is not None:
+            raise CefamError(
+                f"{where} is compiled, so its inner maps cannot be tapped: pass the module as it was before torch.compile."
+            )
+        if ".quantized" in type(child).__module__ or any(v.is_quantized for v in child.parameters(recurse=False)):
+            raise CefamError(f"{where} is quantized and has no gradients: pass the network before it was quantized.")
+    return module

@@ -1,0 +1,276 @@
+"""Vision-language models: what the translator learns to mimic, and what turns text into concepts.
+
+Any model that gives image and text embeddings in one space will do: subclass :class:`VisionLanguageModel` and name the
+class in a config (``class_path``). :func:`load_vlm` brings those of open_clip.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from cefam.errors import CefamError, MissingError, near
+from cefam.towers.identity import weights_fingerprint
+from cefam.views import Preprocessing
+
+Probability = Literal["softmax", "sigmoid"]
+
+
+class VisionLanguageModel(nn.Module):
+    """A frozen pair of encoders into one embedding space.
+
+    Subclasses set the attributes below in their constructor and define :meth:`encode_image` and :meth:`encode_text`.
+
+    Attributes:
+        embedding_dim: D.
+        logit_scale: the multiplier of cosines (not its logarithm).
+        logit_bias: what is added to them.
+        probability: "softmax" over concepts (CLIP) or "sigmoid" (SigLIP).
+        preprocessing: what the image encoder does to a view.
+        source: how the model was loaded, in plain types; kept in artefacts.
+    """
+
+    embedding_dim: int
+    logit_scale: float = 1.0
+    logit_bias: float = 0.0
+    probability: Probability = "softmax"
+    preprocessing: Preprocessing = Preprocessing()
+    source: dict[str, Any] | None = None
+    _fingerprint: str | None = None
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """RAW embeddings (B, D), not normalized, of views (B, 3, H, W), uint8 or floats in [0, 1]."""
+        raise NotImplementedError
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (T, D) of texts; they are normalized by whoever compares them."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What an artefact must agree with to be used with this model, in plain types."""
+        return {
+            "source": self.source or {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"},
+            "embedding_dim": self.embedding_dim,
+            "logit_scale": self.logit_scale,
+            "logit_bias": self.logit_bias,
+            "probability": self.probability,
+            "preprocessing": self.preprocessing.to_dict(),
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, as they were when the teacher was frozen."""
+        return self._fingerprint or weights_fingerprint(self)
+
+    def freeze(self) -> Self:
+        """No gradient, no dropout, no moving statistics; called by everything that uses a teacher.
+
+        The weights are hashed here: later they may lie on a GPU, or in another precision.
+
+        Raises:
+            CefamError: where its scale or bias is no finite number, or its probability is unknown.
+        """
+        if self.probability not in ("softmax", "sigmoid"):
+            raise CefamError(f"The VLM's probability must be 'softmax' or 'sigmoid', got {self.probability!r}.")
+        if not (math.isfinite(self.logit_scale) and math.isfinite(self.logit_bias)):
+            raise CefamError(
+                f"The VLM's logit_scale is {self.logit_scale} and its logit_bias {self.logit_bias}: its weights are damaged."
+            )
+        self._fingerprint = self.fingerprint
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: the teacher is frozen."""
+        return super().train(False)
+
+
+def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
+    """Embeddings (B, D) of views, whose shape has been looked at.
+
+    Raises:
+        CefamError: where the VLM gives another shape than it promises.
+    """
+    embedding = vlm.encode_image(images)
+    if embedding.shape != (len(images), vlm.embedding_dim):
+        raise CefamError(
+            f"The VLM's encode_image gave {tuple(embedding.shape)} for {len(images)} views, its embedding_dim is {vlm.embedding_dim}: "
+            f"it must give (B, D)."
+        )
+    return embedding
+
+
+class OpenCLIP(VisionLanguageModel):
+    """A model of open_clip, CLIP or SigLIP kind, that is built already; :func:`load_vlm` builds it.
+
+    Args:
+        model: an ``open_clip`` model.
+        tokenizer: its tokenizer.
+        source: how it was loaded.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, source: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.model: Any = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.source = source
+        bias = getattr(model, "logit_bias", None)
+        self.logit_scale = float(model.logit_scale.exp())
+        self.logit_bias = 0.0 if bias is None else float(bias)
+        self.probability = "softmax" if bias is None else "sigmoid"
+        visual = model.visual
+        size = visual.image_size
+        config = visual.preprocess_cfg
+        self.preprocessing = Preprocessing(
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+            interpolation=config.get("interpolation", "bicubic"),
+        )
+        self.preprocessing.check_channels(3)
+        self.embedding_dim = self.encode_text(["a"]).shape[-1]
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """RAW embeddings (B, D) of views (B, 3, H, W)."""
+        embedding: Tensor = self.model.encode_image(self.preprocessing(images)).float()
+        return embedding
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (T, D) of texts, in batches.
+
+        Raises:
+            CefamError: for a text that exceeds the model's context and would be cut silently.
+        """
+        device = self.model.logit_scale.device
+        length: int = getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77) or 77
+        encoder = getattr(self.tokenizer, "encode", None)
+        for text in texts:  # start and end token take two places
+            if encoder is not None and len(encoder(text)) > length - 2:
+                raise CefamError(
+                    f"The text {text[:60]!r}... has {len(encoder(text))} tokens, the model reads {length - 2}: shorten the concept."
+                )
+        parts = [texts[start : start + 256] for start in range(0, len(texts), 256)]
+        return torch.cat([self.model.encode_text(self.tokenizer(list(part)).to(device)) for part in parts]).float()
+
+
+def load_vlm(
+    name: str,
+    pretrained: str | None = None,
+    config: str | None = None,
+    cache_dir: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> VisionLanguageModel:
+    """Load a vision-language model of open_clip.
+
+    Args:
+        name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP"), "local-dir:/folder" with
+            ``open_clip_config.json`` and weights, or "brodenette", the small CLIP that comes with the package; with
+            ``config``, the name that the config is registered under.
+        pretrained: a tag ("openai", "webli") or a checkpoint file; not used with "local-dir:".
+        config: a JSON model config of one's own (open_clip's format).
+        cache_dir: where fetched weights are kept.
+        mean: overrides the model's normalization.
+        std: overrides the model's normalization.
+
+    Raises:
+        CefamError: for an unknown name, random weights, or OpenAI weights under a name without "quickgelu".
+        MissingError: where weights are not available.
+    """
+    import open_clip
+
+    given = {"name": name, "pretrained": pretrained, "config": config, "cache_dir": cache_dir, "mean": mean, "std": std}
+    arguments = {option: value for option, value in given.items() if value is not None}
+    if config is not None:
+        name = _register(Path(config), name)
+    elif name == "brodenette":
+        name = f"local-dir:{files('cefam.brodenette') / 'weights' / 'vlm'}"
+    elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
+        raise CefamError(
+            f"open_clip has no model {name!r}.{near(name, open_clip.list_models(), 0.4)} A folder is written 'local-dir:/path', a JSON "
+            f"config of your own is given as `config`."
+        )
+    if not name.startswith(("local-dir:", "hf-hub:")):
+        _check_weights(name, pretrained)
+    override = {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
+    with warnings.catch_warnings():
+        # A wrong activation changes every embedding without an error (a QuickGELU mismatch): make it one.
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
+        try:
+            model = open_clip.create_model(
+                name, pretrained, cache_dir=cache_dir, require_pretrained=True, force_preprocess_cfg=override or None
+            )
+            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
+        except UserWarning as error:
+            raise CefamError(f"{error} Use the model name that ends in '-quickgelu' for these weights.") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # open_clip and safetensors have errors of their own for an incomplete folder
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise MissingError(
+                f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {reason} "
+                f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
+                f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
+            ) from error
+    return OpenCLIP(model, tokenizer, source={"class_path": "cefam.load_vlm", "init_args": arguments})
+
+
+def _register(config: Path, name: str) -> str:
+    """Make a JSON model config known to open_clip; the model's name is the file's stem."""
+    import open_clip
+
+    if not config.is_file():
+        raise MissingError(f"There is not an open_clip model config {config}: name a JSON file that is there.")
+    try:
+        keys = json.loads(config.read_text())
+    except json.JSONDecodeError as error:
+        raise CefamError(f"{config} is not JSON: {error}.") from error
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(keys):
+        raise CefamError(f"{config} is not an open_clip model config: it needs embed_dim, vision_cfg and text_cfg.")
+    if config.stem != name:
+        raise CefamError(f"open_clip names a model by its config file: the name must be {config.stem!r}, got {name!r}.")
+    open_clip.add_model_config(config)
+    return name
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    """Refuse what open_clip would load with a wrong activation, or not at all."""
+    if pretrained is None:
+        raise CefamError(
+            f"{name} without weights is random and teaches nothing: give `pretrained` a tag or a checkpoint file."
+        )
+    advice = f"OpenAI's weights were trained with QuickGELU: load them under a name like '{name}-quickgelu'."
+    if "quickgelu" in name.lower() or _uses_quick_gelu(name):
+        return
+    if pretrained == "openai":
+        raise CefamError(f"The model name {name!r} builds GELU. {advice}")
+    if Path(pretrained).is_file() and _is_openai_checkpoint(Path(pretrained)):
+        raise CefamError(f"{pretrained} is an OpenAI checkpoint, and the model name {name!r} builds GELU. {advice}")
+
+
+def _uses_quick_gelu(name: str) -> bool:
+    import open_clip
+
+    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+
+
+def _is_openai_checkpoint(path: Path) -> bool:
+    """OpenAI's archives hold three numbers beside the weights that open_clip's own checkpoints do not."""
+    marks = {"input_resolution", "context_length", "vocab_size"}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a TorchScript archive (OpenAI's format) is not a plain state dict
+        try:
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
+        except Exception:  # neither: open_clip will say what is wrong with it
+            return False
+    return isinstance(state, dict) and marks <= set(state)

@@ -1,0 +1,325 @@
+"""Trained: a trained translator with everything it belongs to; how it is stored, read and used. No Lightning.
+
+An exported folder holds ``model.safetensors``, ``config.json`` and ``README.md`` (a model card); a training checkpoint
+holds the same description under the key "cefam". Everything is plain types and tensors: nothing is unpickled, and the class
+paths of the towers may name networks (``torch.nn.Module``) or functions annotated to return one, nothing else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from cefam import __version__
+from cefam.attribution.explainer import Explainer
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError, ExistsError, MissingError
+from cefam.files import write_tensors, write_text
+from cefam.settings import MethodSettings
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
+from cefam.towers.vlm import VisionLanguageModel
+from cefam.towers.zoo import read_state_dict
+from cefam.translator import Translator
+
+MARK = "library_name: cefam"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained translator, the classifier and concepts it was trained for, and the settings to use it with.
+
+    Args:
+        classifier: the frozen classifier.
+        translator: trained for its stages.
+        concepts: with the embeddings of the vision-language model that the translator mimics.
+        vlm_identity: what that model is, in plain types (``VisionLanguageModel.identity``), or ``None``.
+        settings: how the method is computed.
+        training: how the translator was trained, in plain types, for the model card.
+    """
+
+    classifier: FrozenClassifier
+    translator: Translator
+    concepts: ConceptSet
+    vlm_identity: dict[str, Any] | None = None
+    settings: MethodSettings = field(default_factory=MethodSettings)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def explainer(self, vlm: VisionLanguageModel | None = None, settings: MethodSettings | None = None) -> Explainer:
+        """The explainer of this translator.
+
+        Args:
+            vlm: only needed for texts that are not in ``concepts``.
+            settings: others than its own.
+
+        Raises:
+            CefamError: where ``vlm`` is not the model that the translator mimics.
+        """
+        if vlm is not None and self.vlm_identity is not None:
+            check_identity("vision-language model", self.vlm_identity, vlm.freeze().identity(), VLM_KEYS)
+        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but tensors, in plain types."""
+        return {
+            "format": "cefam",
+            "version": __version__,
+            "translator": {
+                "channels": self.translator.channels,
+                "embedding_dim": self.translator.embedding_dim,
+                "hidden_dims": self.translator.hidden_dims,
+            },
+            "classifier": {**self.classifier.identity(), "class_names": self.classifier.class_names},
+            "vlm": self.vlm_identity,
+            "concepts": {
+                "identity": self.concepts.identity,
+                "logit_scale": self.concepts.logit_scale,
+                "logit_bias": self.concepts.logit_bias,
+                "probability": self.concepts.probability,
+                "records": self.concepts.to_records(),
+            },
+            "settings": self.settings.to_dict(),
+            "training": self.training,
+        }
+
+    def check(self, stored: Mapping[str, Any] | None) -> None:
+        """Refuse a description of something that was made for another classifier, VLM or concept set.
+
+        Raises:
+            CefamError: with the first thing that differs.
+        """
+        if not stored or stored.get("format") != "cefam":
+            raise CefamError(
+                "This checkpoint was not made by cefam: it does not say which classifier and concepts it belongs to. Name a .ckpt of "
+                "`cefam fit`."
+            )
+        mine = self.describe()
+        check_identity("classifier", stored["classifier"], mine["classifier"], CLASSIFIER_KEYS)
+        if stored["vlm"] and mine["vlm"]:
+            check_identity("vision-language model", stored["vlm"], mine["vlm"], VLM_KEYS)
+        check_identity("concept set", stored["concepts"], mine["concepts"], ("identity",))
+        shape = ("channels", "embedding_dim", "hidden_dims")
+        check_identity("translator", stored["translator"], mine["translator"], shape)
+
+    def write(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write ``model.safetensors``, ``config.json`` and a model card.
+
+        Args:
+            folder: where to; it must not hold an artefact, unless ``overwrite``.
+            overwrite: replace what is there.
+
+        Raises:
+            ExistsError: where the folder already holds an artefact, or files of these names.
+        """
+        weights = {name: value.detach().cpu() for name, value in self.translator.state_dict().items()}
+        stored = Stored(self.describe(), weights, self.concepts.require_embeddings().detach().cpu())
+        return _write(stored, Path(folder), overwrite)
+
+    @classmethod
+    def read(cls, path: str | Path, classifier: FrozenClassifier | None = None) -> Self:
+        """Read an exported folder or a training checkpoint (.ckpt), with the classifier it belongs to.
+
+        Args:
+            path: the folder, or the checkpoint.
+            classifier: ``None``: loaded as the artefact says.
+
+        Raises:
+            MissingError: where there is none.
+            CefamError: where it is damaged, or was made for another classifier.
+        """
+        stored = read_stored(path)
+        about = stored.about
+        if classifier is None:
+            classifier = load_source("classifier", about["classifier"]["source"])
+        kinds = {key: about["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
+        concepts = ConceptSet.from_records(about["concepts"]["records"], embeddings=stored.text, **kinds)
+        translator = Translator(**about["translator"])
+        translator.load_state_dict(stored.weights)
+        settings = MethodSettings.from_dict(about["settings"])
+        trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"])
+        trained.check(about)
+        return trained
+
+
+def write_artefact(path: str | Path, folder: str | Path, overwrite: bool = False) -> Path:
+    """Export a checkpoint, without building its networks; see :meth:`Trained.write`."""
+    return _write(read_stored(path), Path(folder), overwrite)
+
+
+class Stored(NamedTuple):
+    """What an artefact holds: its description, the translator's weights by name, and the text embeddings (T, D)."""
+
+    about: dict[str, Any]
+    weights: dict[str, Tensor]
+    text: Tensor
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Read an exported folder or a checkpoint, without building anything.
+
+    Raises:
+        MissingError: where there is none.
+        CefamError: where it is damaged, pickled, or not of cefam.
+    """
+    path = Path(path)
+    stored = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
+    missing = _missing(stored)
+    if missing:
+        raise CefamError(f"The artefact {path} is damaged ({missing}): export it again.")
+    return stored
+
+
+def _missing(stored: Stored) -> str:
+    """What a description lacks to build a translator from, or ''; it fits the tensors then."""
+    about = stored.about
+    for part, keys in (
+        ("translator", ("channels", "embedding_dim", "hidden_dims")),
+        ("classifier", ("source", *CLASSIFIER_KEYS)),
+        ("concepts", ("identity", "logit_scale", "logit_bias", "probability", "records")),
+        ("settings", ()),
+        ("training", ()),
+    ):
+        lacking = {*keys} - set(about[part]) if isinstance(about.get(part), dict) else {part}
+        if lacking:
+            return f"its description lacks {', '.join(sorted(lacking))}"
+    if "vlm" not in about:
+        return "its description lacks vlm"
+    sizes = about["translator"]
+    if tuple(stored.text.shape) != (len(about["concepts"]["records"]), sizes["embedding_dim"]):
+        return f"its text embeddings are {tuple(stored.text.shape)}"
+    widths = [sum(sizes["channels"]), *sizes["hidden_dims"], sizes["embedding_dim"]]
+    expected: dict[str, tuple[int, ...]] = {}
+    for index, (before, after) in enumerate(pairwise(widths), start=1):
+        expected |= {f"fc{index}.weight": (after, before), f"fc{index}.bias": (after,)}
+    if {name: tuple(value.shape) for name, value in stored.weights.items()} != expected:
+        return "its weights are not those of the translator that it describes"
+    if not all(bool(value.isfinite().all()) for value in (stored.text, *stored.weights.values())):
+        return "its weights are not finite numbers"
+    return ""
+
+
+def _read_checkpoint(path: Path) -> Stored:
+    if not path.is_file():
+        raise MissingError(
+            f"There is no artefact {path}: name a folder made by `cefam export`, or a .ckpt of `cefam fit`."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch has many errors for a broken file
+        raise CefamError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is truncated, empty, or holds pickled "
+            f"objects. Take another checkpoint of the run."
+        ) from error
+    keys = {"cefam", "cefam_text", "state_dict"}
+    if not isinstance(checkpoint, dict) or keys - set(checkpoint) or not isinstance(checkpoint["cefam"], dict):
+        raise CefamError(f"{path} is not a checkpoint of cefam: it does not say what its translator belongs to.")
+    weights = {name.removeprefix("translator."): value for name, value in checkpoint["state_dict"].items()}
+    return Stored(checkpoint["cefam"], weights, checkpoint["cefam_text"].float())
+
+
+def _read_folder(path: Path) -> Stored:
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise MissingError(f"{path} is not an exported artefact: it has no {name}. Make one with `cefam export`.")
+    try:
+        about = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise CefamError(f"{path / CONFIG} is not JSON ({error}): export the artefact again.") from error
+    if not isinstance(about, dict) or about.get("format") != "cefam":
+        raise CefamError(
+            f"{path / CONFIG} does not describe an artefact of cefam: name a folder made by `cefam export`."
+        )
+    tensors = read_state_dict(path / WEIGHTS)
+    if "concepts.embeddings" not in tensors:
+        raise CefamError(f"{path / WEIGHTS} holds no text embeddings: export the artefact again.")
+    weights = {n.removeprefix("translator."): v for n, v in tensors.items() if n.startswith("translator.")}
+    return Stored(about, weights, tensors["concepts.embeddings"].float())
+
+
+def load_source(kind: str, source: dict[str, Any] | None) -> Any:
+    """Build a tower again as its ``source`` says.
+
+    Raises:
+        CefamError: where the artefact does not say how, or the class does not exist.
+    """
+    if not source:
+        raise CefamError(
+            f"This artefact does not say how its {kind} was loaded: load it yourself and pass it as `{kind}`."
+        )
+    return _build(kind, source)
+
+
+def _build(kind: str, spec: Any) -> Any:
+    """Call what ``class_path`` names with its ``init_args``, which may hold such entries themselves."""
+    if not isinstance(spec, dict) or "class_path" not in spec:
+        return spec
+    module, _, name = str(spec["class_path"]).rpartition(".")
+    try:
+        build = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CefamError(
+            f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error}): install it, put its file into the "
+            f"working folder, or load the {kind} yourself and pass it as `{kind}`."
+        ) from error
+    returned = build if isinstance(build, type) else getattr(build, "__annotations__", {}).get("return")
+    if not (isinstance(returned, type) and issubclass(returned, nn.Module)):
+        # An artefact may come from anywhere: it can name networks, not programs.
+        raise CefamError(
+            f"The artefact says that its {kind} is loaded by {spec['class_path']!r}, which is neither a network nor a function annotated "
+            f"to return one: it is not called. Load the {kind} yourself and pass it as `{kind}`."
+        )
+    return build(**{key: _build(kind, value) for key, value in (spec.get("init_args") or {}).items()})
+
+
+def _write(stored: Stored, folder: Path, overwrite: bool) -> Path:
+    if (folder / CONFIG).exists() and not overwrite:
+        raise ExistsError(f"{folder} already holds an artefact: name another folder, or pass `--overwrite true`.")
+    card, weights = folder / CARD, folder / WEIGHTS
+    ours = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    if not overwrite and not ours and (card.exists() or weights.exists()):
+        raise ExistsError(f"{folder} holds a {CARD} or {WEIGHTS} of something else: name another folder.")
+    tensors = {f"translator.{name}": value.contiguous() for name, value in stored.weights.items()}
+    tensors["concepts.embeddings"] = stored.text.contiguous()
+    (folder / CONFIG).unlink(missing_ok=True)  # it comes last: old and new files are never taken for one artefact
+    write_text(card, _card(stored.about))  # first: it says whose files these are, if nothing else is written
+    write_tensors(weights, tensors)
+    write_text(folder / CONFIG, json.dumps(stored.about, indent=1))
+    return folder
+
+
+def _card(stored: dict[str, Any]) -> str:
+    classifier, concepts, vlm = stored["classifier"], stored["concepts"], stored["vlm"] or {}
+    training = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in stored["training"].items())
+    return f"""---
+{MARK}
+tags: [explainable-ai, concepts, ce-fam]
+---
+# A CE-FAM translator
+
+Made with cefam {stored["version"]}, an independent implementation of CE-FAM (ICCV 2025).
+
+| | |
+|---|---|
+| classifier | `{json.dumps(classifier["source"])}` |
+| weights (SHA-256) | `{classifier["fingerprint"]}` |
+| stages | {", ".join(f"{n} ({c})" for n, c in zip(classifier["stages"], classifier["channels"], strict=True))} |
+| vision-language model | `{json.dumps(vlm.get("source"))}` |
+| concepts | {len(concepts["records"])}, {concepts["probability"]} |
+| settings | `{json.dumps(stored["settings"])}` |
+{training}
+
+```python
+from cefam import Trained
+
+explainer = Trained.read("this/folder").explainer()
+```
+"""

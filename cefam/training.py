@@ -1,0 +1,342 @@
+"""CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, PearsonCorrCoef
+
+from cefam.attribution.explainer import Explainer
+from cefam.attribution.scores import pool, similarity
+from cefam.checks import check_epochs, check_precision, check_resumed, runs_to_its_end
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError
+from cefam.evaluator import PROTOCOLS, RegionEvaluator
+from cefam.files import write_text
+from cefam.methods import Bench, CEFAMRegions
+from cefam.metrics import METRICS
+from cefam.pairs import RegionBatch
+from cefam.schedule import WarmupPlateau
+from cefam.settings import MethodSettings, SettingsChanges
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
+from cefam.towers.vlm import VisionLanguageModel, encode_images
+from cefam.trained import Trained
+from cefam.translator import Translator, distillation_losses
+
+PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+class CEFAM(L.LightningModule):
+    """A translator in training, with its two frozen towers.
+
+    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache, or, as a
+    second validation loader, the fields of :class:`cefam.pairs.RegionBatch`.
+
+    Args:
+        classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
+        vlm: the teacher (in a config: ``class_path: cefam.load_vlm``, or a class of your own).
+        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet (which
+            the command line would try to read out of the file).
+        similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
+        hidden_dims: hidden widths of the translator; ``None``: the published rule.
+        optimizer: called with the translator's parameters.
+        warmup_epochs: see :class:`cefam.schedule.WarmupPlateau`.
+        plateau_patience: epochs; ``None``: the preset's (published 6, paper 4).
+        num_candidates: of the oracle, in validation.
+        text_cache: folder for text embeddings, or ``None``.
+        settings: how the method is computed, by name (:class:`cefam.settings.SettingsChanges`); stored with what is trained.
+    """
+
+    text: Tensor
+    val_means: Any  # ModuleDicts of metrics
+    val_regions: Any
+
+    def __init__(
+        self,
+        classifier: FrozenClassifier,
+        vlm: VisionLanguageModel | None = None,
+        concepts: str | list[Any] = "broden",
+        similarity_weight: float = 0.001,
+        hidden_dims: list[int] | None = None,
+        optimizer: OptimizerCallable = sgd,
+        warmup_epochs: int = 1,
+        plateau_patience: int | None = None,
+        num_candidates: int = 4,
+        text_cache: str | None = None,
+        **settings: Unpack[SettingsChanges],
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold the translator alone
+        if not isinstance(classifier, FrozenClassifier):
+            raise CefamError(
+                f"The classifier must be a FrozenClassifier, got a {type(classifier).__name__}: wrap it, "
+                f"`FrozenClassifier(module, stages)`."
+            )
+        self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
+        self.settings = MethodSettings().changed(**settings)
+        self.concepts = _embedded(concepts, vlm, text_cache)
+        text = self.concepts.require_embeddings()
+        self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
+        self.register_buffer("text", text, persistent=False)
+        if not 0 <= similarity_weight < math.inf:
+            raise CefamError(f"similarity_weight must be 0 (no similarity loss) or more, got {similarity_weight}.")
+        self.similarity_weight = similarity_weight
+        self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
+        patience = PLATEAU_PATIENCE[self.settings.preset]
+        self.plateau_patience = patience if plateau_patience is None else plateau_patience
+        # The bench holds the translator itself: what is measured is the translator as it is then.
+        methods = {"CE-FAM": CEFAMRegions(Bench(self.trained))}
+        self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
+        # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
+        # not a number stays one, and stops the run.
+        self.val_means = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in ("loss", "embedding", "similarity", "cosine")}
+        )
+        self.val_correlation = PearsonCorrCoef(num_outputs=len(self.concepts))
+        self.val_regions = nn.ModuleDict(
+            {
+                f"{protocol}_{name}": row.metric(self.evaluator.categories)
+                for protocol in PROTOCOLS
+                for name, row in METRICS.items()
+            }
+        )
+
+    @property
+    def trained(self) -> Trained:
+        """The translator as it is now, with everything it belongs to."""
+        vlm = None if self.vlm is None else self.vlm.identity()
+        return Trained(self.classifier, self.translator, self.concepts, vlm, self.settings, self._training())
+
+    @property
+    def explainer(self) -> Explainer:
+        """The explainer of the translator as it is now."""
+        return self.trained.explainer(self.vlm)
+
+    def _training(self) -> dict[str, Any]:
+        """How the translator is trained, in plain types; a resumed run must agree with it."""
+        optimizer = self.optimizer(self.translator.parameters())
+        options = {
+            f"optimizer.{name}": list(value) if isinstance(value, tuple) else value
+            for name, value in optimizer.defaults.items()
+        }
+        stop = None if self._trainer is None else self.trainer.early_stopping_callback
+        return {
+            "similarity_weight": self.similarity_weight,
+            "warmup_epochs": self.warmup_epochs,
+            "plateau_patience": self.plateau_patience,
+            "optimizer": type(optimizer).__name__,
+            **options,
+            "early_stopping.patience": getattr(stop, "patience", None),
+        }
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The translator alone: the frozen towers are named, not stored."""
+        prefix = f"{kwargs.get('prefix', '')}translator."
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name.startswith(prefix)}
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the translator, and warm-up + plateau on the validation loss."""
+        optimizer = self.optimizer(self.translator.parameters())
+        scheduler = WarmupPlateau(optimizer, self.warmup_epochs, self.plateau_patience)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Nothing: the schedule steps at the end of the validation.
+
+        Lightning would step it after the checkpoint of that epoch was written, and a resumed run would miss the step.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Refuse features of other towers, masks with other label numbers, and options that do not fit."""
+        check_precision(self.trainer)
+        check_epochs(self.trainer, stage)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        self.concepts.check_labels(getattr(datamodule, "labels", []))
+        for manifest in getattr(datamodule, "manifests", []):
+            check_identity("classifier", manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
+            if self.vlm is not None:
+                check_identity("vision-language model", manifest.vlm, self.vlm.identity(), VLM_KEYS)
+
+    @torch.no_grad()
+    def _teacher_and_pooled(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
+        if "pooled" in batch:
+            return batch["embedding"], list(batch["pooled"])
+        if self.vlm is None:
+            raise CefamError(
+                "Training from images needs the vision-language model: set `model.vlm`, or train from features."
+            )
+        pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
+        return encode_images(self.vlm, batch["image"]).float(), pooled
+
+    def _student(self, pooled: list[Tensor]) -> Tensor:
+        # Autocast is for the towers; the translator is small, and its embedding is compared in single precision.
+        with torch.autocast(pooled[0].device.type, enabled=False):
+            student: Tensor = self.translator(pooled)
+            return student
+
+    def _scores(self, embedding: Tensor) -> Tensor:
+        with torch.autocast(embedding.device.type, enabled=False):
+            return similarity(embedding.float(), self.text, self.concepts.logit_scale, self.concepts.logit_bias)
+
+    @runs_to_its_end
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """One step of eq. 8."""
+        teacher, pooled = self._teacher_and_pooled(batch)
+        losses = self._losses(self._student(pooled), teacher)
+        self.log_dict(
+            {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
+            batch_size=len(teacher),
+        )
+        total: Tensor = losses.total
+        return total
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Look at the loss as often as it is logged: looking waits for the device."""
+        trainer: Any = self.trainer
+        if self.global_step % trainer.log_every_n_steps == 0:
+            self._check_finite("training", loss)
+
+    def _check_finite(self, where: str, loss: Tensor) -> None:
+        """Stop before a checkpoint of such weights replaces a good one."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CefamError(
+                f"The {where} loss became {value} in epoch {self.current_epoch}, step {self.global_step}: the checkpoints written "
+                f"before are kept. Try a smaller `model.optimizer.lr`, and look for NaN in the features."
+            )
+
+    def _losses(self, student: Tensor, teacher: Tensor) -> Any:
+        concepts = self.concepts
+        with torch.autocast(student.device.type, enabled=False):
+            return distillation_losses(
+                student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the metrics that are computed by hand afresh."""
+        for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
+            metric.reset()
+
+    @runs_to_its_end
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Losses and agreement with the teacher, or regions against masks; no process waits for another here."""
+        if "masks" in batch:
+            self._measure_regions(RegionBatch(**batch))
+            return
+        teacher, pooled = self._teacher_and_pooled(batch)
+        student = self._student(pooled)
+        losses = self._losses(student, teacher)
+        cosine = nn.functional.cosine_similarity(student, teacher).mean()
+        values = {
+            "loss": losses.total,
+            "embedding": losses.embedding,
+            "similarity": losses.similarity,
+            "cosine": cosine,
+        }
+        for name, value in values.items():
+            # Once per row instead of a weight: torchmetrics 1.9 drops weights where it does not look for NaN.
+            self.val_means[name].update(value.expand(len(teacher)))
+        self.val_correlation.update(self._scores(student), self._scores(teacher))
+
+    def _measure_regions(self, batch: RegionBatch) -> None:
+        measured = self.evaluator.evaluate(batch, self.classifier(batch.image))
+        category = measured.found.category
+        rows = (category >= 0).nonzero().squeeze(1)
+        for protocol, values in measured.values["CE-FAM"].items():
+            for name, value in values.metrics.items():
+                metric = self.val_regions[f"{protocol}_{name}"]
+                metric.update(category=category[rows], expressible=values.expressible[rows], value=value[rows])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all processes; every process takes part, whatever it has seen."""
+        logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
+        if self.trainer.state.fn == "fit":
+            self._check_finite("validation", logged["val/loss"])
+        logged.update(self._correlations())
+        for name, metric in self.val_regions.items():
+            protocol, _, kind = name.partition("_")
+            logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            schedule: Any = self.lr_schedulers()
+            schedule.step(float(logged["val/loss"]))
+        # Computed over all processes already: the same value everywhere.
+        self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
+
+    def _correlations(self) -> dict[str, Tensor]:
+        """Correlation of our scores with the teacher's: its mean over concepts, and over those of each category.
+
+        ``concept_correlation.csv`` in the run's folder has that of every concept, as of the last validation. A concept that
+        the teacher scores alike everywhere has none (NaN).
+        """
+        each = self.val_correlation.compute().reshape(-1)  # one concept: a bare number
+        folder = self.trainer.log_dir  # asks all processes
+        if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            lines = io.StringIO()
+            rows = zip(self.concepts.concepts, each.tolist(), strict=True)
+            csv.writer(lines).writerows(
+                [("number", "word", "category", "correlation"), *((c.number, c.word, c.category, r) for c, r in rows)]
+            )
+            write_text(Path(folder) / "concept_correlation.csv", lines.getvalue())
+        categories: dict[str, list[int]] = {}
+        for index, concept in enumerate(self.concepts.concepts):
+            categories.setdefault(concept.category, []).append(index)
+        means = {f"val/concept_correlation/{name}": each[rows].nanmean() for name, rows in categories.items()}
+        return {"val/concept_correlation": each.nanmean(), **means}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the translator belongs to, in plain types and tensors."""
+        checkpoint["cefam"] = self.trained.describe()
+        checkpoint["cefam_text"] = self.concepts.require_embeddings().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint made for another classifier, VLM or concept set, and to resume a run with other options."""
+        trained = self.trained
+        trained.check(checkpoint.get("cefam"))
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            check_resumed({**trained.settings.to_dict(), **trained.training}, checkpoint)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, classifier: FrozenClassifier | None = None, vlm: VisionLanguageModel | None = None
+    ) -> Self:
+        """A module of an exported folder or a checkpoint, to train further; to explain, :meth:`cefam.Trained.read` is enough.
+
+        Args:
+            path: the folder, or the checkpoint.
+            classifier: ``None``: loaded as the artefact says.
+            vlm: the teacher.
+
+        Raises:
+            CefamError: where it is missing or damaged, or was made for another classifier or VLM.
+        """
+        trained = Trained.read(path, classifier)
+        trained.explainer(vlm)  # refuses another VLM
+        weight = trained.training["similarity_weight"]
+        shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
+        module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
+        module.translator.load_state_dict(trained.translator.state_dict())
+        return module.eval()
+
+
+def _embedded(
+    concepts: str | list[Any] | ConceptSet, vlm: VisionLanguageModel | None, text_cache: str | None
+) -> ConceptSet:
+    found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
+    if found.embeddings is not None:
+        return found
+    if vlm is None:
+        raise CefamError("The concepts need text embeddings: set `model.vlm`, or give a ConceptSet that has them.")
+    return found.embed(vlm, text_cache)

@@ -1,0 +1,116 @@
+"""Concepts as people write them down: lists of words, text files, CSV files, label tables."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES
+from cefam.errors import CefamError, near
+from cefam.reading import read_csv, read_text
+
+COLUMNS = ("word", "name", "number", "category", "prompt")
+BRODEN_COLUMNS = ("frequency", "coverage", "syns")  # of its label.csv; not needed
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept: its number (identity), word, categories (the first one rules) and the prompt that the VLM reads."""
+
+    number: int
+    word: str
+    categories: tuple[str, ...]
+    prompt: str
+
+    @property
+    def category(self) -> str:
+        """The first category listed: the published program's."""
+        return self.categories[0]
+
+
+def concepts_of(words: Iterable[str], template: str, category: str, start: int = 1) -> Iterator[Concept]:
+    """Concepts from words, numbered from ``start``; blank ones are left out.
+
+    Raises:
+        CefamError: for a template without ``{}``.
+    """
+    if "{}" not in template:
+        raise CefamError(f"A template needs '{{}}' where the word goes, got {template!r}.")
+    clean = (word.strip() for word in words if word.strip())
+    return (Concept(start + i, word, (category,), template.format(word)) for i, word in enumerate(clean))
+
+
+def read_concepts(path: Path) -> list[Concept]:
+    """Concepts from a .txt file (a word per line) or a .csv file; see :meth:`cefam.ConceptSet.from_file`.
+
+    Raises:
+        CefamError: for an empty file, a missing column, or a bad number, with the line.
+    """
+    if path.suffix.lower() == ".txt":
+        lines = (line for line in read_text(path).splitlines() if not line.lstrip().startswith("#"))
+        concepts = list(concepts_of(lines, DEFAULT_TEMPLATE, "concept"))
+    elif path.suffix.lower() == ".csv":
+        concepts = _from_table(path)
+    else:
+        raise CefamError(f"{path} is not a file of concepts: it must be .txt (a word per line) or .csv.")
+    equal = [prompt for prompt, count in Counter(concept.prompt for concept in concepts).items() if count > 1]
+    if equal:
+        examples = ", ".join(map(repr, equal[:3]))
+        warnings.warn(
+            f"{path}: {len(equal)} prompt(s) belong to several concepts, which then share one score (as {examples}): give them "
+            f"different prompts, or remove all but one.",
+            stacklevel=3,
+        )
+    return concepts
+
+
+def _from_table(path: Path) -> list[Concept]:
+    columns, rows = read_csv(path)
+    if not columns & {"word", "name"}:
+        raise CefamError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
+    unknown = sorted(columns - {*COLUMNS, *BRODEN_COLUMNS})
+    if unknown:
+        hints = "".join(near(name, COLUMNS) for name in unknown)
+        warnings.warn(f"{path}: the column(s) {', '.join(map(repr, unknown))} are not used.{hints}", stacklevel=4)
+    concepts = []
+    for position, (line, row) in enumerate(rows, start=1):
+        if next(iter(row.values())).lstrip().startswith("#"):
+            continue
+        try:
+            concepts.append(_from_row(row, position))
+        except CefamError as error:
+            raise CefamError(f"{path}, line {line}: {error}") from error
+    return concepts
+
+
+def _from_row(row: dict[str, str], position: int) -> Concept:
+    name = (row.get("word") or row.get("name") or "").strip()
+    if not name:
+        raise CefamError("the word is empty.")
+    number = row.get("number") or str(position)
+    if not number.strip().isdigit():
+        raise CefamError(f"the number {number!r} of {name!r} is not a whole number.")
+    if not 0 < int(number) < 2**16:
+        raise CefamError(
+            f"the number of {name!r} is {int(number)}, but masks hold numbers from 1 to 65535 (0 means 'no label')."
+        )
+    listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
+    categories = tuple(category for category in listed if category) or ("concept",)
+    word = _clean(name, categories)
+    prompt = row.get("prompt") or TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
+    return Concept(int(number), word, categories, prompt)
+
+
+def label_word(label: Mapping[str, Any]) -> str:
+    """The word of a label in a manifest of shards (number, name, category)."""
+    return _clean(label["name"], [part.split("(")[0] for part in label["category"].split(";")])
+
+
+def _clean(name: str, categories: Sequence[str]) -> str:
+    """The word of a label: Broden marks colors with "-c" and scenes with "-s", and joins words with "_"."""
+    for category, suffix in (("color", "-c"), ("scene", "-s")):
+        if category in categories:
+            name = name.removesuffix(suffix)
+    return name.replace("_", " ")
