@@ -7,9 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from cefam import CEFAM
-from cefam.datasets.features import load_features
+from cefam import Trained
 from cefam.datasets import read_shard
+from cefam.datasets.features import load_features
 from tests import broken as broken_things
 from tests.commands import RESULTS, csv_logger, good_call, images_data, run
 
@@ -346,7 +346,7 @@ def test_unusual_concept_sets_train(words, world, prepared, trained, tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(words))
     options = ["--model.concepts=words.txt", csv_logger(tmp_path)]
     assert run("fit", *good_call("fit", world, prepared, trained), *options) == 0
-    loaded = CEFAM.from_pretrained(tmp_path / "log" / "checkpoints" / "best.ckpt", classifier=None)
+    loaded = Trained.read(tmp_path / "log" / "checkpoints" / "best.ckpt")
     assert loaded.concepts.words == words
 
 
@@ -358,7 +358,7 @@ def test_a_loss_that_becomes_nan_keeps_the_good_checkpoint(broken, world, prepar
     assert run("fit", *options, *more, f"{DATA}train={broken}/cache_nan") == 1
     assert "loss became nan in epoch 1" in capsys.readouterr().err
     assert (tmp_path / "log" / "checkpoints" / "last.ckpt").read_bytes() == good
-    for value in CEFAM.from_pretrained(tmp_path / "log" / "checkpoints" / "last.ckpt").translator.state_dict().values():
+    for value in Trained.read(tmp_path / "log" / "checkpoints" / "last.ckpt").translator.state_dict().values():
         assert value.isfinite().all()
 
 

@@ -23,9 +23,9 @@ from cefam.brodenette.rules import CAPTION_ONLY, held_out, uncaptioned
 from cefam.brodenette.scenes import FULL, SIZE, Scene, follows
 from cefam.brodenette.towers import weights_folder
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, NUMBER, OBJECTS, PATCHES
-from cefam.datasets.sources.broden import Broden
 from cefam.concepts import ConceptSet
-from cefam.datasets.shards import Manifest, read_shard
+from cefam.datasets import Manifest, read_shard
+from cefam.datasets.sources.broden import Broden
 from examples.brodenette_recipe.data import scenes
 from examples.brodenette_recipe.quality import accuracy, retrieval
 from tests.commands import run
@@ -223,7 +223,7 @@ def test_brodens_format_and_shards_hold_the_same(tmp_path):
     drawn, read = (Manifest.read(tmp_path / name) for name in ("shards", "again"))
     assert drawn.num_pairs == read.num_pairs > 100
     assert drawn.mask_size == read.mask_size == [SIZE, SIZE]
-    pairs = zip(read_shard(tmp_path / "shards/shard-000000.tar"), broden_samples(root), strict=True)
+    pairs = zip(read_shard(tmp_path / "shards/shard-000000.tar"), Broden(str(root)).samples(0, 6), strict=True)
     for one, other in pairs:
         assert one.id == other.id
         assert np.array_equal(np.asarray(one.picture()), np.asarray(other.picture()))

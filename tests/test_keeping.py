@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cefam import CEFAM
+from cefam import Trained
+from cefam.datasets import Manifest
 from cefam.datasets.features import load_features
 from cefam.files import locked
-from cefam.datasets import Manifest
+from cefam.report import records
 from tests.commands import csv_logger, evaluated, feature_options, good_call, run
 
 
@@ -151,7 +153,7 @@ def test_a_shard_that_was_cut_between_two_samples_is_refused(world, trained, pre
 def test_a_damaged_manifest_of_shards_is_refused(prepared, tmp_path, values):
     shutil.copytree(prepared / "broden", tmp_path / "s")
     changed(tmp_path / "s" / "manifest.json", **values)
-    with pytest.raises(ValueError, match="is no manifest of cefam-shards version 1"):
+    with pytest.raises(ValueError, match="is not a manifest of cefam-shards version 1"):
         Manifest.read(tmp_path / "s")
 
 
@@ -159,7 +161,7 @@ def test_a_damaged_manifest_of_shards_is_refused(prepared, tmp_path, values):
 def test_a_damaged_manifest_of_features_is_refused(prepared, tmp_path, values):
     shutil.copytree(prepared / "features" / "val", tmp_path / "f")
     changed(tmp_path / "f" / "manifest.json", **values)
-    with pytest.raises(ValueError, match="is no manifest of cefam-features version 1"):
+    with pytest.raises(ValueError, match="is not a manifest of cefam-features version 1"):
         load_features(tmp_path / "f")
 
 
@@ -191,9 +193,9 @@ def test_damaged_weights_of_an_artefact_are_refused(trained, tmp_path, name, dam
     tensors = load_file(path)
     save_file({**tensors, name: damage(tensors[name]).contiguous()}, path)
     with pytest.raises(ValueError, match=r"(?s)is damaged .*export it again"):
-        CEFAM.from_pretrained(tmp_path / "a")
+        Trained.read(tmp_path / "a")
     save_file({key: tensor.half() for key, tensor in tensors.items()}, path)
-    assert CEFAM.from_pretrained(tmp_path / "a").translator.fc2.weight.dtype == torch.float32
+    assert Trained.read(tmp_path / "a").translator.fc2.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("content", ["[]", '"x"', "null"])
@@ -201,14 +203,50 @@ def test_a_config_that_is_no_description_is_refused(trained, tmp_path, content):
     shutil.copytree(trained / "artefact", tmp_path / "a")
     (tmp_path / "a" / "config.json").write_text(content)
     with pytest.raises(ValueError, match="does not describe an artefact"):
-        CEFAM.from_pretrained(tmp_path / "a")
+        Trained.read(tmp_path / "a")
 
 
-def test_a_name_of_a_row_that_is_there_is_refused(trained, prepared, tmp_path, capsys):
-    for name in ("CE-FAM", "random map"):
-        methods = json.dumps({name: {"class_path": "cefam.methods.CenterRegions"}})
-        assert evaluated(trained, prepared, tmp_path / "out", f"--model.methods={methods}") == 1
-        assert f"{name} in `model.methods` is a row of its own" in capsys.readouterr().err
+def test_rows_are_chosen_renamed_and_repeated_with_other_settings(trained, prepared, tmp_path):
+    """Each row is what its settings give alone, and shares nothing with the others."""
+    rows = {name: {"class_path": "CEFAMRegions", "init_args": {"derivative": name}} for name in ("total", "branch")}
+    rows["seven"] = {"class_path": "RandomMapRegions", "init_args": {"seed": 7}}
+    assert evaluated(trained, prepared, tmp_path / "both", f"--model.methods={json.dumps(rows)}") == 0
+    rows = list(records.read(tmp_path / "both" / "records.csv"))
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["total", "branch", "seven"]
+    for name in ("total", "branch"):
+        options = ["--model.methods={CE-FAM: CEFAMRegions}", f"--model.derivative={name}"]
+        assert evaluated(trained, prepared, tmp_path / name, *options) == 0
+        alone = [{**row, "method": name} for row in records.read(tmp_path / name / "records.csv")]
+        assert [row for row in rows if row["method"] == name] == alone
+    values = {name: [row["nra"] for row in rows if row["method"] == name] for name in ("total", "branch")}
+    assert values["total"] != values["branch"]
+
+
+def test_a_method_explains_the_concepts_that_are_measured(trained, world, prepared, tmp_path, monkeypatch):
+    """The bench has them: a method that loaded the artefact by itself would explain those it was trained with."""
+    (tmp_path / "own_method.py").write_text(
+        "from cefam.methods import Activated, Bench, Candidates, CEFAMRegions, RegionMethod\n"
+        "class Own(RegionMethod):\n"
+        "    def __init__(self, bench: Bench, share: float = 1.0) -> None:\n"
+        "        super().__init__(bench)\n"
+        "        self.method = CEFAMRegions(bench, channel_share=share)\n"
+        "    def regions(self, activated: Activated, pairs, size, num_candidates) -> Candidates:\n"
+        "        return self.method.regions(activated, pairs, size, num_candidates)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = (world / "broden" / "label.csv").read_text().splitlines()
+    (tmp_path / "others.csv").write_text("\n".join([lines[0], *reversed(lines[1:-1])]))
+    vlm = json.dumps(yaml.safe_load((world / "towers.yaml").read_text())["vlm"])
+    options = [f"--model.concepts={tmp_path}/others.csv", f"--model.vlm={vlm}"]
+    options += [
+        "--model.methods={CE-FAM: CEFAMRegions}",
+        "--model.methods.own",
+        "{class_path: own_method.Own, init_args: {share: 1.0}}",
+    ]
+    assert evaluated(trained, prepared, tmp_path / "out", *options) == 0
+    rows = list(records.read(tmp_path / "out" / "records.csv"))
+    mine, theirs = ([{**r, "method": ""} for r in rows if r["method"] == name] for name in ("own", "CE-FAM"))
+    assert mine == theirs
 
 
 def test_a_leftover_environment_does_not_halve_the_data(trained, prepared, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cefam import CEFAM
+from cefam import Trained
 from cefam.commands import main
 from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, run
 
@@ -22,26 +22,20 @@ def test_an_artefact_names_networks_not_programs(trained, tmp_path):
     config["classifier"]["source"] = {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/called"}}
     (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"it is not called. Load the classifier yourself"):
-        CEFAM.from_pretrained(tmp_path / "evil")
+        Trained.read(tmp_path / "evil")
     assert not (tmp_path / "called").exists()
 
 
 WRONG = """
-from collections.abc import Sequence
+from cefam.methods import Bench, Candidates, CenterRegions, RegionMethod
 
-from torch import Tensor
-
-from cefam.towers.classifier import ClassifierOutput
-from cefam.methods import Candidates, CenterRegions
-
-class Nothing:
-    def __init__(self, what: str = "none") -> None:
+class Nothing(RegionMethod):
+    def __init__(self, bench: Bench, what: str = "none") -> None:
         self.what, self.calls = what, 0
 
-    def regions(self, images: Tensor, activations: ClassifierOutput | Sequence[Tensor], pairs: ConceptPairs,
-                size: Sequence[int], num_candidates: int) -> Candidates:
+    def regions(self, activated, pairs, size, num_candidates):
         self.calls += 1
-        good = CenterRegions().regions(images, activations, pairs, size, num_candidates)
+        good = CenterRegions().regions(activated, pairs, size, num_candidates)
         if self.what == "stop" and self.calls == 2:
             next(iter(()))
         if self.what == "exit" and self.calls == 2:
@@ -71,8 +65,8 @@ def test_a_method_that_gives_something_else_is_refused(
     (tmp_path / "wrong_methods.py").write_text(WRONG)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "wrong_methods", raising=False)
-    method = {"x": {"class_path": "wrong_methods.Nothing", "init_args": {"what": what}}}
-    assert evaluated(trained, prepared, tmp_path / "out", f"--model.methods={json.dumps(method)}") == status
+    method = {"class_path": "wrong_methods.Nothing", "init_args": {"what": what}}
+    assert evaluated(trained, prepared, tmp_path / "out", f"--model.methods.x={json.dumps(method)}") == status
     assert advice in capsys.readouterr().err
     assert (tmp_path / "out" / "records.csv").exists() == (status == 0)
 
@@ -113,16 +107,16 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     )  # fmt: skip
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
     assert "shard-000001.tar" in printed
-    assert "Nobody has foreseen" not in printed
+    assert "Unexpected error" not in printed
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_what_nobody_has_foreseen_is_one_sentence_and_a_file(world, prepared, tmp_path, monkeypatch, capsys):
+def test_an_unexpected_error_is_one_sentence_and_a_file(world, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     options = [*feature_options(world, prepared), csv_logger(tmp_path), "--trainer.log_every_n_steps=0"]
     assert run("fit", *options) == 70
     printed = capsys.readouterr().err
-    assert "cefam fit: ZeroDivisionError: integer modulo by zero Nobody has foreseen this" in printed
+    assert "cefam fit: Unexpected error: ZeroDivisionError: integer modulo by zero." in printed
     assert "Traceback" not in printed
     (path,) = tmp_path.glob("cefam-fit-*.txt")
     assert str(path) in printed
@@ -212,7 +206,7 @@ def test_an_artefact_knows_its_teacher_without_holding_it(trained, prepared, tmp
     manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
     manifest["vlm"]["fingerprint"] = "another"
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
-    module = CEFAM.from_pretrained(trained / "artefact")
+    module = Trained.read(trained / "artefact")
     data = FeaturesData(str(tmp_path / "train"), str(prepared / "features" / "val"), batch_size=8)
     trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False)
     with pytest.raises(ValueError, match="made with another vision-language model: its fingerprint is another"):

@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from cefam.commands import main
-from cefam.datasets.sources.broden import Broden
-from cefam.datasets.sources.images import list_images
 from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest, Mask, Sample, ShardWriter, read_shard
-from cefam.pictures import open_picture
+from cefam.datasets.sources.broden import Broden
+from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import check_workers
+from cefam.pictures import open_picture
 from tests.commands import ROOT
+
+
+def samples_of(root):
+    source = Broden(str(root))
+    return source.samples(0, len(source))
 
 
 def prepared(world, tmp_path, per_shard=4):
@@ -28,12 +33,12 @@ def prepared(world, tmp_path, per_shard=4):
 def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
     folder = prepared(world, tmp_path)
     manifest = Manifest.read(folder)
-    originals = list(broden_samples(world / "broden"))
+    originals = list(samples_of(world / "broden"))
     assert manifest.num_samples == len(originals) == 14
     assert [shard["samples"] for shard in manifest.shards] == [4, 4, 4, 2]
     assert manifest.mask_size == [32, 32]
     assert {label["number"] for label in manifest.labels} == {1, 10, 30, 38, 19, 73}
-    found = [sample for path in manifest.files(folder) for sample in read_shard(path)]
+    found = [sample for path in manifest.counts(folder) for sample in read_shard(path)]
     pairs = 0
     for one, other in zip(found, originals, strict=True):
         assert (one.id, one.image) == (other.id, other.image)
@@ -62,7 +67,7 @@ def test_masks_of_chosen_categories_alone(world, tmp_path):
     options = ["--kind=broden", f"--source={world}/broden", f"--folder={tmp_path}/shards", "--masks=[part, object]"]
     assert main(["prepare", *options]) == 0
     (path,) = (tmp_path / "shards").glob("*.tar")
-    originals = broden_samples(world / "broden")
+    originals = samples_of(world / "broden")
     for sample, whole in zip(read_shard(path), originals, strict=True):
         wanted = [mask for category in ("part", "object") for mask in whole.masks if mask.category == category]
         assert [mask.category for mask in sample.masks] == [mask.category for mask in wanted]
@@ -109,7 +114,7 @@ def test_files_that_are_left_out_are_counted(world, tmp_path):
     shutil.copytree(world / "images" / "val", tmp_path / "images")
     for name in ("a.heic", "b.HEIC", "notes.txt", ".DS_Store"):
         (tmp_path / "images" / name).touch()
-    with pytest.warns(UserWarning, match=r"3 file\(s\) below .* are left out.*: 2 x .heic, 1 x .txt."):
+    with pytest.warns(UserWarning, match=r"3 file\(s\) below .* are skipped.*: 2 x .heic, 1 x .txt."):
         assert len(list_images(tmp_path / "images")) == 11
 
 
@@ -180,7 +185,7 @@ def broken_broden(world, tmp_path, how):
         (lambda root: truncate(root / "images/src/002_part.png"), "002_part.png cannot be read"),
         (lambda root: (root / "label.csv").unlink(), "no label.csv"),
         (lambda root: (root / "images/src/002.jpg").unlink(), "lists src/002.jpg, which is not in"),
-        (lambda root: (root / "images/src/002_part.png").unlink(), "lists the mask 002_part.png"),
+        (lambda root: (root / "images/src/002_part.png").unlink(), "The mask 002_part.png is not in"),
         (lambda root: (root / "images/src/002.jpg").write_bytes(b""), "src/002.jpg cannot be read"),
         (lambda root: (root / "images/src/002.jpg").write_bytes(b"\xff\xd8\xff broken"), "src/002.jpg cannot be read"),
         (
@@ -254,7 +259,7 @@ def test_photographs_of_different_sizes_need_a_view(tmp_path):
 def test_a_missing_shard_is_said(world, tmp_path):
     folder = prepared(world, tmp_path)
     (folder / "shard-000002.tar").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lists shard-000002.tar, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"lists shard-000002.tar, which does not exist"):
         RegionsData(str(folder)).test_dataloader()
 
 
@@ -279,7 +284,7 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
         s.id: [
             (m.category, int(v), int((m.index_map == v).sum())) for m in s.masks for v in np.unique(m.index_map) if v
         ]
-        for s in broden_samples(world / "broden")
+        for s in samples_of(world / "broden")
     }
     assert seen == {name: pairs for name, pairs in expected.items() if pairs}
 
@@ -306,7 +311,7 @@ def test_a_picture_of_one_pixel_and_an_animation_are_read(tmp_path):
 
 @pytest.mark.realset
 def test_the_real_broden_format_is_read(realset, tmp_path):
-    samples = list(broden_samples(realset / "broden_sample"))
+    samples = list(samples_of(realset / "broden_sample"))
     assert len(samples) == 251
     assert {mask.index_map.shape for sample in samples for mask in sample.masks} == {(112, 112)}
     labels = {int(v) for s in samples for m in s.masks for v in np.unique(m.index_map) if v}
@@ -317,5 +322,5 @@ def test_the_real_broden_format_is_read(realset, tmp_path):
 def test_an_empty_batch_of_masks_collates():
     from cefam.datasets.streams import _collate_regions
 
-    batch = _collate_regions(None, [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
+    batch = _collate_regions(None, "nearest", [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
     assert len(batch["masks"]) == len(batch["pair_label"]) == 0

@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file
 
 import cefam
-from cefam import CEFAM
-from cefam.commands import VERBS, main
+from cefam import Trained
+from cefam.commands import main
 from tests.commands import RESULTS, ROOT, good_call, run
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -66,7 +66,7 @@ def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_pa
     assert said.rstrip().endswith("; finished files are kept.")
     assert not list(tmp_path.rglob("*.part"))
     for path in tmp_path.rglob("*.ckpt"):
-        CEFAM.from_pretrained(path)
+        Trained.read(path)
     for path in tmp_path.rglob("*.safetensors"):
         load_file(path)
 
@@ -156,7 +156,7 @@ def test_stopped_at_any_moment(verb, world, prepared, trained, tmp_path, capsys)
         assert not [name for name in left if name.endswith(".part")], moment.place
         assert all(wanted[name] == content for name, content in left.items()), moment.place
         for path in tmp_path.rglob("*.ckpt"):
-            CEFAM.from_pretrained(path)
+            Trained.read(path)
         if verb != "fit" or not list(tmp_path.rglob("*.ckpt")):  # a run that has begun is taken up by --ckpt_path
             assert run(verb, *options) == 0
             assert contents(tmp_path) == wanted
@@ -173,31 +173,12 @@ def test_a_signal_that_turned_into_another_error_is_still_one(monkeypatch, capsy
             raise RecursionError("maximum recursion depth exceeded") from None
 
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setitem(VERBS, "demo", verb)
+    monkeypatch.setattr("cefam.commands.demo.run", verb)
     assert main(["demo"]) == status
     assert "finished files are kept" in capsys.readouterr().err
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    monkeypatch.setitem(VERBS, "demo", lambda arguments: {}["gone"])
+    monkeypatch.setattr("cefam.commands.demo.run", lambda arguments: {}["gone"])
     assert main(["demo"]) == 70  # the signal of an earlier run is forgotten
-
-
-class Dropping:
-    """Where Python drops exceptions: a destructor; in the middle of a fork it does so, too."""
-
-    def __del__(self):
-        signal.raise_signal(signal.SIGTERM)
-
-
-def test_a_signal_that_python_drops_comes_again(monkeypatch, capsys):
-    def verb(arguments):
-        thing = Dropping()
-        del thing
-        for _ in range(200):
-            time.sleep(0.05)
-
-    monkeypatch.setitem(VERBS, "demo", verb)
-    assert main(["demo"]) == 143
-    assert capsys.readouterr().err == "cefam demo: told to end; finished files are kept.\n"
 
 
 def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepared, trained, tmp_path, capfd):
@@ -206,4 +187,4 @@ def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepare
     status, said = stopped("evaluate", signal.SIGTERM, [*options, "--model.memory_limit=1"], "out/.records-*")
     assert status == 143, said
     assert said.rstrip().endswith("; finished files are kept.")
-    assert "signals.py" not in said  # what a handler raises in a worker would be printed with its place
+    assert "_signals.py" not in said  # what a handler raises in a worker would be printed with its place

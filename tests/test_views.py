@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam.pictures import open_picture, to_pixels
+from cefam.pictures import to_pixels
 from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph
 
 

@@ -18,8 +18,8 @@ BLOCKS = {
     "top1": "Top-1: each method's own first choice",
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
 }
-# A map's last bits depend on the processor and on the images that share its batch; where two pixels change places, NRA moves by
-# less than this. Hits that lie nearer to their threshold are counted below the table.
+# A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places for it, NRA
+# moves by less than this; hits that lie nearer to their threshold are counted below the table.
 NEAR = 0.001
 THRESHOLD = 0.5  # of a hit
 
