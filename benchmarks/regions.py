@@ -22,12 +22,21 @@ from torch import Tensor
 from torchvision import models
 
 from benchmarks import literal
-from cefam import ConceptPairs, ConceptSet, Explainer, FrozenClassifier, Translator, load_classifier
-from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam import (
+    ConceptPairs,
+    ConceptSet,
+    Explainer,
+    FrozenClassifier,
+    MethodSettings,
+    Trained,
+    Translator,
+    load_classifier,
+)
+from cefam.evaluator import RegionEvaluator
 from cefam.files import write_text
-from cefam.methods import CEFAMRegions
-from cefam.methods.base import Candidates
+from cefam.methods import Bench, CEFAMRegions
 from cefam.metrics.functional import normalized_region_accuracy
+from cefam.pairs import Candidates, RegionBatch
 from cefam.views import IMAGENET, resize_regions
 
 MASK, CONCEPTS, DIM = 112, 1197, 512
@@ -36,9 +45,9 @@ MASK, CONCEPTS, DIM = 112, 1197, 512
 class Unordered(CEFAMRegions):
     """CE-FAM's regions in the order of the stages: what it costs without the association, which orders them."""
 
-    def regions(self, images: Any, activations: Any, pairs: Any, size: Any, num_candidates: int) -> Candidates:
+    def regions(self, activated: Any, pairs: Any, size: Any, num_candidates: int) -> Candidates:
         """One candidate per stage."""
-        maps = self.explainer.regions(self.explainer.encode(images, activations), pairs, self.derivative).maps
+        maps = self.explainer.regions(self.encoding(activated), pairs).maps
         resized = torch.stack([resize_regions(region, size) for region in maps], dim=1)
         stage = torch.arange(len(maps)).expand(len(pairs), -1)
         return Candidates(resized, -stage.double(), stage, torch.ones_like(stage, dtype=torch.bool))
@@ -74,25 +83,24 @@ class Setting:
             pair_label=label.to(device),
         )
         self.pairs = ConceptPairs(owner.to(device), (label - 1).to(device))
-        self.preset: Any = "paper" if len(self.classifier.stages) == 1 else "published"
+        self.settings = MethodSettings(preset="paper" if len(self.classifier.stages) == 1 else "published")
 
     def evaluate(self, derivative: Any, chunk: float = 1024.0, kind: type[CEFAMRegions] = CEFAMRegions) -> Any:
         """The evaluation of a batch, as ``cefam evaluate`` does it (CE-FAM alone)."""
-        method = kind(
-            self.classifier, self.translator, self.concepts, derivative, preset=self.preset, memory_limit=chunk
-        )
-        evaluator = RegionEvaluator({"CE-FAM": method}, self.concepts, 4, self.preset, chunk)
+        settings = self.settings.changed(derivative=derivative, memory_limit=chunk)
+        trained = Trained(self.classifier, self.translator, self.concepts, settings=settings)
+        evaluator = RegionEvaluator({"CE-FAM": kind(Bench(trained))}, self.concepts, 4, settings)
         return evaluator.evaluate(self.batch, self.classifier(self.batch.image))
 
     @property
     def explainer(self) -> Explainer:
         """The explainer of this setting."""
-        return Explainer(self.classifier, self.translator, self.concepts, preset=self.preset)
+        return Explainer(self.classifier, self.translator, self.concepts, settings=self.settings)
 
     @property
     def literal(self) -> Explainer:
         """The same for the network as it is."""
-        return Explainer(self.plain, self.translator, self.concepts, preset=self.preset)
+        return Explainer(self.plain, self.translator, self.concepts, settings=self.settings)
 
 
 def floor(setting: Setting, classifier: FrozenClassifier, together: int) -> None:

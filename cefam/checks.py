@@ -1,12 +1,12 @@
 """What a Trainer is refused for: options under which something else would be learned or measured than asked, without a word."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import lightning as L
 
-from cefam.errors import CefamError
+from cefam.errors import CefamError, near
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,6 +51,23 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
             "The learning rate and the early stop count epochs by their validations: leave `trainer.check_val_every_n_epoch` at 1 and "
             "`trainer.val_check_interval` at 1.0."
         )
+
+
+def check_monitors(trainer: L.Trainer, logged: Iterable[str]) -> None:
+    """Refuse an early stop or checkpoint that follows a value which is not logged.
+
+    Raises:
+        CefamError: with near names.
+    """
+    known = list(logged)
+    for option, callbacks in (
+        ("early_stopping.monitor", trainer.early_stopping_callbacks),
+        ("checkpoint.monitor", trainer.checkpoint_callbacks),
+    ):
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor is not None and monitor not in known:
+                raise CefamError(f"`{option}` is {monitor!r}, which is not logged.{near(monitor, known)}")
 
 
 def check_precision(trainer: L.Trainer) -> None:

@@ -13,6 +13,10 @@ class CefamError(ValueError):
     status = 1
 
 
+class CefamWarning(UserWarning):
+    """Something the user should know, though the work goes on."""
+
+
 class MissingError(CefamError, FileNotFoundError):
     """A file or folder that is needed does not exist."""
 

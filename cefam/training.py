@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
-from cefam.checks import check_epochs, check_precision, check_resumed, runs_to_its_end
+from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, runs_to_its_end
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
 from cefam.evaluator import PROTOCOLS, RegionEvaluator
@@ -269,6 +269,8 @@ class CEFAM(L.LightningModule):
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
             logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
+        if self.trainer.state.fn == "fit":
+            check_monitors(self.trainer, [*logged, *self.trainer.callback_metrics])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             schedule: Any = self.lr_schedulers()
             schedule.step(float(logged["val/loss"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES
-from cefam.errors import CefamError, near
+from cefam.errors import CefamError, CefamWarning, near
 from cefam.reading import read_csv, read_text
 
 COLUMNS = ("word", "name", "number", "category", "prompt")
@@ -61,6 +61,7 @@ def read_concepts(path: Path) -> list[Concept]:
         warnings.warn(
             f"{path}: {len(equal)} prompt(s) belong to several concepts, which then share one score (as {examples}): give them "
             f"different prompts, or remove all but one.",
+            CefamWarning,
             stacklevel=3,
         )
     return concepts
@@ -73,7 +74,9 @@ def _from_table(path: Path) -> list[Concept]:
     unknown = sorted(columns - {*COLUMNS, *BRODEN_COLUMNS})
     if unknown:
         hints = "".join(near(name, COLUMNS) for name in unknown)
-        warnings.warn(f"{path}: the column(s) {', '.join(map(repr, unknown))} are not used.{hints}", stacklevel=4)
+        warnings.warn(
+            f"{path}: the column(s) {', '.join(map(repr, unknown))} are not used.{hints}", CefamWarning, stacklevel=4
+        )
     concepts = []
     for position, (line, row) in enumerate(rows, start=1):
         if next(iter(row.values())).lstrip().startswith("#"):

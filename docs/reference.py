@@ -1,6 +1,7 @@
 """Build the API reference from the docstrings: ``python docs/reference.py [folder]`` (or ``make docs``)."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pdoc
@@ -14,10 +15,12 @@ def build(folder: Path) -> None:
     """Write one page per room of the house, and an index."""
     for name in cefam.__all__:
         setattr(cefam, name, getattr(cefam, name))  # public names are loaded on first use; pdoc looks, and does not use
-    files = [*ROOT.glob("*.py"), *ROOT.glob("*/__init__.py")]
-    rooms = {"cefam." + (path.parent.name if path.stem == "__init__" else path.stem) for path in files}
+    parts = [path.relative_to(ROOT.parent).with_suffix("").parts for path in ROOT.rglob("*.py")]
+    modules = {".".join(part[:-1] if part[-1] == "__init__" else part) for part in parts} - {"cefam.__main__"}
+    # pdoc finds the modules of a package by itself, unless the package says what it offers.
+    shown = [name for name in modules if hasattr(import_module(name.rpartition(".")[0] or name), "__all__")]
     pdoc.render.configure(docformat="google")
-    pdoc.pdoc("cefam", *sorted(rooms - {"cefam.cefam", "cefam.__main__"}), output_directory=folder)
+    pdoc.pdoc(*sorted(shown), output_directory=folder)
 
 
 if __name__ == "__main__":

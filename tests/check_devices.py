@@ -5,9 +5,17 @@
 
 import torch
 
-from cefam import CEFAM, ConceptSet
+from cefam import CEFAM, ConceptSet, Trained
 from cefam.evaluator import RegionEvaluator
-from cefam.methods import CEFAMRegions, CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
+from cefam.methods import (
+    Bench,
+    CEFAMRegions,
+    CenterRegions,
+    GradCAMRegions,
+    LuminanceRegions,
+    RandomChannelRegions,
+    RandomMapRegions,
+)
 from cefam.pairs import RegionBatch
 from cefam.report import examples
 from tests.pretend import OnDevice, alike, moved, pretended
@@ -31,19 +39,20 @@ def explained(explainer, images):
 
 def measured(explainer, batch):
     """All rows of a table, and a contact sheet."""
-    cefam = CEFAMRegions(
-        explainer.classifier, explainer.translator, explainer.concepts, "total", 3, preset=explainer.preset
-    )
-    chance = {
-        "channel": RandomChannelRegions(0),
-        "map": RandomMapRegions(0),
+    bench = Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings))
+    methods = {
+        "CE-FAM": CEFAMRegions(bench, num_channels=3),
+        "class": GradCAMRegions(bench),
+        "concept": GradCAMRegions(bench, of="concept"),
+        "channel": RandomChannelRegions(),
+        "map": RandomMapRegions(),
         "center": CenterRegions(),
         "light": LuminanceRegions(),
     }
-    evaluator = RegionEvaluator({"CE-FAM": cefam, **chance}, explainer.concepts, 2, explainer.preset)
-    found = evaluator.evaluate(batch, explainer.classifier(batch.image))
-    masks = batch.masks[found.mask] == found.label.view(-1, 1, 1)
-    assert len(examples(explainer, explainer.encode(batch.image), found.pairs, masks=masks)) == len(found.label)
+    evaluator = RegionEvaluator(methods, explainer.concepts, 2, explainer.settings)
+    found = evaluator.evaluate(batch, explainer.classifier(batch.image), keep=[0, 2])
+    kept = examples.of_pairs(batch, found, [0, 2], explainer.concepts, explainer.classifier.stage_names)
+    assert [len(example.candidates) for example in kept] == [7, 7]
     return found
 
 

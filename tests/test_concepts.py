@@ -126,3 +126,35 @@ def test_new_texts_stand_beside_the_stored_set(world, caplog):
 def test_a_template_needs_a_place_for_the_word():
     with pytest.raises(ValueError, match="where the word goes"):
         ConceptSet.from_words(["a"], template="a photo")
+
+
+def test_columns_are_found_whatever_their_case_and_unknown_ones_are_said(tmp_path):
+    for name in ("Category", " category", "CATEGORY "):
+        (tmp_path / "words.csv").write_text(f"number,Name,{name}\n1,red,color\n")
+        (concept,) = ConceptSet.from_file(tmp_path / "words.csv").concepts
+        assert (concept.categories, concept.prompt) == (("color",), "a photo of a red object")
+    (tmp_path / "words.csv").write_text("number,name,categry\n1,red,color\n")
+    with pytest.warns(UserWarning, match="'categry' are not used. Did you mean 'category'"):
+        ConceptSet.from_file(tmp_path / "words.csv")
+
+
+def test_equal_prompts_are_said_once(tmp_path):
+    (tmp_path / "words.csv").write_text("number,name,category\n1,wing,part\n2,wing,part\n3,wing,object\n4,beak,part\n")
+    with pytest.warns(UserWarning, match=r"1 prompt\(s\) belong to several concepts.*a photo of a wing") as said:
+        assert len(ConceptSet.from_file(tmp_path / "words.csv")) == 4
+    assert len(said) == 1
+    (tmp_path / "words.txt").write_text("wing\nwing\n")
+    with pytest.warns(UserWarning, match="give them different prompts"):
+        ConceptSet.from_file(tmp_path / "words.txt")
+
+
+def test_comments_are_no_concepts(tmp_path):
+    (tmp_path / "words.txt").write_text("# birds\nwing\n  # and more\nbeak\n\n")
+    assert ConceptSet.from_file(tmp_path / "words.txt").words == ["wing", "beak"]
+    (tmp_path / "words.csv").write_text("name,category\n# birds,\nwing,part\n")
+    assert ConceptSet.from_file(tmp_path / "words.csv").words == ["wing"]
+
+
+def test_a_word_that_yaml_reads_otherwise_asks_for_quotes():
+    with pytest.raises(ValueError, match=r"2024, True in the list of concepts: .* Put quotes around it"):
+        ConceptSet.load([2024, True, "red"])

@@ -165,7 +165,7 @@ def test_features_of_other_towers_are_refused(world, prepared, tmp_path, capsys)
     assert "made with another classifier: its fingerprint" in capsys.readouterr().err
     options = ["--config", world / "towers.yaml", "--images", world / "images/val", "--size", 48, "--device", "cpu"]
     assert run("features", *options, "--folder", prepared / "features" / "val") == 1
-    assert "features of other towers or views" in capsys.readouterr().err
+    assert "the work of a run with other inputs or options" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_concept_set_or_vlm_is_refused(world, prepared, trained, tmp_path, capsys):
@@ -206,7 +206,7 @@ def test_an_artefact_knows_its_teacher_without_holding_it(trained, prepared, tmp
     manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
     manifest["vlm"]["fingerprint"] = "another"
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
-    module = Trained.read(trained / "artefact")
+    module = CEFAM.from_pretrained(trained / "artefact")
     data = FeaturesData(str(tmp_path / "train"), str(prepared / "features" / "val"), batch_size=8)
     trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False)
     with pytest.raises(ValueError, match="made with another vision-language model: its fingerprint is another"):
@@ -234,7 +234,7 @@ def test_features_notice_changed_photographs(world, prepared, tmp_path, capsys):
     assert "features of other photographs" in capsys.readouterr().err
     assert run("features", *options[:-2], "--device", "nothing", "--folder", tmp_path / "new") == 1
     assert "There is no device 'nothing'" in capsys.readouterr().err
-    assert not (tmp_path / "new" / "run.json").exists()
+    assert not (tmp_path / "new" / "journal.json").exists()
     assert run("features", *options, "--views", -1) == 1
     assert "views must be 0" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_other_concepts_need_the_very_teacher(world, trained, prepared, tmp_path
         *QUIET,
     ]
     assert run("evaluate", *other, *shards) == 1
-    assert "set `model.vlm` to the VLM it mimics" in capsys.readouterr().err
+    assert "set `model.vlm` to the VLM that the translator mimics" in capsys.readouterr().err
     state = torch.load(world / "tiny_clip.pt", weights_only=True)
     state["logit_scale"] += 1
     torch.save(state, tmp_path / "other.pt")
@@ -276,7 +276,7 @@ def test_a_learning_rate_that_explodes_stops_the_run(world, prepared, tmp_path, 
         (b"", "truncated, empty, or holds pickled objects"),
         (None, "There is no artefact"),
         ("pickle", "truncated, empty"),
-        ("other", "no checkpoint of cefam"),
+        ("other", "not a checkpoint of cefam"),
     ],
 )
 def test_broken_artefacts_are_refused(content, advice, prepared, tmp_path, capsys):
@@ -294,7 +294,7 @@ def test_broken_artefacts_are_refused(content, advice, prepared, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "status", "advice"),
     [
-        (["evalute"], 2, "Did you mean 'evaluate'?"),
+        (["evalute"], 2, "Did you mean 'evaluate'"),
         (["fit", "--config", "train/featurs"], 1, "There is no config 'train/featurs'. Did you mean 'train/features'"),
         (["export", "--checkpoint", "nowhere.ckpt", "--folder", "x"], 1, "There is no artefact nowhere.ckpt"),
     ],

@@ -5,13 +5,15 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 from cefam.commands import _signals
 from cefam.commands._configs import with_configs_first
-from cefam.errors import CefamError
+from cefam.errors import CefamError, CefamWarning
 
 
 def run_verb(verb: str, where: str, arguments: list[str]) -> int:
@@ -25,15 +27,38 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
             sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
         module, _, function = where.partition(":")
         run = getattr(import_module(module), function)
-        with _signals.as_exceptions():
+        with _signals.as_exceptions(), warnings.catch_warnings():
+            warnings.showwarning = _one_line(verb, warnings.showwarning)
             run(with_configs_first(arguments))
     except (KeyboardInterrupt, _signals.Ended, SystemExit) as error:
         return _stopped(verb, error)
     except Exception as error:
         if _signals.received():  # what was interrupted may have failed in a way of its own
             return _stopped(verb, error)
-        return _failed(verb, error)
+        return _failed(verb, _written_for_the_user(error))
     return 0
+
+
+def _one_line(verb: str, show: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: those of cefam without the place in its code."""
+
+    def shown(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CefamWarning):
+            print(f"cefam {verb}: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+
+    return shown
+
+
+def _written_for_the_user(error: Exception) -> Exception:
+    """The error itself, or the CefamError behind it: the parser makes one of its own of what a loader raises."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CefamError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
 
 
 def _stopped(verb: str, error: BaseException) -> int:

@@ -7,7 +7,7 @@ stage is computed again, and if anything by-passes the stage, NaN reaches the lo
 construction.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -23,7 +23,7 @@ from cefam.towers.folding import folded
 from cefam.towers.identity import weights_fingerprint
 from cefam.towers.stages import Layout, Stage, StageContext
 from cefam.towers.taps import standing_in, tapped
-from cefam.towers.trace import Trace, refuse_untappable
+from cefam.towers.trace import Trace, probe_size, refuse_untappable
 from cefam.views import Preprocessing
 
 Context = Sequence[StageContext]
@@ -109,7 +109,7 @@ class FrozenClassifier(nn.Module):
         self.class_names = list(class_names) if class_names else None
         self.source = source
         self.eval()
-        self.input_channels, *size = _input_size(module, input_size)
+        self.input_channels, *size = probe_size(module, input_size)
         self.input_size = (size[0], size[1])
         self.preprocessing.check_channels(self.input_channels)
         names = dict(module.named_modules())
@@ -346,23 +346,3 @@ class FrozenClassifier(nn.Module):
             stage.resumable = torch.allclose(again, logits, rtol=tolerance, atol=tolerance * largest)
             if not stage.resumable:  # then everything runs again
                 stage.elements = all_elements
-
-
-def _input_size(module: nn.Module, given: Sequence[int] | None) -> tuple[int, int, int]:
-    """Channels, height and width of the images the module is probed with."""
-    if given is not None:
-        if len(given) not in (2, 3) or min(given) < 1:
-            raise CefamError(
-                f"input_size must be (height, width) or (channels, height, width), all positive, got {list(given)}."
-            )
-        channels = given[0] if len(given) == 3 else 3
-        return channels, given[-2], given[-1]
-    fixed = getattr(module, "image_size", None) or getattr(getattr(module, "patch_embed", None), "img_size", None)
-    config = getattr(module, "pretrained_cfg", None)  # timm
-    channels = 3
-    if isinstance(config, Mapping):
-        channels = config.get("input_size", (3,))[0]
-        fixed = fixed or config.get("input_size", (3, 224, 224))[1:]
-    if fixed is None:
-        return channels, 224, 224
-    return (channels, fixed, fixed) if isinstance(fixed, int) else (channels, fixed[0], fixed[1])

@@ -1,6 +1,7 @@
-"""Trace: a record of one forward pass, from which everything about stages is learned."""
+"""What is learned of a module before it is used: the size of its images, and, from a Trace of one forward pass, its stages."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -152,3 +153,23 @@ def refuse_untappable(module: nn.Module) -> nn.Module:
         if ".quantized" in type(child).__module__ or any(v.is_quantized for v in child.parameters(recurse=False)):
             raise CefamError(f"{where} is quantized and has no gradients: pass the network before it was quantized.")
     return module
+
+
+def probe_size(module: nn.Module, given: Sequence[int] | None) -> tuple[int, int, int]:
+    """Channels, height and width of the images the module is probed with."""
+    if given is not None:
+        if len(given) not in (2, 3) or min(given) < 1:
+            raise CefamError(
+                f"input_size must be (height, width) or (channels, height, width), all positive, got {list(given)}."
+            )
+        channels = given[0] if len(given) == 3 else 3
+        return channels, given[-2], given[-1]
+    fixed = getattr(module, "image_size", None) or getattr(getattr(module, "patch_embed", None), "img_size", None)
+    config = getattr(module, "pretrained_cfg", None)  # timm
+    channels = 3
+    if isinstance(config, Mapping):
+        channels = config.get("input_size", (3,))[0]
+        fixed = fixed or config.get("input_size", (3, 224, 224))[1:]
+    if fixed is None:
+        return channels, 224, 224
+    return (channels, fixed, fixed) if isinstance(fixed, int) else (channels, fixed[0], fixed[1])

@@ -133,7 +133,7 @@ class Study:
         """The folder of the results."""
         checkpoint = self.train(measurement.training)
         extra = (*measurement.options, *options)
-        chance = () if measurement.chance else ("--model.chance", "[]")
+        chance = () if measurement.chance else ("--model.methods", "{CE-FAM: CEFAMRegions}")
         name = "_".join([measurement.training.name, *(option.lstrip("-").split(".")[-1] for option in extra)])
         output = self.folder / shards / name
         arguments = ["--model.artefact", checkpoint, "--model.output", output, *extra, *chance]

@@ -12,8 +12,9 @@ import torch
 from cefam.commands.prepare import prepare
 from cefam.concepts import ConceptSet
 from cefam.datasets.streams import region_loader
-from cefam.evaluator import RegionBatch, RegionEvaluator
+from cefam.evaluator import RegionEvaluator
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
+from cefam.pairs import RegionBatch
 from cefam.report import records, tables
 from cefam.towers.classifier import ClassifierOutput
 from cefam.views import View
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=120)
     count = parser.parse_args().count
     concepts = ConceptSet.brodenette()
-    methods: Any = {"random map": RandomMapRegions(), "center": CenterRegions(), "luminance": LuminanceRegions()}
+    methods = {"random map": RandomMapRegions(), "center": CenterRegions(), "luminance": LuminanceRegions()}
     evaluator = RegionEvaluator(methods, concepts)
     found: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +37,8 @@ def main() -> None:
             batch = RegionBatch(**fields)  # type: ignore[arg-type]
             values = evaluator.evaluate(batch, ClassifierOutput(torch.zeros(len(batch.ids), 1), [], []))
             found += records.rows_of(values, list(batch.ids), evaluator.categories, concepts)
-    read = [dict(zip(records.COLUMNS, row, strict=True)) for row in found]
+    named = [dict(zip(records.columns(), row, strict=True)) for row in found]
+    read = [{**row, **{name: float(row[name]) for name in records.values()}} for row in named]
     print(tables.to_text(tables.summarize(read, evaluator.categories, 4)))
 
 

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cefam import CEFAM, ConceptPairs, Explainer
+from cefam import ConceptPairs, Explainer, Trained
 from cefam.brodenette import LABELS, Scene, class_of, describe, draw
 from cefam.brodenette.vocabulary import BACKGROUNDS, NUMBER, SIZE
 from cefam.metrics.functional import iou_curves, normalized_region_accuracy
@@ -274,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     options.target.mkdir(parents=True, exist_ok=True)
     world(options.target)
-    explainer = CEFAM.from_pretrained(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer
+    explainer = Trained.read(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer()
     save(picture_of_regions(explainer), options.target / "regions.png")
     save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png")
     save(way_of_the_data(explainer, 6), options.target / "way_of_the_data.png")

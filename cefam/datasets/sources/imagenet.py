@@ -58,14 +58,10 @@ class ImageNet(Source):
             raise CefamError(f"ImageNet holds no masks, got masks = {list(masks)}: leave `masks` out.")
         self.labels = []
         path = Path(place)
-        if path.is_dir() and not any(child.is_dir() for child in path.iterdir()):
-            tars = sorted(path.glob("ILSVRC2012_img_*.tar"))
-            if len(tars) != 1:
-                raise MissingError(
-                    f"{path} holds {len(tars)} tars called ILSVRC2012_img_*.tar and no folders: name the tar, or a folder with one "
-                    f"folder per wnid."
-                )
-            path = tars[0]
+        tars = sorted(path.glob("ILSVRC2012_img_*.tar"))
+        if len(tars) > 1:
+            raise CefamError(f"{path} holds {len(tars)} tars called ILSVRC2012_img_*.tar: name one of them.")
+        path = tars[0] if tars else path
         self.path, self.name = path, f"imagenet: {path.name}"
         # Name, class, and how to read it: a path, or the members of a tar from the outside in.
         self.entries: list[tuple[str, int | None, Path | tuple[int, int]]]

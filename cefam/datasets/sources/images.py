@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
 from cefam.datasets.sources.base import Source, stamp_of
-from cefam.errors import CefamError, MissingError
+from cefam.errors import CefamError, CefamWarning, MissingError
 
 
 def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
@@ -34,6 +34,7 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
         kinds = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(5))
         warnings.warn(
             f"{others.total()} file(s) below {root} are skipped, since they do not have the suffix of an image: {kinds}.",
+            CefamWarning,
             stacklevel=2,
         )
     return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
