@@ -1,17 +1,29 @@
 # Everything a fresh machine needs is Python 3.11+ and make; the environment is made in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# The mathematics, from files that start no command.
+QUICK := tests/test_metrics.py tests/test_evaluator.py tests/test_golden.py tests/test_grad_cam.py tests/test_translator.py \
+  tests/test_schedule.py tests/test_concepts.py tests/test_views.py cefam/metrics cefam/settings.py cefam/pairs.py cefam/errors.py
 
-.PHONY: demo test check docs env clean
+.PHONY: demo test quick test-oldest check docs env clean
 
 demo: env
 	$(BIN)/cefam demo
 
 test: env check
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) --dist loadfile
+
+quick: env
+	$(PYTEST) $(QUICK)
+
+# The lowest versions that pyproject.toml allows.
+test-oldest: $(OLDEST)/.made
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 docs: env
-	$(BIN)/python docs/reference.py build/docs
+	$(BIN)/python docs/site.py build/docs
 
 check: env
 	$(BIN)/ruff check .
@@ -27,5 +39,11 @@ env: .venv/.made
 	$(BIN)/uv pip install -q --compile-bytecode -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(OLDEST)/.made: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q uv
+	VIRTUAL_ENV=$(OLDEST) $(OLDEST)/bin/uv pip install -q --compile-bytecode --resolution lowest-direct -e ".[dev]"
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv $(OLDEST) build dist *.egg-info

@@ -45,6 +45,11 @@ class ConceptSet:
 
     Raises:
         CefamError: for no concepts, or two with the same number.
+
+    >>> ConceptSet.from_words(["striped fur", "wing"]).prompts
+    ['a photo of a striped fur', 'a photo of a wing']
+    >>> len(ConceptSet.broden()), len(ConceptSet.imagenet()), len(ConceptSet.awa2())
+    (1197, 1000, 85)
     """
 
     concepts: tuple[Concept, ...]

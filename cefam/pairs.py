@@ -16,6 +16,10 @@ class ConceptPairs:
     """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long.
 
     ``key`` (P,), long, names a pair independently of its batch; chance rows draw their random numbers from it.
+
+    >>> pairs = ConceptPairs(image=torch.tensor([0, 0, 1]), concept=torch.tensor([3, 5, 3]))
+    >>> len(pairs), pairs[1:].concept.tolist()
+    (3, [5, 3])
     """
 
     image: Tensor

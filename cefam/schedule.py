@@ -7,6 +7,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cefam.errors import CefamError
 
+PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
+
 
 class WarmupPlateau(ReduceLROnPlateau):
     """Raise the rate over the first epochs, then multiply it by ``factor`` whenever the monitored loss stops falling.

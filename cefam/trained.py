@@ -43,6 +43,15 @@ class Trained:
         vlm_identity: what that model is, in plain types (``VisionLanguageModel.identity``), or ``None``.
         settings: how the method is computed.
         training: how the translator was trained, in plain types, for the model card.
+
+    >>> import tempfile
+    >>> from cefam import load_classifier, load_vlm
+    >>> classifier, concepts = load_classifier("brodenette"), ConceptSet.brodenette().embed(load_vlm("brodenette"))
+    >>> trained = Trained(classifier, Translator(classifier.channels, embedding_dim=64), concepts)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = Trained.read(trained.write(folder))
+    >>> again.settings == trained.settings, len(again.explainer().concepts) == len(concepts)
+    (True, True)
     """
 
     classifier: FrozenClassifier

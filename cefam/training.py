@@ -23,15 +23,13 @@ from cefam.files import write_text
 from cefam.methods import Bench, CEFAMRegions
 from cefam.metrics import METRICS
 from cefam.pairs import RegionBatch
-from cefam.schedule import WarmupPlateau
+from cefam.schedule import PLATEAU_PATIENCE, WarmupPlateau
 from cefam.settings import MethodSettings, SettingsChanges
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.trained import Trained
 from cefam.translator import Translator, distillation_losses
-
-PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/conformance.md
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -58,6 +56,13 @@ class CEFAM(L.LightningModule):
         num_candidates: of the oracle, in validation.
         text_cache: folder for text embeddings, or ``None``.
         settings: how the method is computed, by name (:class:`cefam.settings.SettingsChanges`); stored with what is trained.
+
+    >>> from cefam import load_classifier, load_vlm
+    >>> module = CEFAM(load_classifier("brodenette"), load_vlm("brodenette"), concepts="brodenette", channel_share=0.125)
+    >>> batch = {"image": torch.rand(2, 3, 96, 96)}
+    >>> module.log_dict = lambda *logged, **options: None  # without a Trainer
+    >>> module.training_step(batch, 0).requires_grad
+    True
     """
 
     text: Tensor
@@ -86,6 +91,7 @@ class CEFAM(L.LightningModule):
                 f"`FrozenClassifier(module, stages)`."
             )
         self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
+        self._vlm_identity = None if self.vlm is None else self.vlm.identity()
         self.settings = MethodSettings().changed(**settings)
         self.concepts = _embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
@@ -117,8 +123,9 @@ class CEFAM(L.LightningModule):
     @property
     def trained(self) -> Trained:
         """The translator as it is now, with everything it belongs to."""
-        vlm = None if self.vlm is None else self.vlm.identity()
-        return Trained(self.classifier, self.translator, self.concepts, vlm, self.settings, self._training())
+        return Trained(
+            self.classifier, self.translator, self.concepts, self._vlm_identity, self.settings, self._training()
+        )
 
     @property
     def explainer(self) -> Explainer:
@@ -167,8 +174,8 @@ class CEFAM(L.LightningModule):
         self.concepts.check_labels(getattr(datamodule, "labels", []))
         for manifest in getattr(datamodule, "manifests", []):
             check_identity("classifier", manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
-            if self.vlm is not None:
-                check_identity("vision-language model", manifest.vlm, self.vlm.identity(), VLM_KEYS)
+            if self._vlm_identity is not None:
+                check_identity("vision-language model", manifest.vlm, self._vlm_identity, VLM_KEYS)
 
     @torch.no_grad()
     def _teacher_and_pooled(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[Tensor]]:
@@ -330,6 +337,7 @@ class CEFAM(L.LightningModule):
         shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
         module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
         module.translator.load_state_dict(trained.translator.state_dict())
+        module._vlm_identity = trained.vlm_identity  # also where the teacher itself is not loaded
         return module.eval()
 
 

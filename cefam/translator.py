@@ -38,6 +38,10 @@ class Translator(nn.Module):
 
     Raises:
         CefamError: where a width is not positive or ``hidden_dims`` has not two entries.
+
+    >>> translator = Translator(channels=[16, 32], embedding_dim=8)
+    >>> translator([torch.rand(2, 16), torch.rand(2, 32)]).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, channels: Sequence[int], embedding_dim: int, hidden_dims: Sequence[int] | None = None) -> None:

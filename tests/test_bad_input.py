@@ -52,12 +52,12 @@ CASES = {
     "unknown metric to stop by": (
         "fit",
         ["--early_stopping.monitor=val/los"],
-        "`early_stopping.monitor` is 'val/los', which is not logged. Did you mean 'val/loss'",
+        "is 'val/los', which is not logged. Did you mean 'val/loss'",
     ),
     "unknown metric to keep the best by": (
         "fit",
         ["--checkpoint.monitor=val/los"],
-        "`checkpoint.monitor` is 'val/los', which is not logged",
+        "`checkpoint.monitor` is 'val/los'",
     ),
     "unknown preset": ("fit", ["--model.preset=official"], "'published', 'paper'", 2),
     "unknown derivative": ("evaluate", ["--model.derivative=ful"], "'total', 'branch'", 2),

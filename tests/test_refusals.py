@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cefam import Trained
+from cefam import CEFAM, Trained
 from cefam.commands import main
 from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, run
 

@@ -39,6 +39,18 @@ class Explainer:
 
     Raises:
         CefamError: where translator and classifier, or translator and embeddings, do not fit.
+
+    >>> from cefam import load_classifier
+    >>> classifier = load_classifier("brodenette")
+    >>> translator = Translator(classifier.channels, embedding_dim=8)  # not trained
+    >>> explainer = Explainer.from_tensors(classifier, translator, text_embeddings=torch.rand(30, 8), logit_scale=100.0)
+    >>> images, pairs = torch.rand(2, 3, 96, 96), ConceptPairs(torch.tensor([0, 0, 1]), torch.tensor([3, 5, 7]))
+    >>> [tuple(region.shape) for region in explainer.regions(images, pairs).maps]
+    [(3, 48, 48), (3, 24, 24), (3, 12, 12), (3, 6, 6)]
+    >>> explainer.association(images, pairs).shape, explainer.contribution(images, pairs).value.shape
+    (torch.Size([3, 4]), torch.Size([3]))
+    >>> len(explainer.explain(images, top_k=4)[0].concepts)
+    4
     """
 
     def __init__(

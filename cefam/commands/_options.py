@@ -42,7 +42,7 @@ def suggestion(message: str, names: list[str]) -> str:
     """
     words = [word.strip(".") for word in re.findall(r"[\w.\-]+", message)]
     known = [*names, *(parameter for word in words for parameter in _parameters(word))]
-    known += [name.rpartition(".")[2] for name in known]
+    known = list(dict.fromkeys([*known, *(name.rpartition(".")[2] for name in known)]))
     for word in words:
         hint = near(word, known, 0.8) or near(f"--{word}", known, 0.8)
         if hint and word not in known and f"--{word}" not in known:

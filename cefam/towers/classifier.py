@@ -22,7 +22,7 @@ from cefam.towers import outputs as O
 from cefam.towers.folding import folded
 from cefam.towers.identity import weights_fingerprint
 from cefam.towers.stages import Layout, Stage, StageContext
-from cefam.towers.taps import standing_in, tapped
+from cefam.towers.taps import LogitsView, standing_in, tapped
 from cefam.towers.trace import Trace, probe_size, refuse_untappable
 from cefam.views import Preprocessing
 
@@ -49,21 +49,6 @@ class Rerun(NamedTuple):
     logits: Tensor
 
 
-class LogitsView(nn.Module):
-    """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
-
-    ``module`` is the network as it was given, without folding, so its layers are there to be named.
-    """
-
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.module, self.preprocessing = module, preprocessing
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Views (B, 3, H, W), uint8 or floats in [0, 1], to class scores (B, classes)."""
-        return O.class_scores(O.logits_of(self.module(self.preprocessing(images))))
-
-
 class FrozenClassifier(nn.Module):
     """A classifier that never changes, with its stages; build it with :meth:`from_module` or :func:`load_classifier`.
 
@@ -87,6 +72,14 @@ class FrozenClassifier(nn.Module):
         CefamError: for stages that do not exist (near names are given), run twice, run in another order, or give outputs
             without a map; for modules that cannot be tapped (TorchScript, quantized); for a probe that the module does
             not accept.
+
+    >>> layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    >>> classifier = FrozenClassifier(nn.Sequential(*layers), stages=["1", "2"], input_size=(32, 32))
+    >>> output = classifier(torch.rand(5, 3, 32, 32))
+    >>> output.logits.shape, [tuple(activation.shape) for activation in output.activations]
+    (torch.Size([5, 4]), [(5, 8, 15, 15), (5, 4, 13, 13)])
+    >>> torch.allclose(classifier.resume(0, output.activations[0]), output.logits, atol=1e-5)
+    True
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How a module is tapped and entered in the middle: forward hooks, and modules that are answered for."""
+"""How a module is tapped and entered in the middle: forward hooks, stand-ins for modules, and the whole as one function."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError
-from cefam.towers.outputs import first_tensor, with_first_tensor
+from cefam.towers.outputs import class_scores, first_tensor, logits_of, with_first_tensor
 from cefam.towers.stages import Stage, StageContext
+from cefam.views import Preprocessing
 
 
 @contextmanager
@@ -74,3 +75,18 @@ def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iter
         for module in forwards:
             module.__dict__.pop("forward", None)
             module.__dict__.update({"forward": own[module]} if module in own else {})
+
+
+class LogitsView(nn.Module):
+    """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
+
+    ``module`` is the network as it was given, without folding, so its layers are there to be named.
+    """
+
+    def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.module, self.preprocessing = module, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Views (B, 3, H, W), uint8 or floats in [0, 1], to class scores (B, classes)."""
+        return class_scores(logits_of(self.module(self.preprocessing(images))))

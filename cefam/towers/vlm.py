@@ -185,6 +185,10 @@ def load_vlm(
     Raises:
         CefamError: for an unknown name, random weights, or OpenAI weights under a name without "quickgelu".
         MissingError: where weights are not available.
+
+    >>> vlm = load_vlm("brodenette")
+    >>> vlm.encode_text(["a photo of a wing"]).shape, vlm.probability
+    (torch.Size([1, 64]), 'softmax')
     """
     import open_clip
 

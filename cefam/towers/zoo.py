@@ -67,6 +67,10 @@ def load_classifier(
     Raises:
         CefamError: for an unknown name (near ones are given), stage or weights entry, or a file that does not fit.
         MissingError: where weights are not available and cannot be fetched.
+
+    >>> classifier = load_classifier("brodenette")
+    >>> classifier.stage_names, classifier.channels
+    (['layer1', 'layer2', 'layer3', 'layer4'], [16, 32, 64, 128])
     """
     arguments: dict[str, Any] = {"name": name, "weights": weights}
     for option, value in (

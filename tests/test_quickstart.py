@@ -1,0 +1,41 @@
+"""The quick-start notebook, its cells run in order; and the site, built from what is there."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.commands import ROOT, command
+
+
+def test_the_notebook_runs(tmp_path, capsys):
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
+    namespace = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "commit the notebook without outputs"
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+    assert namespace["explanation"].probability > 0.3
+    assert len(namespace["figure"].axes) == 5
+    printed = capsys.readouterr().out
+    assert re.search(r"score 0\.\d\d   contribution [+-]0\.\d{3}   seen in layer\d", printed)
+    assert "Grad-CAM, class" in printed
+    assert "blue bird: 0." in printed
+
+
+@pytest.mark.processes
+def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path):
+    status, printed = command(sys.executable, ROOT / "docs" / "site.py", tmp_path / "site")
+    assert status == 0, printed
+    assert "Warn" not in printed
+    assert "signed contribution" in (tmp_path / "site/api/cefam/attribution/explanation.html").read_text()
+    pages = list((tmp_path / "site").glob("*.html"))
+    assert len(pages) == 9
+    for page in pages:
+        text = page.read_text()
+        for target in re.findall(r'(?:href|src)="([^"#:]+)', text):
+            assert (tmp_path / "site" / target).is_file(), f"{page.name}: {target}"
+        for target, anchor in re.findall(r'href="([^"#:]*)#([^"]+)"', text):
+            there = (tmp_path / "site" / target).read_text() if target else text
+            assert f'id="{anchor}"' in there, f"{page.name}: {target}#{anchor}"
