@@ -1,4 +1,4 @@
-"""What a Trainer is refused for: options under which something else would be learned or measured than asked, without a word."""
+"""Checks of a Trainer: options under which something other than requested would silently be learned or measured."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps

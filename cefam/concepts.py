@@ -90,7 +90,7 @@ class ConceptSet:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of numbers, words, categories and prompts: tells whether an artefact was made for this set."""
+        """SHA-256 of numbers, words, categories and prompts: an artefact must have been made for the same set."""
         return hashlib.sha256(json.dumps(self.to_records(), sort_keys=True).encode()).hexdigest()
 
     def find(self, word: str) -> list[int]:
@@ -158,7 +158,7 @@ class ConceptSet:
         comments. Other columns, and concepts with equal prompts, are reported in a warning.
 
         Raises:
-            CefamError: for an empty file, a missing column, or a number that is none, with the line.
+            CefamError: for an empty file, a missing column, or a bad number, with the line.
         """
         return cls(tuple(read_concepts(Path(path))))
 
@@ -209,7 +209,7 @@ class ConceptSet:
         """
         vlm.freeze()
         if vlm.probability == "softmax" and len(self) < FEW:
-            log.warning("Only %d concepts: scores are a softmax over them, and few of them say little.", len(self))
+            log.warning("Only %d concepts: a softmax over so few says little.", len(self))
         embeddings = self._encoded(vlm) if cache_dir is None else self._cached(vlm, Path(cache_dir))
         return replace(
             self,
@@ -234,7 +234,7 @@ class ConceptSet:
         from safetensors.torch import load_file
 
         key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
-        # The identity holds a hash of the weights; the embedding of one text tells of whatever else makes a VLM.
+        # The identity holds a hash of the weights; the embedding of one text covers everything else that makes a VLM.
         key.update(vlm.encode_text([DEFAULT_TEMPLATE]).detach().float().cpu().numpy().round(4).tobytes())
         path = folder / f"{key.hexdigest()[:32]}.safetensors"
         if path.is_file():

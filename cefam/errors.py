@@ -7,14 +7,14 @@ from difflib import get_close_matches
 class CefamError(ValueError):
     """An error whose message is a sentence for the user: what is wrong, with which value, and what to do.
 
-    The commands print it and exit with ``status``. Every other exception is a defect, or a library's, and is reported as one.
+    The commands print it and exit with ``status``. Every other exception is reported as unexpected.
     """
 
     status = 1
 
 
 class CefamWarning(UserWarning):
-    """Something the user should know, though the work goes on."""
+    """Something the user should know; the work continues."""
 
 
 class MissingError(CefamError, FileNotFoundError):
@@ -26,7 +26,7 @@ class ExistsError(CefamError, FileExistsError):
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known names that are close to a misspelt one, as a question after a sentence; empty where there are none.
+    """The known names that are close to a misspelt one, as a question that follows a sentence; empty if there are none.
 
     >>> near("strped", ["striped", "wing"])
     " Did you mean 'striped'?"

@@ -84,7 +84,7 @@ class RegionEvaluation(L.LightningModule):
         self.classifier, self.translator = trained.classifier, trained.translator
         bench = Bench(trained, vlm)
         rows = {name: make(bench) for name, make in methods.items()}
-        # Those with weights of their own move to the device with everything else.
+        # Methods with weights move to the device with this module.
         self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
         num_candidates = min(num_candidates, len(self.classifier.stages))
@@ -113,7 +113,7 @@ class RegionEvaluation(L.LightningModule):
         if self.global_rank == 0:
             self._lock.enter_context(locked(self.output))
             self._check_output()
-        self.trainer.strategy.barrier()  # nobody touches a folder that the first process was refused
+        self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
     def _part_path(self, rank: int) -> Path:
@@ -160,7 +160,7 @@ class RegionEvaluation(L.LightningModule):
         return self._part is not None
 
     def discard(self) -> None:
-        """Remove the parts of the records; after a run that failed, nobody else does."""
+        """Remove the parts of the records, also after a run that failed."""
         if self._part is not None:
             with suppress(OSError):  # a full disk refuses to close it, too
                 self._part.close()
@@ -177,7 +177,7 @@ class RegionEvaluation(L.LightningModule):
             preset=self.settings.preset,
             notes=self._notes(outside),
         )
-        results.clear(self.output)  # none of an earlier run stays beside the new ones
+        results.clear(self.output)  # results of an earlier run must not stay with the new ones
         with replacing(self.output / "records.csv") as merged:
             records.merge([self._part_path(rank) for rank in range(self.trainer.world_size)], merged)
             table = results.table_of(about, merged)

@@ -119,7 +119,7 @@ class RegionEvaluator:
         concept, mask, label = concept[rows], batch.pair_mask[rows], batch.pair_label[rows]
         image = batch.mask_image[mask]
         place = mask - torch.searchsorted(batch.mask_image.contiguous(), image)
-        # Names a pair by image, mask and label, whatever its batch.
+        # The key depends on image, mask and label, not on the batch.
         hashed = torch.tensor([stable_hash(name) for name in batch.ids], device=device)
         pairs = ConceptPairs(image, concept, hashed[image] + place * 65_537 + label)
         if self.settings.preset == "published":
@@ -214,9 +214,9 @@ class RegionEvaluator:
         each = 4 * candidates.maps.shape[1:].numel()
         size = max(1, CPU_CACHE // each if masks.device.type == "cpu" else pairs)
         if ignored is not None:
-            size = 1  # every pair has pixels of its own
+            size = 1  # the pixels that count differ from pair to pair
         for rows in chunks(pairs, size):
-            # What stands in the place of an invalid map is not looked at.
+            # The values of an invalid map are not used.
             region = candidates.maps[rows].float().masked_fill(~candidates.valid[rows, :, None, None], 0)
             mask = masks[rows].unsqueeze(1).expand_as(region)
             region, mask = region.flatten(0, 1), mask.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Writing files: under a temporary name, then renamed, so that nobody ever sees half of one."""
+"""Writing files: under a temporary name, then renamed, so that a file is never seen half-written."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from cefam.errors import CefamError, ExistsError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which becomes it when the block ends well and is removed when it does not."""
+    """A temporary name in the folder of ``path``: renamed to ``path`` when the block succeeds, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write the same, on machines that number them alike.
+    # Several processes, on several machines, may write the same file.
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
     try:
         yield temporary

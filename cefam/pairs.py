@@ -74,7 +74,7 @@ class RegionBatch:
         mask_category: categories of the masks (M).
         pair_mask: mask of every pair (P,).
         pair_label: label number of every pair (P,).
-        has_ignored: whether any mask has ignored pixels, so that nobody has to look.
+        has_ignored: whether any mask has ignored pixels, known in advance, so that no device is asked.
     """
 
     image: Tensor

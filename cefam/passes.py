@@ -1,7 +1,7 @@
 """A resumable pass over units of work: prepare and features are uses of it.
 
-Every unit becomes one file. A journal in the folder says which input each finished file came from, so a stopped pass goes on
-where it stopped, and redoes a file whose input has changed.
+Every unit becomes one file. A journal in the folder records the input of each finished file, so a stopped pass continues where
+it stopped, and redoes a file whose input has changed.
 """
 
 import json
@@ -22,7 +22,7 @@ class Unit:
 
     Args:
         file: its name in the folder.
-        digest: tells its input from another one.
+        digest: identifies its input.
         size: how many steps of the progress bar it is worth.
         write: writes the file, completely or not at all, and returns its entry in the manifest, in plain types.
     """

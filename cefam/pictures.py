@@ -36,7 +36,7 @@ def _check_depth(picture: Image.Image, name: str) -> None:
 
 
 def open_mask(source: bytes | Path, name: str) -> np.ndarray:
-    """Decode a mask as it lies: numbers (H, W), int32.
+    """Decode a mask, without turning it: numbers (H, W), int32.
 
     Pixels of one channel (1, 8, 16 or 32 bits, or a palette) are the numbers that they hold; RGB is R + 256 G (Broden, ImageNet-S).
 

@@ -16,7 +16,7 @@ class WarmupPlateau(ReduceLROnPlateau):
     After epoch ``e`` of the first ``warmup_epochs`` the rate is ``initial + (peak - initial) * e / warmup_epochs`` with
     ``peak = initial * (warmup_epochs + 1)``. Afterwards an epoch whose loss is not below the best one so far counts; when
     the count reaches ``patience`` the rate decays and the count starts again. Epochs of the warm-up set the best loss and
-    are not counted. ``state_dict`` holds everything, so a resumed run goes on as if it had not stopped.
+    are not counted. ``state_dict`` holds everything, so a resumed run continues as if it had not stopped.
 
     Args:
         optimizer: its current rates are the initial ones.

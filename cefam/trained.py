@@ -137,10 +137,10 @@ class Trained:
 
         Args:
             path: the folder, or the checkpoint.
-            classifier: ``None``: loaded as the artefact says.
+            classifier: ``None``: loaded as the artefact describes.
 
         Raises:
-            MissingError: where there is none.
+            MissingError: if it does not exist.
             CefamError: where it is damaged, or was made for another classifier.
         """
         stored = read_stored(path)
@@ -174,7 +174,7 @@ def read_stored(path: str | Path) -> Stored:
     """Read an exported folder or a checkpoint, without building anything.
 
     Raises:
-        MissingError: where there is none.
+        MissingError: if it does not exist.
         CefamError: where it is damaged, pickled, or not of cefam.
     """
     path = Path(path)
@@ -255,10 +255,10 @@ def _read_folder(path: Path) -> Stored:
 
 
 def load_source(kind: str, source: dict[str, Any] | None) -> Any:
-    """Build a tower again as its ``source`` says.
+    """Build a tower again as its ``source`` describes.
 
     Raises:
-        CefamError: where the artefact does not say how, or the class does not exist.
+        CefamError: if the artefact does not describe it, or the class does not exist.
     """
     if not source:
         raise CefamError(

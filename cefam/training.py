@@ -103,7 +103,7 @@ class CEFAM(L.LightningModule):
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
         patience = PLATEAU_PATIENCE[self.settings.preset]
         self.plateau_patience = patience if plateau_patience is None else plateau_patience
-        # The bench holds the translator itself: what is measured is the translator as it is then.
+        # The bench holds the translator itself, so validation measures its current state.
         methods = {"CE-FAM": CEFAMRegions(Bench(self.trained))}
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
         # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
@@ -135,17 +135,14 @@ class CEFAM(L.LightningModule):
     def _training(self) -> dict[str, Any]:
         """How the translator is trained, in plain types; a resumed run must agree with it."""
         optimizer = self.optimizer(self.translator.parameters())
-        options = {
-            f"optimizer.{name}": list(value) if isinstance(value, tuple) else value
-            for name, value in optimizer.defaults.items()
-        }
+        defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in optimizer.defaults.items()}
         stop = None if self._trainer is None else self.trainer.early_stopping_callback
         return {
             "similarity_weight": self.similarity_weight,
             "warmup_epochs": self.warmup_epochs,
             "plateau_patience": self.plateau_patience,
             "optimizer": type(optimizer).__name__,
-            **options,
+            **{f"optimizer.{name}": value for name, value in defaults.items()},
             "early_stopping.patience": getattr(stop, "patience", None),
         }
 
@@ -211,7 +208,7 @@ class CEFAM(L.LightningModule):
         return total
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Look at the loss as often as it is logged: looking waits for the device."""
+        """Check the loss as often as it is logged: the check waits for the device."""
         trainer: Any = self.trainer
         if self.global_step % trainer.log_every_n_steps == 0:
             self._check_finite("training", loss)
@@ -268,7 +265,7 @@ class CEFAM(L.LightningModule):
                 metric.update(category=category[rows], expressible=values.expressible[rows], value=value[rows])
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all processes; every process takes part, whatever it has seen."""
+        """Log means over all processes; every process takes part, even one without batches."""
         logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
         if self.trainer.state.fn == "fit":
             self._check_finite("validation", logged["val/loss"])
@@ -325,7 +322,7 @@ class CEFAM(L.LightningModule):
 
         Args:
             path: the folder, or the checkpoint.
-            classifier: ``None``: loaded as the artefact says.
+            classifier: ``None``: loaded as the artefact describes.
             vlm: the teacher.
 
         Raises:

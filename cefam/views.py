@@ -79,7 +79,7 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Placement(NamedTuple):
-    """Where a view lies in its photograph, in photograph pixels (fractions are meant)."""
+    """Where a view lies in its photograph, in photograph pixels, with fractions."""
 
     top: float
     left: float
@@ -188,7 +188,7 @@ class TrainingView:
 def drawn(view: Callable[[Image.Image], Tensor], picture: Image.Image, stream: str) -> Tensor:
     """A view of a photograph that depends on the name of its random stream alone.
 
-    Not on the global stream, which is the same in every process and goes on as workers and batches happen to use it.
+    It does not use the global stream, which is the same in every process and depends on workers and batches.
     """
     with torch.random.fork_rng(devices=[]):
         # A Mersenne stream turns the name into a seed: those of neighbors must not be correlated.

@@ -27,7 +27,7 @@ from cefam.views import TrainingView, View
 
 
 class ImagesData(L.LightningDataModule):
-    """Images for training and validation, each side a folder of images or of shards (told by its manifest).
+    """Images for training and validation, each a folder of images or of shards (recognized by its manifest).
 
     Args:
         train: folder of training images; labels are not used.

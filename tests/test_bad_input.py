@@ -113,7 +113,7 @@ CASES = {
     "masks of another size than the photographs": (
         "evaluate",
         ["--data.crop=32", "--data.view_masks=true"],
-        "is (32, 32), its photograph (64, 64): they cannot be cut alike",
+        "is (32, 32), its photograph (64, 64): they cannot be cropped in the same way",
     ),
     "no data": ("fit", ["--data=null"], "No data is named"),
     "no data to validate": ("validate", ["--data=null"], "No data is named"),
@@ -156,7 +156,7 @@ CASES = {
     "VLM without weights": (
         "fit",
         ["--model.vlm={class_path: cefam.load_vlm, init_args: {name: RN50, pretrained: null, config: null}}"],
-        "is random",
+        "its embeddings are random",
     ),
     "VLM weights broken": ("fit", [VLM + "pretrained={broken}/truncated.pth"], "could not be loaded"),
     "VLM of NaN": ("features", ["--vlm.init_args.pretrained={broken}/nan_vlm.pt"], "(embedding) is not finite"),

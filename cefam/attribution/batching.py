@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cefam.pairs import slots
 
-# Bytes of one buffer on the CPU: larger ones are fresh memory at every step, which costs more than the work in them.
+# Bytes of one buffer on the CPU: larger ones are allocated anew at every step, which costs more than the work in them.
 CPU_BUFFER = 16 * 2**20
 
 

@@ -65,7 +65,7 @@ def _at_stage(
     else:
         replacement = z.gather(1, channels)  # published program: the channel's own spatial mean
     how = masking(channels, replacement, z.shape[1])
-    # What is run: every image once as it is, for all of its pairs, and every pair with 1 .. K channels masked.
+    # One row per image, unmasked, shared by its pairs; then one row per pair and number of masked channels, 1 .. K.
     images, of_image = torch.unique(image, return_inverse=True)
     every = torch.arange(pairs, device=image.device)
     pair = torch.cat([torch.zeros_like(images).scatter(0, of_image, every), every.repeat_interleave(count)])

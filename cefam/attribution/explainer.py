@@ -268,7 +268,7 @@ class Explainer:
 
 
 def _check_range(what: str, index: Tensor, count: int) -> None:
-    """Refuse an index that would count from the end, or point to nothing; on a device nobody waits for the answer.
+    """Refuse an index out of range. Indices on a device are not checked, since that would wait for it.
 
     Raises:
         CefamError: with the first such index.

@@ -12,7 +12,7 @@ from cefam.vocabularies import Concept
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the classifier and the translator say about a batch.
+    """Outputs of classifier and translator for a batch.
 
     ``images`` (B, 3, H, W); ``output`` of the classifier; ``pooled``: z, one (B, C_l) per stage; ``embedding``: h (B, D);
     ``similarity``: S (B, T); ``pull_back``: see :meth:`cefam.translator.Translator.linearize`.

@@ -42,7 +42,7 @@ def log_probability(scores: Tensor, probability: str, concept: Tensor | None = N
         place = concept.view(-1, *(1,) * (scores.dim() - 1)).expand(*scores.shape[:-1], 1)
         wanted = scores.gather(-1, place)
     if probability == "softmax":
-        # Only the sum of terms up to 1 is left in single precision: it is all that is computed for every concept.
+        # Only the sum over all concepts stays in single precision; its terms are at most 1.
         largest = scores.amax(dim=-1, keepdim=True)
         total = (scores - largest).exp_().sum(dim=-1, keepdim=True)
         logs = wanted.double() - largest - total.double().log()

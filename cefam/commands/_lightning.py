@@ -1,7 +1,6 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
 import logging
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ class Parser(OneSentence, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the parsed config beside the run, and give it to the loggers as hyperparameters."""
+    """Save the parsed config in the run's folder, and give it to the loggers as hyperparameters."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save where there is a run's folder; without a logger it would be the folder that the user stands in."""
@@ -46,9 +45,10 @@ class EndTogether(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Called for every exception, signals included, before Lightning tidies up."""
-        launcher = trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signal.SIGTERM)
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        for child in children:
+            child.terminate()
+        children.clear()  # Lightning's observer would kill this process, too, as soon as one of them has ended
 
 
 class _CLI(LightningCLI):
@@ -120,7 +120,7 @@ class _FitCLI(_CLI):
         if not checkpoint:
             return
         if checkpoint == "last" and self.config.subcommand == "fit":
-            return  # Lightning's word: go on if there is something to go on with
+            return  # Lightning resumes if there is a checkpoint, and starts afresh if not
         if Path(checkpoint).is_dir():
             raise CefamError(f"{checkpoint} is a folder: name a .ckpt of `cefam fit`, with the state of its training.")
         read_stored(checkpoint)
@@ -146,12 +146,12 @@ class _FitCLI(_CLI):
             )
         metrics = Path(folder or ".") / "metrics.csv"
         if folder and metrics.is_file() and self.trainer.is_global_zero:
-            # The logger starts a new file; what the run has logged so far is kept beside it.
+            # The logger starts a new file; what the run has logged so far is kept under another name.
             number = len(list(metrics.parent.glob("metrics-until-*.csv"))) + 1
             metrics.rename(metrics.with_name(f"metrics-until-{number}.csv"))
 
     def before_validate(self) -> None:
-        """Refuse to validate weights that nobody has trained, and to write over the log of a run.
+        """Refuse to validate untrained weights, and to overwrite the log of a run.
 
         Raises:
             CefamError: where no checkpoint is named.
@@ -176,7 +176,7 @@ class _FitCLI(_CLI):
         self._sources = {kind: model[kind].as_dict() for kind in ("classifier", "vlm") if model.get(kind) is not None}
 
     def instantiate_classes(self) -> None:
-        """Let towers of the user's own classes say how they were loaded."""
+        """Record how towers of the user's own classes were loaded."""
         super().instantiate_classes()
         for kind, source in self._sources.items():
             tower = getattr(self.model, kind)

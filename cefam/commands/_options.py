@@ -35,7 +35,7 @@ class OneSentence:
 
 
 def suggestion(message: str, names: list[str]) -> str:
-    """Names near to a word of a message that is none of them; the parameters of a class that it names count, too.
+    """Known names that are close to an unknown word of a message; parameters of a class that it names count, too.
 
     >>> suggestion("unrecognized arguments: --seeed=1.", ["--seed", "--folder"])
     " Did you mean '--seed'?"
@@ -76,7 +76,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def expand_home(options: Namespace) -> None:
-    """Replace a leading ``~/`` in all values: after ``=`` no shell does it, and in a config file nobody."""
+    """Replace a leading ``~/`` in all values: a shell does not do it after ``=``, and nothing does it in a config file."""
     for name, value in options.items():
         options[name] = _at_home(value)
 

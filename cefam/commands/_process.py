@@ -68,7 +68,7 @@ def _stopped(verb: str, error: BaseException) -> int:
         raise error  # --help and its kind
     if isinstance(error, SystemExit) and error.code == 128 + number:
         return 128 + number  # a verb inside this one has printed the sentence
-    word = "interrupted" if number == signal.SIGINT else "told to end"
+    word = "interrupted" if number == signal.SIGINT else "terminated"
     with suppress(OSError):  # the terminal may be gone
         print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
     return 128 + number
@@ -100,7 +100,7 @@ def _is_of_the_system(error: Exception) -> bool:
 
 
 def _is_of_the_trainer(error: Exception) -> bool:
-    """Whether Lightning refused the Trainer's options (no GPU, say); its class derives from Exception alone."""
+    """Whether Lightning refused the Trainer's options (no GPU, for example); its class derives from Exception alone."""
     if "lightning" not in sys.modules:
         return False
     from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -55,7 +55,7 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
 def demo(
     folder: str = "runs/demo", scenes: int = 4000, evaluation_scenes: int = 200, epochs: int = 60, seed: int = 0
 ) -> None:
-    """Draw scenes, cache features, train a translator and measure its regions beside chance, without any download.
+    """Draw scenes, cache features, train a translator and measure its regions next to chance rows, without any download.
 
     What is finished is kept: the demo can be stopped and started again.
 
@@ -131,7 +131,7 @@ def _summary(root: Path, done: dict[str, dict[str, Any]]) -> None:
     for what, where in (
         ("table (txt, md, csv)", "evaluation/table.txt"),
         ("a line per pair", "evaluation/records.csv"),
-        ("regions beside masks", "evaluation/contact_sheet.png"),
+        ("regions and masks", "evaluation/contact_sheet.png"),
         ("training curves", "fit/metrics.csv"),
         ("the translator", "fit/checkpoints/best.ckpt"),
     ):

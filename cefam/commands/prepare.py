@@ -35,7 +35,7 @@ def prepare(
         samples_per_shard: samples in a shard.
         count: how many scenes of Brodenette (200). Other data is taken whole.
         masks: categories of the masks, of Broden and Brodenette (color, object, part, material); [] for none.
-        ignore: a number in Broden's mask files whose pixels are not measured (255, say).
+        ignore: a number in Broden's mask files whose pixels are not measured (255, for example).
         reading: of ImageNet-S's masks: "published" (default) or "paper".
         classes: a text file with the wnids of the ImageNet-S subset, where folders are missing.
         split: of ImageNet-S: "validation" (default), "test" or "train-semi".

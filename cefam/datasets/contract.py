@@ -6,7 +6,7 @@ A folder of shards, local or behind a URL, holds ``manifest.json`` and ``shard-0
 * ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...]}``;
 * ``KEY.mask0.png``, ``KEY.mask1.png`` ...: one index map per entry of ``masks``, 16-bit, 0 = no label, 65535 = not measured.
 
-The manifest counts everything, so that nobody has to open a tar to know how long an epoch is.
+The manifest holds all counts: the length of an epoch is known without opening a tar.
 """
 
 import io
@@ -66,7 +66,7 @@ class Sample:
 class Manifest:
     """What a folder of shards holds; the counts are exact.
 
-    ``mask_size`` is ``None`` where masks have several sizes. ``mask_cut`` says how masks are cut with their photographs:
+    ``mask_size`` is ``None`` where masks have several sizes. ``mask_cut`` is how masks are cut with their photographs:
     "nearest", or "cover": what a label covers in part is inside (the published reading of ImageNet-S).
     """
 

@@ -50,7 +50,7 @@ class FeatureManifest:
         """Read a cache's manifest.
 
         Raises:
-            MissingError: where there is none.
+            MissingError: if it does not exist.
             CefamError: where it is not a manifest of this version.
         """
         path = Path(folder) / MANIFEST
@@ -66,12 +66,12 @@ class FeatureManifest:
                 if rows == manifest.num_rows and manifest.classifier["channels"] and manifest.vlm["embedding_dim"]:
                     return manifest
         except (ValueError, TypeError, KeyError):
-            pass  # said below
+            pass  # reported below
         raise CefamError(f"{path} is not a manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
 
 
 class _Views(Dataset[Tensor]):
-    """Views of a list of pictures; each has a random stream of its own, so that workers do not matter."""
+    """Views of a list of pictures; each has its own random stream, so the number of workers does not matter."""
 
     def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
         self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
@@ -84,9 +84,9 @@ class _Views(Dataset[Tensor]):
 
 
 def _pictures(source: str | Path, size: int = 256) -> Iterator[tuple[str, list[Callable[[], Image.Image]]]]:
-    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time, with a digest that tells them from others.
+    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time, each with a digest of its input.
 
-    Shards are told apart by their content, files by name and length: reading them all would take as long as the work.
+    Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
     """
     if is_shards(source):
         manifest = Manifest.read(source)
@@ -234,7 +234,7 @@ def load_features(folder: str | Path) -> dict[str, Tensor]:
     manifest = FeatureManifest.read(folder)
     widths = {f"pooled.{stage}": width for stage, width in enumerate(manifest.classifier["channels"])}
     widths["embedding"] = manifest.vlm["embedding_dim"]
-    # Filled file by file: with the parts beside the whole, a large cache would take twice its memory.
+    # Filled file by file: holding all parts and the whole would take twice the memory.
     every = {name: torch.empty(manifest.num_rows, width) for name, width in widths.items()}
     first = 0
     for entry in manifest.files:

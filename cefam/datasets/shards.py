@@ -60,7 +60,7 @@ def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Ma
     """Write the manifest of shards that are complete.
 
     Raises:
-        CefamError: where there is none.
+        CefamError: if there is no shard.
     """
     if not shards:
         raise CefamError(f"No sample was found in {manifest.source}: nothing was written to {folder}.")

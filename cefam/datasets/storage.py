@@ -29,7 +29,7 @@ def read_text(place: str | Path) -> str:
     """A text file (UTF-8).
 
     Raises:
-        MissingError: where there is none.
+        MissingError: if it does not exist.
     """
     try:
         if not is_url(place):

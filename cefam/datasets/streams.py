@@ -24,7 +24,7 @@ MIXED = 1000  # views of neighboring shards among which a batch is drawn
 
 
 def world() -> tuple[int, int]:
-    """Rank and number of processes that work together now, whatever the environment says."""
+    """Rank and number of the processes that run together now; environment variables may be left over from another run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -39,7 +39,7 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
     """How many full training batches each process gets.
 
     Raises:
-        CefamError: where it is none, or ``batch_size`` is below 1.
+        CefamError: if there is no full batch, or ``batch_size`` is below 1.
     """
     ranks = world()[1]
     if batch_size < 1 or rows < ranks * batch_size:
@@ -74,7 +74,7 @@ def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
 def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipeline:
     """Every sample of a folder once, over all processes and workers: no padding, nothing repeated, nothing dropped."""
     # Each process gets every n-th shard, each worker of it every n-th of those. A process may get fewer than another:
-    # evaluation makes no collective call per step, so nobody waits. The processes are told apart here: a data worker that
+    # evaluation makes no collective call per step, so no process waits. Shards are divided here: a data worker that
     # is not forked knows of no other process.
     rank, ranks = world()
     counts = Manifest.read(folder).counts(folder)
@@ -96,7 +96,7 @@ def _members(counts: dict[str, int], shards: Iterable[dict[str, str]]) -> Iterat
 class StartedLate:
     """A loader whose workers begin with its first batch, not with its iterator.
 
-    A Trainer makes the first iterator of a run before it says which epoch a resumed one goes on with.
+    A Trainer creates the first iterator of a run before it sets the epoch that a resumed run continues with.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -112,8 +112,8 @@ class StartedLate:
 class ShardEpochs:
     """Batches of random views from shards: what an epoch holds depends on its number, the seed and the process alone.
 
-    Shards are read whole, in an order drawn for the epoch, of which every process takes every n-th shard; it goes on with
-    another order when it is through, so that all have equally many batches and nobody waits for ever. A buffer mixes the views
+    Whole shards are read, in an order drawn for the epoch; every process takes every n-th shard, and continues with another
+    order at the end, so that all processes have the same number of batches and none waits for the others. A buffer mixes the views
     of neighboring shards. A data worker hands over a shard's views at once: 38 MB for 256 of side 224.
 
     Args:
@@ -132,7 +132,7 @@ class ShardEpochs:
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
         self.batches = count_batches(sum(self.counts.values()), batch_size, folder)
-        self.sampler = self  # a Trainer tells the number of the epoch to what it finds here
+        self.sampler = self  # a Trainer calls set_epoch on the sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Choose what comes next."""
@@ -258,7 +258,7 @@ def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sampl
     for mask in sample.masks:
         if view_masks and mask.index_map.shape != size:
             raise CefamError(
-                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: they cannot be cut alike. "
+                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: they cannot be cropped in the same way. "
                 f"Resize it, or set `view_masks` of the data to false if it belongs to the whole photograph."
             )
     if sample.masks and not view_masks and view.cuts(*size):

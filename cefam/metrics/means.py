@@ -12,7 +12,7 @@ def category_means(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         count: numbers of values (..., categories).
 
     Returns:
-        (..., categories), NaN where there is no value, and (...,), NaN where there is none at all.
+        (..., categories), NaN for categories without values, and (...,), NaN without any value.
 
     >>> category_means(torch.tensor([3.0, 0.0, 1.0]), torch.tensor([4, 0, 1]))
     (tensor([0.7500,    nan, 1.0000]), tensor(0.8750))

@@ -14,7 +14,7 @@ from cefam.metrics.modular import EnergyPointingGame, HitRate, NormalizedRegionA
 
 
 class Measured:
-    """Regions beside their masks; what several metrics need is computed once.
+    """Regions with their masks; what several metrics need is computed once.
 
     Args:
         region: (N, H, W).
@@ -52,7 +52,7 @@ class MetricRow:
     Args:
         title: in tables.
         formula: the value of every region, (N,), double, NaN where undefined.
-        state: its torchmetrics class, which also says what a concept counts that a method cannot express.
+        state: its torchmetrics class; ``inexpressible`` of that class is the value of a concept that a method cannot express.
         options: of the class.
     """
 

@@ -1,4 +1,4 @@
-"""Examples: a few pairs with the candidates that were measured on them, for every method; kept beside the records."""
+"""Examples: a few pairs with the candidates that were measured on them, for every method; stored with the records."""
 
 import json
 from collections.abc import Sequence

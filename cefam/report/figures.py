@@ -1,4 +1,4 @@
-"""Pictures: contact sheets of the candidates that were measured, beside photograph and mask."""
+"""Pictures: contact sheets of the candidates that were measured, with photograph and mask."""
 
 import math
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ def rows_of(
 
 
 def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
-    """Join the parts that processes wrote into one sorted file: its order does not tell how many there were.
+    """Join the parts that processes wrote into one sorted file, the same for any number of processes.
 
     By image, mask and label; the methods of a pair keep their order. Sorted in runs on disk, since Broden has 11 million
     lines.

@@ -75,12 +75,12 @@ def table_of(run: Run, path: Path) -> Table:
     differences = bootstrap.differences(records.read(path))
     table = tables.summarize(records.read(path), run.categories, run.num_candidates, run.notes, differences)
     if not table.rows:
-        raise CefamError("No pair was measured: none of the labels in the shards is a number of the concept set.")
+        raise CefamError("No pair was measured: no label in the shards is a number of the concept set.")
     return table
 
 
 def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
-    """Write everything beside the records."""
+    """Write everything that belongs to the records."""
     write_text(folder / RUN, json.dumps(asdict(run), indent=1))
     write_tables(folder, table)
     if kept:

@@ -2,8 +2,8 @@
 
 ``forward`` gives the logits and one map (B, C, H, W) per stage; ``resume`` runs the rest of the network from a changed
 map; ``rerun`` connects maps and logits by autograd. All three run the module's own ``forward``. For ``resume`` every
-submodule that has done all its work before the stage is answered by a stand-in filled with NaN: nothing in front of the
-stage is computed again, and if anything by-passes the stage, NaN reaches the logits. That is the cut check, made once at
+submodule that has finished before the stage is replaced by a stand-in that returns NaN: nothing in front of the stage is
+computed again, and if anything by-passes the stage, NaN reaches the logits. That is the cut check, made once at
 construction.
 """
 
@@ -58,15 +58,15 @@ class FrozenClassifier(nn.Module):
         stages: names of the tapped submodules, in the order they run (``module.named_modules()`` lists them).
         input_size: (H, W) of the probe image, or (C, H, W) for other than three channels; ``None``: read off the module,
             else 224 x 224.
-        layout: how the stages' outputs are laid out; "auto" tells from the probe.
+        layout: how the stages' outputs are laid out; "auto" infers it from the probe.
         num_prefix_tokens: prefix tokens of token outputs; ``None``: read off the module or from the square grid.
         preprocessing: applied to the images in ``forward``; default: none, they come as the module wants them.
         class_names: names of the classes, for people.
         source: how the classifier was loaded, in plain types, kept in checkpoints (``load_classifier`` sets it).
         fold: run a copy with BatchNorm folded into the convolutions and channels last (:func:`cefam.towers.folding.folded`),
             which gives the same values to rounding, faster; ``False`` runs the module as it is.
-        outputs: what the module's outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: told from the
-            probe (:func:`cefam.towers.outputs.meaning`). A single output is the second of two classes.
+        outputs: what the module's outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from
+            the probe (:func:`cefam.towers.outputs.meaning`). A single output is the second of two classes.
 
     Raises:
         CefamError: for stages that do not exist (near names are given), run twice, run in another order, or give outputs
@@ -116,7 +116,9 @@ class FrozenClassifier(nn.Module):
         self._probe(num_prefix_tokens, outputs)
         # Hashed now: later the weights may be folded, lie on a GPU, or in another precision.
         self.fingerprint = weights_fingerprint(module, salt=repr(self.stage_names))
-        self._given = (module,)  # in a tuple: no submodule, it neither moves nor is saved with the classifier
+        self._given = (
+            module,
+        )  # in a tuple, so that it is not a submodule: it is neither moved nor saved with the classifier
         if fold:
             self.module = folded(module, self._probe_image(), {stage.tap for stage in self.stages})
 

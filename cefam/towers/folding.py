@@ -1,4 +1,4 @@
-"""A frozen network, made faster without changing what it says: BatchNorm folded into convolutions, channels last."""
+"""A frozen network, made faster without changing its outputs: BatchNorm folded into convolutions, channels last."""
 
 import copy
 from collections import Counter
@@ -33,7 +33,10 @@ def folded(module: nn.Module, image: Tensor, kept: Collection[str] = ()) -> nn.M
         return module
     try:
         copied = copy.deepcopy(module)
-    except (RuntimeError, TypeError):  # it holds what cannot be copied: locks, open files, tensors with a graph
+    except (
+        RuntimeError,
+        TypeError,
+    ):  # it holds something that cannot be copied: locks, open files, tensors with a graph
         return module
     for convolution, norm in pairs:
         both: Any = copied.get_submodule(convolution), copied.get_submodule(norm)
@@ -109,5 +112,5 @@ def _has_activation(norm: nn.Module) -> bool:
 
 
 def _rest(norm: Any) -> nn.Module:
-    """What a BatchNorm module does beside normalizing."""
+    """What a BatchNorm module does besides normalizing."""
     return nn.Sequential(norm.drop, norm.act) if _has_activation(norm) else nn.Identity()

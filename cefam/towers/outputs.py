@@ -66,7 +66,7 @@ class StandIn:
         self.own_memory = own_memory
 
     def answering(self, nothing: Tensor, batch: int, first: Tensor | None = None) -> Callable[..., Any]:
-        """A function that returns it, whatever it is called with.
+        """A function that returns it for any arguments.
 
         Args:
             nothing: a single NaN of the right type, on the right device.
@@ -87,14 +87,14 @@ class StandIn:
 
 
 def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
-    """What a classifier's outputs mean, told from those for the probe unless the user says it.
+    """What a classifier's outputs mean: as the user states, else inferred from the outputs for the probe.
 
     They are probabilities where the last operation is a softmax or sigmoid, or several outputs lie in [0, 1] and sum to 1.
     Else a single output is a sigmoid's logit, and several are a softmax's.
 
     Args:
         outputs: (1, Y), with a graph where the module has one.
-        given: what the user says, or ``None``.
+        given: what the user states, or ``None``.
 
     Raises:
         CefamError: for another word.

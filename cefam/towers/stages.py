@@ -16,7 +16,7 @@ Layout = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's map does not hold of the stage's output.
+    """The part of a stage's output that its map does not hold.
 
     Args:
         prefix: prefix tokens (class token, registers), (B, C, n), or ``None``.

@@ -66,7 +66,7 @@ class Trace:
     def final_norm(self, name: str) -> str | None:
         """The LayerNorm that alone takes the tokens that a module returns: the final norm of a vision transformer.
 
-        The map of its last block is then taken after the norm (golden rule). Inner blocks feed a whole block beside its norm.
+        The map of its last block is then taken after the norm (golden rule). Inner blocks also feed the next block.
         """
         tokens = first_tensor(self.outputs.get(name))
         if tokens is None or tokens.dim() != 3:
@@ -82,7 +82,7 @@ class Trace:
     def describe(
         self, stage: Stage, num_prefix_tokens: int | None, module: nn.Module, input_size: tuple[int, int]
     ) -> None:
-        """Fill in everything about a stage that the trace tells."""
+        """Fill in everything about a stage that the trace shows."""
         begin = self.start(stage.tap)
         raw = first_tensor(self.outputs[stage.tap])
         if raw is None or raw.dim() not in (3, 4):
@@ -126,14 +126,14 @@ def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
 
 
 def _prefix_tokens(module: nn.Module, num_tokens: int) -> int:
-    """Timm says how many prefix tokens there are; else what is left over from the largest square grid."""
+    """The number of prefix tokens that timm states; else what the largest square grid leaves over."""
     stated = (getattr(child, "num_prefix_tokens", None) for child in module.modules())
     known = next((count for count in stated if isinstance(count, int)), None)
     return num_tokens - math.isqrt(num_tokens) ** 2 if known is None else known
 
 
 def refuse_untappable(module: nn.Module) -> nn.Module:
-    """The module itself, or the one that was compiled; one sentence for what cannot be tapped at all.
+    """The module itself, or the one inside torch.compile; what cannot be tapped is refused.
 
     Raises:
         CefamError: for TorchScript, quantized modules, and submodules that were compiled.

@@ -50,7 +50,7 @@ class VisionLanguageModel(nn.Module):
         raise NotImplementedError
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (T, D) of texts; they are normalized by whoever compares them."""
+        """Embeddings (T, D) of texts; normalized by the caller that compares them."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def _register(config: Path, name: str) -> str:
     import open_clip
 
     if not config.is_file():
-        raise MissingError(f"There is not an open_clip model config {config}: name a JSON file that is there.")
+        raise MissingError(f"There is no file {config}: name a JSON file with an open_clip model config.")
     try:
         keys = json.loads(config.read_text())
     except json.JSONDecodeError as error:
@@ -250,7 +250,7 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     """Refuse what open_clip would load with a wrong activation, or not at all."""
     if pretrained is None:
         raise CefamError(
-            f"{name} without weights is random and teaches nothing: give `pretrained` a tag or a checkpoint file."
+            f"{name} has no weights, so its embeddings are random: give `pretrained` a tag or a checkpoint file."
         )
     advice = f"OpenAI's weights were trained with QuickGELU: load them under a name like '{name}-quickgelu'."
     if "quickgelu" in name.lower() or _uses_quick_gelu(name):
@@ -268,13 +268,13 @@ def _uses_quick_gelu(name: str) -> bool:
 
 
 def _is_openai_checkpoint(path: Path) -> bool:
-    """OpenAI's archives hold three numbers beside the weights that open_clip's own checkpoints do not."""
+    """OpenAI's archives hold three numbers that open_clip's own checkpoints do not."""
     marks = {"input_resolution", "context_length", "vocab_size"}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a TorchScript archive (OpenAI's format) is not a plain state dict
         try:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        except Exception:  # neither: open_clip will say what is wrong with it
+        except Exception:  # neither: open_clip reports what is wrong with it
             return False
     return isinstance(state, dict) and marks <= set(state)

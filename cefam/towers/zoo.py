@@ -1,6 +1,6 @@
 """load_classifier: torchvision and timm classifiers by name, with weights by enum name, timm tag or local file.
 
-The one place where weights may be fetched. With ``HF_HUB_OFFLINE=1`` nothing is: what is missing is said at once, and
+The one place where weights may be downloaded. With ``HF_HUB_OFFLINE=1`` nothing is downloaded: an error names the missing file and
 where to put it.
 """
 
@@ -60,9 +60,9 @@ def load_classifier(
         class_names: names of the classes; ``None``: those that come with the weights.
         mean: per channel, of pixels in [0, 1]; ``None``: what the weights were trained with.
         std: per channel, as ``mean``.
-        input_size: (H, W) of the image that the network is probed with; ``None``: what the model says. (Views are resized
+        input_size: (H, W) of the image that the network is probed with; ``None``: as the model states. (Views are resized
             only for networks of a fixed size.)
-        outputs: what the outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: told from the probe.
+        outputs: what the outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from the probe.
 
     Raises:
         CefamError: for an unknown name (near ones are given), stage or weights entry, or a file that does not fit.
@@ -262,7 +262,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         CefamError: where it is empty, truncated, or a pickled object instead of tensors.
     """
     if not path.is_file():
-        raise MissingError(f"There is no weights file {path}: name a .pth, .pt or .safetensors file that is there.")
+        raise MissingError(f"There is no weights file {path}: name an existing .pth, .pt or .safetensors file.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -19,7 +19,7 @@ class Source(ABC):
 
     Attributes:
         options: names of the options of the constructor.
-        refusals: what to say of options that do not apply here.
+        refusals: error messages for options that do not apply here.
         name: what the data is, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
         mask_cut: how the masks are cut with their photographs.
@@ -45,7 +45,7 @@ class Source(ABC):
 
     @abstractmethod
     def stamp(self, index: int) -> Any:
-        """What tells this sample's input from another one without reading it, in plain types."""
+        """What identifies this sample's input without reading it (names, lengths), in plain types."""
 
     def samples(self, start: int, stop: int) -> Iterator[Sample]:
         """Samples in order, each with a photograph that can be decoded and masks that lie as it does.
@@ -59,7 +59,7 @@ class Source(ABC):
             yield sample
 
     def digest(self, start: int, stop: int) -> str:
-        """What tells these samples' input from another one."""
+        """A digest that identifies the input of these samples."""
         stamps = [self.stamp(index) for index in range(start, min(stop, len(self)))]
         return hashlib.sha256(json.dumps([self.name, self.labels, self.mask_cut, stamps]).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ class Source(ABC):
 
 
 def _check_orientation(sample: Sample) -> None:
-    """Refuse masks that lie as the photograph was stored, while it is shown upright."""
+    """Refuse masks that are oriented like the stored file of a photograph that is shown upright."""
     picture = sample.picture()  # a broken photograph is found now, not in the middle of a run
     if not sample.masks or picture.height == picture.width:
         return

@@ -44,7 +44,7 @@ class Brodenette(Source):
         return self.count
 
     def stamp(self, index: int) -> Any:
-        """Its number: scenes are always drawn alike."""
+        """Its number: a scene is always drawn in the same way."""
         return index
 
     def sample(self, index: int) -> Sample:
