@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from cefam.errors import CefamError
 from cefam.methods import Activated
 from cefam.pairs import ConceptPairs
 from cefam.pictures import open_picture
@@ -31,6 +32,8 @@ class RegionPanel(L.Callback):
     def __init__(
         self, images: list[str], top_k: int = 2, resize: int = 256, crop: int = 224, every_n_epochs: int = 1
     ) -> None:
+        if every_n_epochs < 1 or top_k < 1:
+            raise CefamError(f"every_n_epochs and top_k must be at least 1, got {every_n_epochs} and {top_k}.")
         view = View(resize, crop)
         self.images = torch.stack([view(open_picture(Path(path), path)) for path in images])
         self.top_k, self.every_n_epochs = top_k, every_n_epochs

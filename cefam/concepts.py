@@ -20,7 +20,7 @@ from torch import Tensor
 from cefam.categories import DEFAULT_TEMPLATE
 from cefam.errors import CefamError, near
 from cefam.files import write_tensors
-from cefam.vocabularies import Concept, concepts_of, label_word, read_concepts
+from cefam.vocabularies import Concept, concepts_of, label_word, read_concepts, warn_of_equal_prompts
 
 if TYPE_CHECKING:
     from cefam.towers.vlm import VisionLanguageModel
@@ -132,7 +132,9 @@ class ConceptSet:
                     f"{', '.join(map(str, others))} in the list of concepts: a concept is a word, this was read as a "
                     f"{type(others[0]).__name__}. Put quotes around it, as in \"['2024', 'yes', 'red']\"."
                 )
-            return cls.from_words(name)
+            found = cls.from_words(name)
+            warn_of_equal_prompts(found.concepts, "The list of concepts")
+            return found
         built_in = {
             "broden": cls.broden,
             "brodenette": cls.brodenette,
@@ -260,6 +262,7 @@ class ConceptSet:
                 f"given one {given}. Load the VLM that the translator mimics."
             )
         more = type(self).from_words(words, start=max(self.numbers) + 1)
+        warn_of_equal_prompts(self.concepts + more.concepts, "The concepts with the new texts")
         embeddings = more._encoded(vlm.freeze())
         return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))
 

@@ -72,7 +72,7 @@ class RegionEvaluation(L.LightningModule):
     ) -> None:
         super().__init__()
         self.output, self.overwrite = Path(output), overwrite
-        self._lock = ExitStack()  # held while the output is written
+        self._lock, self._locked = ExitStack(), False  # held while the output is written
         self._check_output()
         stored = Trained.read(artefact)
         stored.explainer(vlm)  # refuses another VLM
@@ -82,6 +82,7 @@ class RegionEvaluation(L.LightningModule):
             stored.classifier, stored.translator, self.concepts, stored.vlm_identity, self.settings, stored.training
         )
         self.classifier, self.translator = trained.classifier, trained.translator
+        self.vlm = vlm  # a method that asks for it finds it on the device
         bench = Bench(trained, vlm)
         rows = {name: make(bench) for name, make in methods.items()}
         # Methods with weights move to the device with this module.
@@ -112,6 +113,7 @@ class RegionEvaluation(L.LightningModule):
         self.output.mkdir(parents=True, exist_ok=True)
         if self.global_rank == 0:
             self._lock.enter_context(locked(self.output))
+            self._locked = True
             self._check_output()
         self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
@@ -161,12 +163,15 @@ class RegionEvaluation(L.LightningModule):
 
     def discard(self) -> None:
         """Remove the parts of the records, also after a run that failed."""
+        parts = (
+            set(self.output.glob(".records-*.part")) if self._locked else set()
+        )  # those of processes that were killed, too
         if self._part is not None:
+            parts.add(Path(self._part.name))
             with suppress(OSError):  # a full disk refuses to close it, too
                 self._part.close()
-        if self.global_rank == 0:
-            for part in self.output.glob(".records-*.part"):
-                part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
         self._lock.close()
 
     def _report(self, outside: int) -> None:
@@ -177,10 +182,10 @@ class RegionEvaluation(L.LightningModule):
             preset=self.settings.preset,
             notes=self._notes(outside),
         )
-        results.clear(self.output)  # results of an earlier run must not stay with the new ones
         with replacing(self.output / "records.csv") as merged:
             records.merge([self._part_path(rank) for rank in range(self.trainer.world_size)], merged)
             table = results.table_of(about, merged)
+            results.clear(self.output)  # results of an earlier run must not stay with the new ones
         results.write(self.output, about, table, self.examples[: self.num_examples])
         print(tables.to_text(table))
         print(f"Results are in {self.output}.")

@@ -6,11 +6,12 @@ it stopped, and redoes a file whose input has changed.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.errors import ExistsError
+from cefam.errors import CefamError, ExistsError
 from cefam.files import locked, write_text
 
 JOURNAL = "journal.json"
@@ -24,7 +25,7 @@ class Unit:
         file: its name in the folder.
         digest: identifies its input.
         size: how many steps of the progress bar it is worth.
-        write: writes the file, completely or not at all, and returns its entry in the manifest, in plain types.
+        write: writes the file, completely or not at all, and returns the rest of its entry in the manifest, in plain types.
     """
 
     file: str
@@ -42,6 +43,7 @@ class Pass:
 
     Raises:
         ExistsError: where the folder holds another pass, or another run is writing there.
+        CefamError: where its journal is something else.
     """
 
     def __init__(self, folder: Path, run: Any) -> None:
@@ -51,23 +53,33 @@ class Pass:
 
     def __enter__(self) -> "Pass":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(self.folder)
-        self._lock.__enter__()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder))
             if self.journal.is_file():
-                stored = json.loads(self.journal.read_text())
-                if stored["run"] != self.run:
-                    raise ExistsError(
-                        f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
-                    )
-                self.done = stored["done"]
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
+                self._read()
+            else:
+                write_text(self.journal, json.dumps({"run": self.run}) + "\n")
+            self._lock = stack.pop_all()
         return self
 
+    def _read(self) -> None:
+        """Read the journal: what the pass is, then a line per finished file; the last line of a killed run may be cut."""
+        first, *lines = self.journal.read_text().splitlines() or [""]
+        try:
+            run = json.loads(first)["run"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CefamError(f"{self.journal} is not a journal of cefam: name another folder, or remove it.") from error
+        if run != self.run:
+            raise ExistsError(
+                f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
+            )
+        for line in lines:
+            with suppress(ValueError):
+                entry = json.loads(line)
+                self.done[entry["about"]["file"]] = entry
+
     def __exit__(self, *error: Any) -> None:
-        self._lock.__exit__(None, None, None)
+        self._lock.close()
 
     def over(self, units: Iterable[Unit], title: str, total: int) -> Iterator[dict[str, Any]]:
         """Do what is not done yet, with a progress bar; gives the entry of every unit, in order.
@@ -86,10 +98,10 @@ class Pass:
                 known = self.done.get(unit.file)
                 intact = known and path.is_file() and path.stat().st_size == known["bytes"]
                 if not (known and intact and known["digest"] == unit.digest):
-                    about = unit.write(path)
+                    about = {"file": unit.file, **unit.write(path)}
                     known = {"digest": unit.digest, "bytes": path.stat().st_size, "about": about}
-                    self.done[unit.file] = known
-                    write_text(self.journal, json.dumps({"run": self.run, "done": self.done}))
+                    with self.journal.open("a", encoding="utf-8") as journal:
+                        journal.write(json.dumps(known) + "\n")
                 progress.advance(bar, unit.size)
                 yield known["about"]
 

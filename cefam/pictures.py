@@ -23,7 +23,9 @@ def open_picture(source: bytes | Path | Any, name: str) -> Image.Image:
     Raises:
         CefamError: where it is empty, truncated, not an image, or has 32-bit pixels, whose range is not known.
     """
-    picture: Image.Image = ImageOps.exif_transpose(_decoded(source, name))
+    picture: Image.Image = _decoded(source, name, upright=True)
+    if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # these formats have at most 16 bits
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16))
     _check_depth(picture, f"The image {name}")
     return picture
 
@@ -46,6 +48,11 @@ def open_mask(source: bytes | Path, name: str) -> np.ndarray:
     picture = _decoded(source, name)
     if picture.mode == "RGB":
         pixels = np.asarray(picture).astype(np.int32)
+        if pixels[..., 2].any():
+            raise CefamError(
+                f"The mask {name} is RGB with a blue channel, so it does not hold R + 256 G (colors, or grey stored as RGB): save its "
+                f"label numbers as one channel of 8 or 16 bits."
+            )
         numbers: np.ndarray = pixels[..., 0] + 256 * pixels[..., 1]
         return numbers
     if picture.mode in ("1", "L", "P", "I") or picture.mode.startswith("I;16"):
@@ -56,15 +63,19 @@ def open_mask(source: bytes | Path, name: str) -> np.ndarray:
     )
 
 
-def _decoded(source: bytes | Path | Any, name: str) -> Image.Image:
+def _decoded(source: bytes | Path | Any, name: str, upright: bool = False) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        picture: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         picture.load()
+        if upright:
+            kind = picture.format
+            picture = ImageOps.exif_transpose(picture)
+            picture.format = kind
     except UnidentifiedImageError as error:
         raise CefamError(
             f"The image {name} cannot be read (it is not an image in a known format): replace it or remove it from the data set."
         ) from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise CefamError(
             f"The image {name} cannot be read ({error}): replace it or remove it from the data set."
         ) from error

@@ -20,7 +20,9 @@ def read_text(path: Path) -> str:
         raise CefamError(f"{path} is not UTF-8 text ({error}): save it in that encoding.") from error
 
 
-def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+def read_csv(
+    path: Path, needed: Sequence[str] = (), comments: bool = False
+) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a CSV file, and its rows with the lines they end on; a value that a row lacks is missing from its dict.
 
     Names of columns are compared without case and surrounding blanks.
@@ -28,28 +30,43 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[set[str], list[tup
     Args:
         path: the file.
         needed: columns that every row must have.
+        comments: whether lines that begin with ``#`` are skipped.
 
     Raises:
         CefamError: for a column or value that is missing, more values than columns, or a quote that is never closed.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    lines = io.StringIO(read_text(path), newline="").readlines()
+    # A comment leaves an empty line, which is skipped, so that the numbers of the lines stay right.
+    reader = csv.reader(("\n" if comments and line.lstrip().startswith("#") else line for line in lines), strict=True)
+    names: list[str] = []
     rows = []
     try:
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        columns = set(reader.fieldnames)
-        if len(columns) < len(reader.fieldnames):
-            raise csv.Error("two columns have the same name")
-        missing = set(needed) - columns
-        if missing:
-            raise CefamError(f"{path} has no column {', '.join(map(repr, sorted(missing)))}.")
-        for row in reader:
-            if None in row:
+        for values in reader:
+            if not values:
+                continue
+            if not names:
+                names = _columns(values, needed, path)
+                continue
+            if len(values) > len(names):
                 raise csv.Error("more values than columns: quote those that hold a comma")
-            lacking = [name for name in needed if row[name] is None]
+            row = dict(zip(names, values, strict=False))
+            lacking = [name for name in needed if name not in row]
             if lacking:
                 raise csv.Error(f"no value for {lacking[0]!r}: the row is cut short")
-            rows.append((reader.line_num, {name: value for name, value in row.items() if value is not None}))
+            rows.append((reader.line_num, row))
+        if not names:
+            _columns([], needed, path)
     except csv.Error as error:
         reason = str(error).replace("unexpected end of data", "a quote is opened here and never closed")
         raise CefamError(f"{path}, line {reader.line_num}: {reason}.") from error
-    return columns, rows
+    return set(names), rows
+
+
+def _columns(values: Sequence[str], needed: Sequence[str], path: Path) -> list[str]:
+    names = [name.strip().lower() for name in values]
+    if len(set(names)) < len(names):
+        raise csv.Error("two columns have the same name")
+    missing = sorted(set(needed) - set(names))
+    if missing:
+        raise CefamError(f"{path} has no column {', '.join(map(repr, missing))}.")
+    return names

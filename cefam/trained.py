@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,11 @@ class Trained:
         about = stored.about
         if classifier is None:
             classifier = load_source("classifier", about["classifier"]["source"])
+        if not isinstance(classifier, FrozenClassifier):
+            raise CefamError(
+                f"The classifier must be a FrozenClassifier, got a {type(classifier).__name__}: wrap it, "
+                f"`FrozenClassifier(module, stages)`."
+            )
         kinds = {key: about["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
         concepts = ConceptSet.from_records(about["concepts"]["records"], embeddings=stored.text, **kinds)
         translator = Translator(**about["translator"])
@@ -279,7 +284,7 @@ def _build(kind: str, spec: Any) -> Any:
             f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error}): install it, put its file into the "
             f"working folder, or load the {kind} yourself and pass it as `{kind}`."
         ) from error
-    returned = build if isinstance(build, type) else getattr(build, "__annotations__", {}).get("return")
+    returned = build if isinstance(build, type) else get_type_hints(build).get("return")
     if not (isinstance(returned, type) and issubclass(returned, nn.Module)):
         # An artefact may come from anywhere: it can name networks, not programs.
         raise CefamError(

@@ -210,7 +210,7 @@ class CEFAM(L.LightningModule):
     def on_before_backward(self, loss: Tensor) -> None:
         """Check the loss as often as it is logged: the check waits for the device."""
         trainer: Any = self.trainer
-        if self.global_step % trainer.log_every_n_steps == 0:
+        if self.global_step % max(1, trainer.log_every_n_steps) == 0:
             self._check_finite("training", loss)
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
@@ -330,7 +330,7 @@ class CEFAM(L.LightningModule):
         """
         trained = Trained.read(path, classifier)
         trained.explainer(vlm)  # refuses another VLM
-        weight = trained.training["similarity_weight"]
+        weight = trained.training.get("similarity_weight", 0.001)
         shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
         module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
         module.translator.load_state_dict(trained.translator.state_dict())

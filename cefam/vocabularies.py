@@ -55,20 +55,25 @@ def read_concepts(path: Path) -> list[Concept]:
         concepts = _from_table(path)
     else:
         raise CefamError(f"{path} is not a file of concepts: it must be .txt (a word per line) or .csv.")
-    equal = [prompt for prompt, count in Counter(concept.prompt for concept in concepts).items() if count > 1]
-    if equal:
-        examples = ", ".join(map(repr, equal[:3]))
-        warnings.warn(
-            f"{path}: {len(equal)} prompt(s) belong to several concepts, which then share one score (as {examples}): give them "
-            f"different prompts, or remove all but one.",
-            CefamWarning,
-            stacklevel=3,
-        )
+    warn_of_equal_prompts(concepts, str(path))
     return concepts
 
 
+def warn_of_equal_prompts(concepts: Sequence[Concept], where: str) -> None:
+    """Warn once of concepts that no score can tell apart."""
+    counts = Counter(concept.prompt.strip() for concept in concepts)
+    equal = [prompt for prompt, count in counts.items() if count > 1]
+    if equal:
+        warnings.warn(
+            f"{where}: {len(equal)} prompt(s) belong to several concepts, which then share one score (as "
+            f"{', '.join(map(repr, equal[:3]))}): give them different prompts, or remove all but one.",
+            CefamWarning,
+            stacklevel=4,
+        )
+
+
 def _from_table(path: Path) -> list[Concept]:
-    columns, rows = read_csv(path)
+    columns, rows = read_csv(path, comments=True)
     if not columns & {"word", "name"}:
         raise CefamError(f"{path} has columns {sorted(columns)}, but needs one called 'word' or 'name'.")
     unknown = sorted(columns - {*COLUMNS, *BRODEN_COLUMNS})
@@ -79,8 +84,6 @@ def _from_table(path: Path) -> list[Concept]:
         )
     concepts = []
     for position, (line, row) in enumerate(rows, start=1):
-        if next(iter(row.values())).lstrip().startswith("#"):
-            continue
         try:
             concepts.append(_from_row(row, position))
         except CefamError as error:

@@ -113,7 +113,7 @@ CASES = {
     "masks of another size than the photographs": (
         "evaluate",
         ["--data.crop=32", "--data.view_masks=true"],
-        "is (32, 32), its photograph (64, 64): they cannot be cropped in the same way",
+        "is (32, 32), its photograph (64, 64): one crop does not fit both",
     ),
     "no data": ("fit", ["--data=null"], "No data is named"),
     "no data to validate": ("validate", ["--data=null"], "No data is named"),

@@ -151,10 +151,26 @@ def test_equal_prompts_are_said_once(tmp_path):
 def test_comments_are_no_concepts(tmp_path):
     (tmp_path / "words.txt").write_text("# birds\nwing\n  # and more\nbeak\n\n")
     assert ConceptSet.from_file(tmp_path / "words.txt").words == ["wing", "beak"]
-    (tmp_path / "words.csv").write_text("name,category\n# birds,\nwing,part\n")
-    assert ConceptSet.from_file(tmp_path / "words.csv").words == ["wing"]
+    (tmp_path / "words.csv").write_text(
+        "# my list, 2024\nname,category\n# birds, all, of, them\nwing,part\n\nbeak,part\n"
+    )
+    found = ConceptSet.from_file(tmp_path / "words.csv")
+    assert (found.words, found.numbers) == (["wing", "beak"], [1, 2])
+    (tmp_path / "words.csv").write_text("name,number\n# birds\nwing,x\n")
+    with pytest.raises(ValueError, match="line 3: the number 'x'"):
+        ConceptSet.from_file(tmp_path / "words.csv")
 
 
 def test_a_word_that_yaml_reads_otherwise_asks_for_quotes():
     with pytest.raises(ValueError, match=r"2024, True in the list of concepts: .* Put quotes around it"):
         ConceptSet.load([2024, True, "red"])
+
+
+def test_equal_prompts_of_a_list_and_of_new_texts_are_said(world):
+    from cefam import load_vlm
+
+    with pytest.warns(UserWarning, match="The list of concepts: 1 prompt"):
+        ConceptSet.load(["wing", "wing "])
+    concepts = ConceptSet.from_words(["wing", "beak"]).embed(load_vlm("brodenette"))
+    with pytest.warns(UserWarning, match="The concepts with the new texts"):
+        concepts.extended(["wing"], load_vlm("brodenette"))

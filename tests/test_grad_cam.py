@@ -98,3 +98,13 @@ def test_a_batch_is_derived_once_and_no_pairs_are_no_regions():
     assert method.regions(activated, none, (8, 8), 1).maps.shape == (0, 1, 8, 8)
     with pytest.raises(ValueError, match="of must be 'class' or 'concept'"):
         GradCAMRegions(bench_of(explainer), of="words")
+
+
+def test_class_maps_work_where_the_towers_run_in_half_precision():
+    explainer, images = explainer_of("resnet")
+    method = GradCAMRegions(bench_of(explainer))
+    expected = method.class_maps(Activated(images, explainer.classifier(images)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = method.class_maps(Activated(images, explainer.classifier(images)))
+    assert halved.dtype == torch.float32
+    assert float((halved - expected).abs().max()) < 0.1 * float(expected.max())

@@ -98,6 +98,28 @@ def test_the_validation_tar_has_classes_where_the_devkit_is_there(tmp_path):
     assert [sample.label for sample in samples_of(tmp_path / "with")] == [class_of(TENCH), class_of(GOLDFISH)]
 
 
+def test_a_tar_of_class_folders_keeps_names_and_classes_apart(tmp_path):
+    folder = write_folder(tmp_path / "train", 2)
+    for wnid in (TENCH, GOLDFISH):
+        for index, path in enumerate(sorted((folder / wnid).iterdir())):
+            path.rename(path.with_name(f"{index}.JPEG"))
+    with tarfile.open(tmp_path / "ILSVRC2012_img_small.tar", "w") as tar:
+        tar.add(folder, ".")
+    assert run("prepare", "--kind=imagenet", f"--source={tmp_path}/ILSVRC2012_img_small.tar", "--folder=out") == 0
+    found = [(sample.id, sample.label) for sample in samples_of(tmp_path / "out")]
+    expected = [(f"{wnid}/{n}.JPEG", class_of(wnid)) for wnid in (TENCH, GOLDFISH) for n in range(2)]
+    assert found == expected
+
+
+def test_a_broken_devkit_is_said(tmp_path, capsys):
+    pytest.importorskip("scipy.io")
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w"):
+        pass
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"nothing")
+    assert run("prepare", "--kind=imagenet", f"--source={tmp_path}", "--folder=out") == 1
+    assert "ILSVRC2012_devkit_t12.tar.gz cannot be read" in capsys.readouterr().err
+
+
 def test_imagenet_trains_a_translator(world, tmp_path):
     """From the folder on disk through shards to a trained checkpoint."""
     for part in ("train", "val"):

@@ -256,3 +256,21 @@ def test_a_leftover_environment_does_not_halve_the_data(trained, prepared, tmp_p
     assert evaluated(trained, prepared, tmp_path / "two") == 0
     lines = [(tmp_path / name / "records.csv").read_text().count("\n") for name in ("one", "two")]
     assert lines[0] == lines[1]
+
+
+def test_a_refused_evaluation_leaves_the_parts_of_a_running_one(trained, prepared, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    part = tmp_path / "out" / ".records-0000.part"
+    part.write_text("of a running evaluation")
+    with locked(tmp_path / "out"):
+        assert evaluated(trained, prepared, tmp_path / "out") == 1
+    assert "Another run is writing into" in capsys.readouterr().err
+    assert part.read_text() == "of a running evaluation"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "not json"])
+def test_a_journal_of_something_else_is_refused(world, prepared, trained, tmp_path, capsys, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.json").write_text(content)
+    assert run("features", *good_call("features", world, prepared, trained)) == 1
+    assert "is not a journal of cefam" in capsys.readouterr().err

@@ -163,3 +163,19 @@ def test_an_index_without_a_column_says_what_helps(tmp_path, capsys):
     assert run("prepare", "--kind=broden", f"--source={root}", "--folder=shards") == 1
     assert '`--masks "[object]"`' in capsys.readouterr().err
     assert run("prepare", "--kind=broden", f"--source={root}", "--folder=shards", "--masks=[object]") == 0
+
+
+@pytest.mark.parametrize("pixels", [(2, 2, 2), (0, 0, 200), (0, 128, 128)])
+def test_colors_are_not_taken_for_numbers(pixels):
+    data = io.BytesIO()
+    Image.new("RGB", (4, 4), pixels).save(data, "PNG")
+    with pytest.raises(ValueError, match="RGB with a blue channel"):
+        open_mask(data.getvalue(), "mask")
+
+
+def test_sixteen_bit_greymaps_are_photographs():
+    data = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(data, "PPM")
+    found = np.asarray(View(None, None)(open_picture(data.getvalue(), "a.pgm")))
+    assert found.shape == (3, 8, 8)
+    assert (found.min(), found.max()) == (0, 255)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 
 from cefam import CEFAM, Trained
 from cefam.commands import main
@@ -111,12 +112,23 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     assert not list((tmp_path / "out").glob("*"))
 
 
+class Dividing(Callback):
+    """A callback with a defect."""
+
+    def on_train_start(self, trainer, pl_module):
+        raise ZeroDivisionError("a defect")
+
+
 def test_an_unexpected_error_is_one_sentence_and_a_file(world, prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    options = [*feature_options(world, prepared), csv_logger(tmp_path), "--trainer.log_every_n_steps=0"]
+    options = [
+        *feature_options(world, prepared),
+        csv_logger(tmp_path),
+        "--trainer.callbacks=tests.test_refusals.Dividing",
+    ]
     assert run("fit", *options) == 70
     printed = capsys.readouterr().err
-    assert "cefam fit: Unexpected error: ZeroDivisionError: integer modulo by zero." in printed
+    assert "cefam fit: Unexpected error: ZeroDivisionError: a defect." in printed
     assert "Traceback" not in printed
     (path,) = tmp_path.glob("cefam-fit-*.txt")
     assert str(path) in printed

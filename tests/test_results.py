@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cefam.metrics.means import category_means
-from cefam.report import examples, records, results
+from cefam.report import examples, records
+from cefam.report.bootstrap import differences
 from cefam.report.tables import NEAR, summarize, to_csv, to_latex, to_markdown, to_text
 from tests.commands import command, evaluated, run
 
@@ -32,7 +33,7 @@ def test_everything_is_made_again_from_the_records(measured, tmp_path):
     before = {name: (tmp_path / "run" / name).read_bytes() for name in WRITTEN}
     for name in WRITTEN:
         (tmp_path / "run" / name).unlink()
-    results.remake(tmp_path / "run")
+    assert run("table", tmp_path / "run", "--remake=true") == 0
     for name in WRITTEN[:-1]:
         assert (tmp_path / "run" / name).read_bytes() == before[name]
     assert (tmp_path / "run" / "contact_sheet.png").read_bytes()[:4] == b"\x89PNG"
@@ -57,7 +58,7 @@ def test_the_verb_prints_what_the_evaluation_printed(measured, capsys):
     assert run("table", measured) == 0
     assert capsys.readouterr().out == (measured / "table.txt").read_text()
     assert run("table", measured, "--format=csv") == 0
-    assert capsys.readouterr().out == (measured / "table.csv").read_text().replace("\r\n", "\n")
+    assert capsys.readouterr().out.splitlines() == (measured / "table.csv").read_text().splitlines()
     assert run("table", measured, "--format", "md") == 0
     assert capsys.readouterr().out == (measured / "table.md").read_text()
     assert run("table", measured, "--format=latex") == 0
@@ -79,6 +80,11 @@ def test_runs_are_joined(measured, tmp_path, capsys):
         assert name[0] in ("first", "second")
         (same,) = [a for a in alone if (a["method"], a["protocol"]) == (name[2], row["protocol"])]
         assert {**row, "method": name[2]} == same
+    shutil.copytree(measured, tmp_path / "other" / "first")
+    assert run("table", measured, tmp_path / "other" / "first", "--format=csv") == 0
+    assert "other/first: CE-FAM" in capsys.readouterr().out
+    assert run("table", measured, measured) == 1
+    assert "A folder is named twice" in capsys.readouterr().err
     about = json.loads((tmp_path / "second" / "run.json").read_text())
     (tmp_path / "second" / "run.json").write_text(json.dumps({**about, "preset": "paper"}))
     assert run("table", measured, tmp_path / "second") == 1
@@ -98,7 +104,16 @@ def test_published_numbers_stand_beside(measured, tmp_path, capsys):
     assert "Did you mean 'table1/resnet50'" in capsys.readouterr().err
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     assert run("table", measured, f"--published={tmp_path}/other.csv") == 1
-    assert "does not have the columns of table.csv" in capsys.readouterr().err
+    assert "has no column 'method', 'protocol'" in capsys.readouterr().err
+    text = (measured / "table.csv").read_text()
+    for old, new, advice in (
+        ("top1", "top-1", "the protocol 'top-1' is not one of top1, oracle"),
+        (" object", "_object", None),
+        ("CE-FAM,0", "CE-FAM,x0", "does not hold the numbers of a table.csv"),
+    ):
+        (tmp_path / "other.csv").write_text(text.replace(old, new))
+        assert run("table", measured, f"--published={tmp_path}/other.csv") == (1 if advice else 0)
+        assert (advice or "") in capsys.readouterr().err
 
 
 def test_the_papers_averages_are_the_means_of_its_categories():
@@ -172,3 +187,24 @@ def test_hits_that_rounding_may_decide_are_named():
         assert "ours (top1) 2" in render(table)
     assert "ours" in to_csv(table)
     assert "ours" in to_latex(table)
+
+
+def test_differences_are_of_the_first_method_and_of_the_same_images():
+    def record(image, method, value, expressible=True):
+        return {
+            "image": image,
+            "method": method,
+            "protocol": "top1",
+            "category": "object",
+            "nra": value,
+            "expressible": expressible,
+        }
+
+    images = [str(i) for i in range(6)]
+    rows = [record(i, "mine", 0.5, i != "0") for i in images] + [record(i, "chance", 0.1) for i in images]
+    rows.sort(key=lambda row: row["image"])  # in the first image only "chance" has a value
+    (found,) = differences(rows, repeats=20, order=["mine", "chance"])
+    assert (found.method, found.other) == ("mine", "chance")
+    assert found.value == pytest.approx(0.4)
+    others = [record(f"other {i}", "elsewhere", 0.9) for i in images]
+    assert [d.other for d in differences([*rows, *others], repeats=20, order=["mine"])] == ["chance"]

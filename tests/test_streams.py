@@ -9,7 +9,7 @@ from PIL import Image
 
 from cefam.commands import main
 from cefam.datamodules import ImagesData
-from cefam.datasets.features import _pictures
+from cefam.datasets.features import _groups
 from cefam.datasets.streams import ShardEpochs, StripedSampler, in_order
 from tests.test_shards import prepared
 
@@ -101,7 +101,9 @@ def name(sample):
 
 
 def test_photographs_to_cache_can_be_sent_to_a_worker(world):
-    (unit,) = (pictures for _, pictures in _pictures(world / "images" / "val"))
+    ((_, count, pictures),) = _groups(world / "images" / "val")
+    unit = pictures()
+    assert len(unit) == count
     assert pickle.loads(pickle.dumps(unit))[0]().mode == unit[0]().mode
 
 

@@ -45,6 +45,8 @@ ENDS = {
     "one logit": (1, None, "sigmoid"),
     "one probability": (1, torch.sigmoid, "probabilities"),
     "many sigmoids": (5, torch.sigmoid, "probabilities"),
+    "one minus sigmoid": (1, lambda y: 1 - (-y).sigmoid(), "probabilities"),
+    "clamped": (5, lambda y: y.sigmoid().clamp(1e-6, 1 - 1e-6), "probabilities"),
     "without a graph": (5, lambda y: y.detach().softmax(dim=1), "probabilities"),
 }
 
@@ -62,7 +64,7 @@ def test_outputs_are_told_and_never_squashed_twice(name):
         positive = logits.sigmoid()
         probabilities = torch.cat([1 - positive, positive], dim=1)
     else:
-        probabilities = logits.sigmoid() if name == "many sigmoids" else logits.softmax(dim=1)
+        probabilities = logits.sigmoid() if name in ("many sigmoids", "clamped") else logits.softmax(dim=1)
     for index, explanation in enumerate(found):
         assert explanation.probability == pytest.approx(float(probabilities[index].max()), rel=1e-5)
         assert explanation.target == int(probabilities[index].argmax())
@@ -287,3 +289,88 @@ def test_checkpoints_as_people_have_them(wrap, prefix, tmp_path, caplog):
     assert torch.equal(classifier.unfolded().module.fc.weight, state["fc.weight"])
     assert (f"{prefix!r} of all names" in caplog.text) == bool(prefix)
     assert (f"entry {wrap!r}" in caplog.text) == bool(wrap)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_grad_mode_does_not_matter(mode):
+    module = Ending(1, torch.sigmoid).eval()
+    with mode():
+        classifier = FrozenClassifier.from_module(module, ["one", "two"], input_size=(32, 32))
+    assert classifier.outputs == "probabilities"
+
+
+@pytest.mark.parametrize("act", [lambda x: x.sub_(0.5), lambda x: x.relu_(), nn.ReLU(inplace=True)])
+def test_a_network_that_changes_its_input_leaves_the_callers_images_alone(act):
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.act = Ending(5), act
+
+        def forward(self, x):
+            return self.net(self.act(x))
+
+    classifier = FrozenClassifier.from_module(First().eval(), ["net.one", "net.two"], input_size=(32, 32))
+    assert [stage.resumable for stage in classifier.stages] == [True, True]
+    images = torch.rand(2, 3, 32, 32)
+    before = images.clone()
+    output = classifier(images)
+    assert torch.equal(images, before)
+    torch.testing.assert_close(classifier.resume(1, output.activations[1]), output.logits)
+    torch.testing.assert_close(output.logits, Ending(5).eval()(act(before.clone())))
+
+
+@pytest.mark.parametrize("between", ["dropout", "sequence", "keyword"])
+def test_the_final_norm_is_found_however_it_is_reached(between):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch = nn.Conv2d(3, 12, 8, 8)
+            self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(12, 2, 16, batch_first=True) for _ in range(2))
+            self.drop, self.norm, self.head = nn.Dropout(0.5), nn.LayerNorm(12), nn.Linear(12, 5)
+            self.sequence = nn.Sequential(self.norm, nn.Identity())
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                x = block(x)
+            ends = {
+                "dropout": lambda: self.norm(self.drop(x)),
+                "sequence": lambda: self.sequence(x),
+                "keyword": lambda: self.norm(input=x),
+            }
+            return self.head(ends[between]().mean(dim=1))
+
+    torch.manual_seed(0)
+    classifier = FrozenClassifier.from_module(Tokens().eval(), ["blocks.0", "blocks.1"], input_size=(32, 32))
+    assert [stage.tap == stage.name for stage in classifier.stages] == [True, False]
+    context = classifier(torch.rand(2, 3, 32, 32)).context
+    assert context[0].before_norm is None
+    assert context[1].before_norm.shape == (2, 12, 4, 4)
+
+
+def test_the_view_for_libraries_takes_what_the_classifier_takes():
+    for module, images in (
+        (Ending(5).double(), torch.rand(2, 3, 32, 32)),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.rand(2, 3, 32, 32)),
+    ):
+        stages = ["one"] if isinstance(module, Ending) else ["0"]
+        size = (32, 32) if isinstance(module, Ending) else (1, 32, 32)
+        classifier = FrozenClassifier.from_module(module.eval(), stages, input_size=size)
+        torch.testing.assert_close(classifier.unfolded()(images), classifier(images).logits)
+
+
+def test_a_probe_that_fails_is_said_as_it_is():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x
+
+    with pytest.raises(ValueError, match="missing 1 required positional argument"):
+        _probe_of(Two())
+    with pytest.raises(ValueError, match=r"^The classifier must return logits"):
+        _probe_of(Told(lambda y: "no"), "net.one")
+
+
+def _probe_of(module, stage="inner"):
+    if stage == "inner":
+        module.inner = nn.Identity()
+    return FrozenClassifier.from_module(module.eval(), [stage], input_size=(32, 32))

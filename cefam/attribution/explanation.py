@@ -1,29 +1,11 @@
-"""What the Explainer computes: encodings, regions, contributions, explanations. Data only."""
+"""What the Explainer computes: regions, contributions, explanations. Data only."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from cefam.towers.classifier import ClassifierOutput
 from cefam.vocabularies import Concept
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Outputs of classifier and translator for a batch.
-
-    ``images`` (B, 3, H, W); ``output`` of the classifier; ``pooled``: z, one (B, C_l) per stage; ``embedding``: h (B, D);
-    ``similarity``: S (B, T); ``pull_back``: see :meth:`cefam.translator.Translator.linearize`.
-    """
-
-    images: Tensor
-    output: ClassifierOutput
-    pooled: list[Tensor]
-    embedding: Tensor
-    similarity: Tensor
-    pull_back: Callable[[Tensor, Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)

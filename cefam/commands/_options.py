@@ -3,8 +3,8 @@
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -51,11 +51,11 @@ def suggestion(message: str, names: list[str]) -> str:
 
 
 def _parameters(path: str) -> list[str]:
-    """Names of the parameters of the class or function that a dotted path names."""
+    """Names of the parameters of the class or function that a dotted path names, if it is imported."""
     module, _, name = path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(import_module(module), name)).parameters) if module else []
-    except (ImportError, AttributeError, ValueError, TypeError):
+        return list(inspect.signature(getattr(sys.modules[module], name)).parameters)
+    except (KeyError, AttributeError, ValueError, TypeError):
         return []
 
 

@@ -57,7 +57,7 @@ def _written_for_the_user(error: Exception) -> Exception:
     while cause is not None:
         if isinstance(cause, CefamError):
             return cause
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return error
 
 
@@ -87,8 +87,8 @@ def _failed(verb: str, error: Exception) -> int:
         first = store is None or store.add(f"cefam/failed/{error}", 1) == 1
         if store is not None:
             store.set("cefam/failed", verb)
-    except RuntimeError:  # the process that kept the store is gone, and with it the run
-        first = expected
+    except RuntimeError:  # the process that kept the store is gone
+        first = True
     if first:
         print(f"cefam {verb}: {_sentence(error) if expected else _unexpected(verb, error)}", file=sys.stderr)
     return getattr(error, "status", 1) if expected else 70
@@ -96,7 +96,7 @@ def _failed(verb: str, error: Exception) -> int:
 
 def _is_of_the_system(error: Exception) -> bool:
     """Whether the operating system refused a file: no permission, no space, a folder where a file is wanted."""
-    return isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
 def _is_of_the_trainer(error: Exception) -> bool:
@@ -121,12 +121,17 @@ def _store() -> Any:
 
 def _unexpected(verb: str, error: Exception) -> str:
     """A sentence on an error that was not foreseen; the traceback is kept in a file."""
-    with tempfile.NamedTemporaryFile("w", prefix=f"cefam-{verb}-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
-    said = _sentence(error)
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f"cefam-{verb}-", suffix=".txt", delete=False) as file:
+            file.write(text)
+        where = f"The traceback is in {file.name}."
+    except OSError:  # no space for it
+        where = f"The traceback could not be kept: {text}"
+    message = _sentence(error)
     return (
-        f"Unexpected error: {type(error).__name__}: {said}{'' if said.endswith('.') else '.'} The traceback is in {file.name}. If no "
-        f"option, class or file of yours explains it, please report it."
+        f"Unexpected error: {type(error).__name__}: {message}{'' if message.endswith('.') else '.'} {where} If no option, class or file "
+        f"of yours explains it, please report it."
     )
 
 

@@ -50,6 +50,7 @@ def prepare(
     if not len(opened):
         raise CefamError(f"No sample was found in {opened.name}: nothing was written to {target}.")
     with Pass(target, ["prepare", samples_per_shard]) as work:
+        new_folder(target)  # another run may have finished since
         entries = work.over(_units(opened, samples_per_shard), f"prepare {kind}", len(opened))
         manifest = Manifest(source=opened.name, labels=opened.labels, mask_cut=opened.mask_cut)
         finish(manifest, target, list(entries))

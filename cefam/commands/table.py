@@ -9,6 +9,7 @@ def table(
     runs: list[str],
     format: Literal["text", "md", "csv", "latex"] = "text",  # noqa: A002  the name of the option
     published: str | None = None,
+    remake: bool = False,
 ) -> None:
     """Print the table of one or several folders of `cefam evaluate`, made from their records.
 
@@ -16,10 +17,13 @@ def table(
         runs: the folders. Methods that occur in several of them are called "folder: method".
         format: text, md (Markdown), csv, or latex.
         published: numbers to put beside: a table of the paper ("table1/resnet50"), or a CSV file with the columns of table.csv.
+        remake: write the tables and the contact sheet of each folder again.
     """
     from cefam.report import results
     from cefam.report.tables import FORMATS
 
+    for folder in runs if remake else ():
+        results.remake(folder)
     found = results.joined(runs)
     if published is not None:
         found = results.with_published(found, published)

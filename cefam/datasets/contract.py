@@ -158,7 +158,7 @@ def encode(sample: Sample, key: str) -> dict[str, Any]:
     return members
 
 
-def decode(members: dict[str, Any]) -> Sample:
+def decode(members: dict[str, Any], with_masks: bool = True) -> Sample:
     """The inverse of :func:`encode`, for what webdataset reads from a tar.
 
     Raises:
@@ -176,7 +176,7 @@ def decode(members: dict[str, Any]) -> Sample:
     except (ValueError, KeyError, TypeError) as error:
         raise CefamError(f"{where}: its json cannot be read. Run `cefam prepare` again.") from error
     masks = []
-    for index, category in enumerate(categories):
+    for index, category in enumerate(categories if with_masks else ()):
         if f"mask{index}.png" not in members:
             raise CefamError(f"{where}: mask {index} is missing. Run `cefam prepare` again.")
         masks.append(Mask(category, open_mask(members[f"mask{index}.png"], f"mask {index} of {where}")))

@@ -83,20 +83,30 @@ class _Views(Dataset[Tensor]):
         return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
 
 
-def _pictures(source: str | Path, size: int = 256) -> Iterator[tuple[str, list[Callable[[], Image.Image]]]]:
-    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time, each with a digest of its input.
+Pictures = list[Callable[[], Image.Image]]
 
-    Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
+
+def _groups(source: str | Path, size: int = 256) -> list[tuple[str, int, Callable[[], Pictures]]]:
+    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time.
+
+    Each group is a digest of its input, the number of photographs, and a function that opens them. Shards are
+    identified by their content, files by name and length: reading them all would take as long as the work itself.
     """
     if is_shards(source):
         manifest = Manifest.read(source)
-        for shard, (place, count) in zip(manifest.shards, manifest.counts(source).items(), strict=True):
-            yield shard["sha256"], [sample.picture for sample in read_shard(place, count)]
-        return
+        places = zip(manifest.shards, manifest.counts(source).items(), strict=True)
+        return [(shard["sha256"], count, partial(_of_shard, place, count)) for shard, (place, count) in places]
     paths = [path for path, _ in list_images(source)]
-    for start in range(0, len(paths), size):
-        some = paths[start : start + size]
-        yield _listed(source, some), [partial(open_picture, path, str(path)) for path in some]
+    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
+    return [(_listed(source, group), len(group), partial(_of_files, group)) for group in groups]
+
+
+def _of_shard(place: str, count: int) -> Pictures:
+    return [sample.picture for sample in read_shard(place, count, masks=False)]
+
+
+def _of_files(paths: Sequence[Path]) -> Pictures:
+    return [partial(open_picture, path, str(path)) for path in paths]
 
 
 def _listed(source: str | Path, paths: Sequence[Path]) -> str:
@@ -151,20 +161,23 @@ def compute_features(
     crop = TrainingView(size) if views else View(resize, size)
     _check_finished(target, photographs)
 
-    def write(pictures: Sequence[Callable[[], Image.Image]], first: int, stream: int, path: Path) -> dict[str, Any]:
-        dataset = _Views(pictures, first, stream, crop)
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    def write(pictures: Callable[[], Pictures], first: int, stream: int, path: Path) -> dict[str, Any]:
+        opened = pictures()
+        loader = DataLoader(_Views(opened, first, stream, crop), batch_size=batch_size, num_workers=num_workers)
         rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
         write_tensors(path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
-        return {"file": path.name, "rows": len(pictures)}
+        return {"rows": len(opened)}
+
+    groups = _groups(images)
 
     def units() -> Iterator[Unit]:
         for repeat in range(max(views, 1)):
             first = 0
-            for digest, pictures in _pictures(images):
+            for digest, count, pictures in groups:
                 name = f"features-{repeat:03d}-{first:08d}.safetensors"
-                yield Unit(name, digest, len(pictures), partial(write, pictures, first, seed * 1_000_003 + repeat))
-                first += len(pictures)
+                work = partial(write, pictures, first, seed * 1_000_003 + repeat)
+                yield Unit(name, digest, count, work)
+                first += count
 
     with Pass(target, [manifest.classifier, manifest.vlm, view]) as work:
         manifest.files = list(work.over(units(), "features", total * max(views, 1)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cefam.datasets import storage
 from cefam.datasets.contract import MANIFEST, Manifest, MaskCut, Sample, check, decode, encode
 from cefam.errors import CefamError, ExistsError
 from cefam.files import locked
@@ -123,6 +124,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         self._lock.enter_context(locked(self.folder))
+        new_folder(self.folder)  # another writer may have finished since
         return self
 
     def write(self, sample: Sample) -> None:
@@ -185,18 +187,20 @@ def read_members(place: str | Path, count: int | None = None) -> Iterator[dict[s
         CefamError: where the shard holds another number of samples than ``count``: a copy that was cut between two samples
             is a complete tar.
     """
-    import webdataset as wds
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     found = 0
-    for members in wds.DataPipeline(wds.SimpleShardList([str(place)]), wds.tarfile_to_samples(handler=unreadable)):
-        found += 1
-        yield members
+    with storage.opened(place) as stream:
+        files = tar_file_expander([{"url": str(place), "stream": stream}], handler=unreadable)
+        for members in group_by_keys(files, handler=unreadable):
+            found += 1
+            yield members
     if count is not None and found != count:
         raise CefamError(
             f"{place} holds {found} samples, its manifest says {count}: copy the shards again, or run `cefam prepare` again."
         )
 
 
-def read_shard(place: str | Path, count: int | None = None) -> Iterator[Sample]:
-    """All samples of one shard, in order; see :func:`read_members`."""
-    return (decode(members) for members in read_members(place, count))
+def read_shard(place: str | Path, count: int | None = None, masks: bool = True) -> Iterator[Sample]:
+    """All samples of one shard, in order, with or without their masks; see :func:`read_members`."""
+    return (decode(members, masks) for members in read_members(place, count))

@@ -1,8 +1,11 @@
 """Where data lies: a local folder, or anything that fsspec can read (``https://``, ``s3://`` ...). Places are strings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from cefam.errors import MissingError
+from cefam.errors import CefamError, MissingError
 
 
 def is_url(place: str | Path) -> bool:
@@ -16,28 +19,47 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def exists(place: str | Path) -> bool:
-    """Whether there is a file."""
+    """Whether there is a file.
+
+    Raises:
+        CefamError: where nobody answers.
+    """
     if not is_url(place):
         return Path(place).is_file()
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(str(place))
-    return bool(filesystem.isfile(path))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(str(place))
+        return bool(filesystem.exists(path))
+    except Exception as error:  # every protocol has errors of its own
+        raise CefamError(f"{place} cannot be reached ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
+def opened(place: str | Path) -> Iterator[IO[bytes]]:
+    """A file, open for reading.
+
+    Raises:
+        MissingError: where there is none.
+    """
+    try:
+        if is_url(place):
+            import fsspec
+
+            file: IO[bytes] = fsspec.open(str(place), "rb").open()
+        else:
+            file = Path(place).open("rb")  # noqa: SIM115  closed below
+    except FileNotFoundError as error:
+        raise MissingError(f"There is no file {place}.") from error
+    with file:
+        yield file
 
 
 def read_text(place: str | Path) -> str:
     """A text file (UTF-8).
 
     Raises:
-        MissingError: if it does not exist.
+        MissingError: where there is none.
     """
-    try:
-        if not is_url(place):
-            return Path(place).read_text(encoding="utf-8")
-        import fsspec
-
-        with fsspec.open(str(place), "rt", encoding="utf-8") as file:
-            text: str = file.read()
-            return text
-    except FileNotFoundError as error:
-        raise MissingError(f"There is no file {place}.") from error
+    with opened(place) as file:
+        return file.read().decode("utf-8")

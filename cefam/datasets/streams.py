@@ -258,8 +258,8 @@ def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sampl
     for mask in sample.masks:
         if view_masks and mask.index_map.shape != size:
             raise CefamError(
-                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: they cannot be cropped in the same way. "
-                f"Resize it, or set `view_masks` of the data to false if it belongs to the whole photograph."
+                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: one crop does not fit "
+                f"both. Resize it, or set `view_masks` of the data to false if it belongs to the whole photograph."
             )
     if sample.masks and not view_masks and view.cuts(*size):
         raise CefamError(

@@ -4,7 +4,7 @@ The pairs of one image are not independent, so whole images are drawn; both meth
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,15 +47,20 @@ class _Sums:
 
 
 def differences(
-    records: Iterable[dict[str, Any]], metric: str = "nra", repeats: int = 1000, seed: int = 0
+    records: Iterable[dict[str, Any]],
+    metric: str = "nra",
+    repeats: int = 1000,
+    seed: int = 0,
+    order: Sequence[str] = (),
 ) -> list[Difference]:
-    """The first method against every other one, per protocol, in the unweighted mean over categories.
+    """The first method against every other one on the same images, per protocol, in the unweighted mean over categories.
 
     Args:
         records: see :func:`cefam.report.records.read`.
         metric: one of ``cefam.metrics.METRICS``.
         repeats: draws.
         seed: of the draws.
+        order: of the methods; those that are not named follow as they occur.
 
     Returns:
         Nothing where there are fewer than two images.
@@ -63,7 +68,9 @@ def differences(
     sums: dict[str, dict[str, _Sums]] = {}
     images: dict[str, int] = {}
     categories: dict[str, int] = {}
+    on: dict[tuple[str, str], set[str]] = {}
     for record in records:
+        on.setdefault((record["protocol"], record["method"]), set()).add(record["image"])
         if record["category"] and record["expressible"] and not math.isnan(record[metric]):
             methods = sums.setdefault(record["protocol"], {})
             methods.setdefault(record["method"], _Sums()).add(record["image"], record["category"], record[metric])
@@ -81,8 +88,10 @@ def differences(
     averages = {name: _averages(weights, *sums_of) for name, sums_of in rows.items()}
     found = []
     for protocol, methods in sums.items():
-        first, *others = methods
+        first, *others = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
         for other in others:
+            if on[protocol, first] != on[protocol, other]:
+                continue  # nothing would be paired
             difference = averages[protocol, first] - averages[protocol, other]
             low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
             found.append(Difference(protocol, first, other, float(difference[0]), float(low), float(high)))

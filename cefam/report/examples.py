@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -122,5 +123,5 @@ def load(path: Path) -> list[Example]:
                 )
                 for number, entry in enumerate(json.loads(str(arrays["about"])))
             ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise CefamError(f"{path} cannot be read ({error}): run `cefam evaluate` again.") from error

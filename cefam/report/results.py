@@ -5,7 +5,6 @@ A folder of ``cefam evaluate`` holds ``records.csv`` and ``run.json`` (what was 
 and ``contact_sheet.png`` shows them.
 """
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any, Self
 from cefam.errors import CefamError, MissingError, near
 from cefam.files import write_text
 from cefam.metrics import METRICS
+from cefam.reading import read_csv
 from cefam.report import bootstrap, examples, figures, records, tables
 from cefam.report.tables import Row, Table
 
@@ -72,7 +72,7 @@ def table_of(run: Run, path: Path) -> Table:
     Raises:
         CefamError: where no pair was measured.
     """
-    differences = bootstrap.differences(records.read(path))
+    differences = bootstrap.differences(records.read(path), order=run.methods)
     table = tables.summarize(records.read(path), run.categories, run.num_candidates, run.notes, differences)
     if not table.rows:
         raise CefamError("No pair was measured: no label in the shards is a number of the concept set.")
@@ -112,13 +112,13 @@ def remake(folder: str | Path) -> Table:
 def joined(folders: Sequence[str | Path]) -> Table:
     """One table of several runs. A method that occurs in several is called "run: method" there.
 
-    Differences are between methods that were measured on the same pairs; the bootstrap takes whole images of all runs.
+    Differences are given between methods that were measured on the same images.
 
     Raises:
         MissingError: where a folder holds no results.
-        CefamError: where runs of different presets or numbers of candidates are joined.
+        CefamError: for a folder that is named twice, or runs of different presets or numbers of candidates.
     """
-    runs = [Run.read(folder) for folder in folders]
+    runs, prefixes = [Run.read(folder) for folder in folders], _prefixes(folders)
     first = runs[0]
     for folder, run in zip(folders, runs, strict=True):
         if (run.preset, run.num_candidates) != (first.preset, first.num_candidates):
@@ -131,16 +131,35 @@ def joined(folders: Sequence[str | Path]) -> Table:
         for method in run.methods:
             counts[method] = counts.get(method, 0) + 1
 
+    names = [
+        {name: name if counts[name] == 1 else f"{prefix}: {name}" for name in run.methods}
+        for prefix, run in zip(prefixes, runs, strict=True)
+    ]
+
     def every() -> Iterator[dict[str, Any]]:
-        for folder, run in zip(folders, runs, strict=True):
-            prefix = Path(folder).name
-            named = {name: name if counts[name] == 1 else f"{prefix}: {name}" for name in run.methods}
+        for folder, named in zip(folders, names, strict=True):
             for record in records.read(Path(folder) / RECORDS):
                 yield {**record, "method": named.get(record["method"], record["method"])}
 
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
-    return tables.summarize(every(), categories, first.num_candidates, notes, bootstrap.differences(every()))
+    differences = bootstrap.differences(every(), order=[name for named in names for name in named.values()])
+    return tables.summarize(every(), categories, first.num_candidates, notes, differences)
+
+
+def _prefixes(folders: Sequence[str | Path]) -> list[str]:
+    """A name for every folder: as much of its path's end as it takes to tell them apart.
+
+    Raises:
+        CefamError: for a folder that is named twice.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise CefamError(f"A folder is named twice: {', '.join(map(str, folders))}.")
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return ["/".join(path.parts[-length:]) for path in paths]
 
 
 def with_published(table: Table, name: str) -> Table:
@@ -155,8 +174,7 @@ def with_published(table: Table, name: str) -> Table:
     """
     shipped = Path(str(files("cefam") / "data" / "published.csv"))
     path = Path(name) if Path(name).is_file() else shipped
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = [row for _, row in read_csv(path, ("protocol", "method"))[1]]
     if path == shipped:
         known = list(dict.fromkeys(row["table"] for row in rows))
         rows = [row for row in rows if row["table"] == name]
@@ -165,18 +183,22 @@ def with_published(table: Table, name: str) -> Table:
                 f"There is no published table {name!r}.{near(name, known, 0.4)} There are {', '.join(known)}."
             )
     try:
-        added = [_published(row, table.categories, path == shipped) for row in rows]
-    except (KeyError, ValueError) as error:
-        raise CefamError(f"{path} does not have the columns of table.csv ({error}).") from error
+        added = [_published(row, table.categories, "paper" if path == shipped else "published") for row in rows]
+    except ValueError as error:
+        raise CefamError(f"{path} does not hold the numbers of a table.csv ({error}).") from error
+    if all(value is None for row in added for values in row.means.values() for value in values):
+        raise CefamError(f"{path} does not have the columns of table.csv (as 'NRA avg').")
     every = [*table.rows, *added]
     every.sort(key=lambda row: list(tables.BLOCKS).index(row.protocol))
     note = f"Published numbers ({name if path == shipped else path.name}) were measured on other images or with other weights."
     return replace(table, rows=every, notes=[*table.notes, note])
 
 
-def _published(row: dict[str, str], categories: Sequence[str], shipped: bool) -> Row:
+def _published(row: dict[str, str], categories: Sequence[str], source: str) -> Row:
     means: dict[str, list[float | None]] = {}
     for metric, about in METRICS.items():
-        cells = (row.get(f"{about.title} {name}", "") for name in (*categories, "avg"))
+        cells = (row.get(f"{about.title} {name}".lower(), "") for name in (*categories, "avg"))
         means[metric] = [float(cell) if cell else None for cell in cells]
-    return Row(row["protocol"], f"{row['method']} (paper)" if shipped else f"{row['method']} (published)", means)
+    if row["protocol"] not in tables.BLOCKS:
+        raise ValueError(f"the protocol {row['protocol']!r} is not one of {', '.join(tables.BLOCKS)}")
+    return Row(row["protocol"], f"{row['method']} ({source})", means)

@@ -172,14 +172,14 @@ class FrozenClassifier(nn.Module):
     def unfolded(self) -> LogitsView:
         """The network as it was given, on the device where the classifier is, for libraries that need its layers."""
         where = next((value.device for value in self.module.parameters()), torch.device("cpu"))
-        return LogitsView(self._given[0].to(where), self.preprocessing)
+        return LogitsView(self._given[0].to(where), self._input)
 
     def _input(self, images: Tensor) -> Tensor:
         """Views as the module takes them."""
         if self.input_channels == 1 and images.dim() == 4 and images.shape[1] == 3:
             images = to_grey(images)
-        images = self.preprocessing(images)
-        return images if self.dtype == torch.float32 else images.to(self.dtype)
+        prepared = self.preprocessing(images).to(self.dtype)
+        return prepared.clone() if self._writes_input and prepared is images else prepared
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> ClassifierOutput:
@@ -271,25 +271,31 @@ class FrozenClassifier(nn.Module):
                 f"Stage {stage.name!r} has {stage.channels} channels, the given map {activation.shape[1]}: it belongs to another stage."
             )
         raw = stage.to_raw(activation, None if prefix is None else prefix.to(activation.dtype))
-        if self.dtype != torch.float32:
-            raw = raw.to(self.dtype)
+        raw = raw.to(self.dtype)  # maps may come from autocast
         with standing_in(self.module, stage, raw) as nothing:
-            yield nothing.expand(len(raw), self.input_channels, *self.input_size)
+            image = nothing.expand(len(raw), self.input_channels, *self.input_size)
+            yield image.clone() if self._writes_input else image
 
     def _probe_image(self) -> Tensor:
         reference = next(self.module.parameters(), torch.zeros(()))
         generator = torch.Generator().manual_seed(0)
         return torch.rand(1, self.input_channels, *self.input_size, generator=generator).to(reference)
 
+    @torch.inference_mode(False)  # what the outputs mean is seen in their graph
+    @torch.enable_grad()
     def _probe(self, num_prefix_tokens: int | None, outputs: O.Outputs | None) -> None:
         """Run one image through the module: learn layouts, channels and stand-ins, and check the order and the cuts."""
-        image = self._probe_image().requires_grad_().clone()  # no leaf: some networks change their input in place
+        image = self._probe_image().requires_grad_().clone()  # not a leaf: some networks change their input in place
+        probe, version = image.detach().clone(), image._version
         trace = Trace(self.module)
         with trace:
             try:
                 logits = O.logits_of(self.module(image))
-            except (RuntimeError, AssertionError, ValueError) as error:
+            except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+                if isinstance(error, CefamError | torch.OutOfMemoryError):
+                    raise
                 raise self._refused_probe(error) from error
+        self._writes_input = image._version != version
         if logits.dim() != 2:
             raise CefamError(f"The classifier must return logits (B, classes), got {O.describe_value(logits)}.")
         if not bool(logits.isfinite().all()):
@@ -308,7 +314,7 @@ class FrozenClassifier(nn.Module):
         if starts != sorted(starts):
             order = [stage.name for _, stage in sorted(zip(starts, self.stages, strict=True), key=lambda pair: pair[0])]
             raise CefamError(f"Stages must be given in the order they run: {order}, got {self.stage_names}.")
-        self._check_cuts(image.detach(), logits.detach(), sum(elements for _, elements in trace.leaves))
+        self._check_cuts(probe, logits.detach(), sum(elements for _, elements in trace.leaves))
 
     def _refused_probe(self, error: Exception) -> CefamError:
         """Why the module did not take the probe."""
@@ -328,16 +334,17 @@ class FrozenClassifier(nn.Module):
         """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
         captured: list[Any] = [None] * len(self.stages)
         with tapped(self.module, self.stages, captured, self.input_size):
-            self.module(image)
+            self.module(image.clone())
         tolerance = 1e-4 if self.dtype in (torch.float32, torch.float64) else 1e-2
         for index, (_, activation, _) in enumerate(captured):
             with self._standing_in(index, activation, [c[2] for c in captured]) as nothing:
                 try:
                     again = O.logits_of(self.module(nothing))
-                except RuntimeError:  # what by-passes the stage does not even fit
+                except Exception as error:  # what by-passes the stage does not even fit
+                    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                        raise
                     again = torch.full_like(logits, torch.nan)
-            stage = self.stages[index]
-            largest = float(logits.abs().max())
-            stage.resumable = torch.allclose(again, logits, rtol=tolerance, atol=tolerance * largest)
+            stage, bound = self.stages[index], tolerance * float(logits.abs().max())
+            stage.resumable = torch.allclose(again, logits, rtol=tolerance, atol=bound)
             if not stage.resumable:  # then everything runs again
                 stage.elements = all_elements

@@ -58,7 +58,7 @@ def _outputs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[Te
                 lambda *ran: outputs.append(_tensor(ran[2]).clone())
             )
             stack.callback(hook.remove)
-        return [logits_of(module(image)), *outputs]
+        return [logits_of(module(image.clone())), *outputs]
 
 
 def _tensor(output: Any) -> Tensor:
@@ -93,7 +93,7 @@ def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tupl
             stack.callback(child.register_forward_hook(ran).remove)
         for name in kept:  # after those above: a convolution may itself be kept
             stack.callback(module.get_submodule(name).register_forward_hook(kept_ran).remove)
-        module(image)
+        module(image.clone())
     takers = Counter(convolution for convolution, _ in found)
     return [(names[c], names[n]) for c, n in found if runs[c] == runs[n] == takers[c] == 1 and c not in looked_at]
 

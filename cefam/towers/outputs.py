@@ -15,8 +15,11 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from cefam.errors import CefamError
 
 Outputs = Literal["softmax", "sigmoid", "probabilities"]
-# Backward functions of operations that only move numbers: what they take is what they give.
-MOVING = set("View UnsafeView Reshape Squeeze Unsqueeze Alias Clone ToCopy Slice Select Transpose T Permute".split())  # noqa: SIM905
+# Backward functions of operations that move numbers, or combine a few: probabilities pass through them.
+PASSING = frozenset(
+    "View UnsafeView Reshape Squeeze Unsqueeze Alias Clone ToCopy Slice Select Transpose T Permute Cat Stack "  # noqa: SIM905
+    "Clamp ClampMin ClampMax Mul Div Add Sub Rsub Mean".split()
+)
 
 
 def describe_value(value: Any) -> str:
@@ -89,7 +92,7 @@ class StandIn:
 def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
     """What a classifier's outputs mean: as the user states, else inferred from the outputs for the probe.
 
-    They are probabilities where the last operation is a softmax or sigmoid, or several outputs lie in [0, 1] and sum to 1.
+    They are probabilities if they lie in [0, 1] and come from a softmax or sigmoid, or several of them sum to 1.
     Else a single output is a sigmoid's logit, and several are a softmax's.
 
     Args:
@@ -103,15 +106,23 @@ def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
         if given not in get_args(Outputs):
             raise CefamError(f"outputs must be {' or '.join(map(repr, get_args(Outputs)))}, got {given!r}.")
         return given
-    function: Any = outputs.grad_fn
-    while function is not None and function.name().removesuffix("Backward0") in MOVING:
-        function = function.next_functions[0][0] if function.next_functions else None
-    last = "" if function is None else function.name()
     values = outputs.detach().double()
-    distribution = bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-3 and outputs.shape[1] > 1
-    if distribution or last in ("SoftmaxBackward0", "SigmoidBackward0"):
+    inside = bool(((values >= 0) & (values <= 1)).all())
+    distribution = inside and abs(float(values.sum()) - 1) < 1e-3 and outputs.shape[1] > 1
+    if distribution or (inside and _squashed(outputs.grad_fn)):
         return "probabilities"
     return "sigmoid" if outputs.shape[1] == 1 else "softmax"
+
+
+def _squashed(function: Any) -> bool:
+    """Whether everything that an output is combined from is a softmax or sigmoid."""
+    if function is None:
+        return False
+    name = function.name().partition("Backward")[0]
+    if name in ("Softmax", "Sigmoid"):
+        return True
+    before = [following for following, _ in function.next_functions if following is not None]
+    return name in PASSING and bool(before) and all(map(_squashed, before))
 
 
 def log_probabilities(outputs: Tensor, kind: Outputs) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from cefam.errors import CefamError
 from cefam.towers.outputs import class_scores, first_tensor, logits_of, with_first_tensor
 from cefam.towers.stages import Stage, StageContext
-from cefam.views import Preprocessing
 
 
 @contextmanager
@@ -30,14 +29,15 @@ def tapped(
     def hook(index: int) -> Callable[..., Any]:
         stage = stages[index]
 
-        def capture(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        def capture(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             raw = first_tensor(output)
             if raw is None:
                 raise CefamError(f"Stage {stage.name!r} returned no tensor this time.")
             if index == first:
                 raw = raw.detach().requires_grad_()
             grid = stage.grid(raw, size)
-            before = stage.to_map(inputs[0], grid)[0] if stage.tap != stage.name else None
+            taken = first_tensor((args, kwargs)) if stage.tap != stage.name else None
+            before = None if taken is None else stage.to_map(taken, grid)[0]
             activation, prefix = stage.to_map(raw, grid)
             captured[index] = (raw, activation, StageContext(prefix, before))
             return with_first_tensor(output, raw.clone())  # what follows may work in place
@@ -47,7 +47,7 @@ def tapped(
     start = 0 if first is None else first
     with ExitStack() as stack:
         for index, stage in enumerate(stages[start:], start=start):
-            handle = module.get_submodule(stage.tap).register_forward_hook(hook(index))
+            handle = module.get_submodule(stage.tap).register_forward_hook(hook(index), with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -81,12 +81,16 @@ class LogitsView(nn.Module):
     """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
 
     ``module`` is the network as it was given, without folding, so its layers are there to be named.
+
+    Args:
+        module: the network.
+        prepare: views -> what the network takes.
     """
 
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, module: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.module, self.preprocessing = module, preprocessing
+        self.module, self.prepare = module, prepare
 
     def forward(self, images: Tensor) -> Tensor:
         """Views (B, 3, H, W), uint8 or floats in [0, 1], to class scores (B, classes)."""
-        return class_scores(logits_of(self.module(self.preprocessing(images))))
+        return class_scores(logits_of(self.module(self.prepare(images))))

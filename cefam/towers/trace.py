@@ -1,6 +1,7 @@
 """What is learned of a module before it is used: the size of its images, and, from a Trace of one forward pass, its stages."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -71,12 +72,16 @@ class Trace:
         tokens = first_tensor(self.outputs.get(name))
         if tokens is None or tokens.dim() != 3:
             return None
-        takers = [(taker, module) for taker, module, values in self._taken if any(v is tokens for v in values)]
-        outer = [
-            (taker, module)
-            for taker, module in takers
-            if not isinstance(module, nn.Identity) and not any(taker.startswith(f"{other}.") for other, _ in takers)
-        ]
+        same = [tokens]  # the tokens, and what passes them on unchanged: dropout, identity
+        takers: list[tuple[str, nn.Module]] = []
+        for taker, module, values in self._taken:
+            if any(value is known for value in values for known in same):
+                passed = first_tensor(self.outputs.get(taker))
+                if passed is not None and passed.data_ptr() == tokens.data_ptr() and passed.shape == tokens.shape:
+                    same.append(passed)
+                elif not isinstance(module, nn.Sequential):  # a sequence hands them to its first module
+                    takers.append((taker, module))
+        outer = [(t, m) for t, m in takers if not any(t.startswith(f"{other}.") for other, _ in takers)]
         return outer[0][0] if len(outer) == 1 and isinstance(outer[0][1], nn.LayerNorm) else None
 
     def describe(
@@ -138,7 +143,9 @@ def refuse_untappable(module: nn.Module) -> nn.Module:
     Raises:
         CefamError: for TorchScript, quantized modules, and submodules that were compiled.
     """
-    if isinstance(module, torch._dynamo.OptimizedModule):
+    # Where torch.compile was never used, nothing is compiled, and its slow import is spared.
+    compiled = sys.modules["torch._dynamo"].OptimizedModule if "torch._dynamo" in sys.modules else ()
+    if isinstance(module, compiled):
         module = module._orig_mod
     for name, child in module.named_modules():
         where = f"Its module {name!r}" if name else "The classifier"
@@ -146,7 +153,7 @@ def refuse_untappable(module: nn.Module) -> nn.Module:
             raise CefamError(
                 f"{where} is TorchScript, whose inner maps cannot be tapped: pass the torch.nn.Module that it was made from."
             )
-        if isinstance(child, torch._dynamo.OptimizedModule) or child._compiled_call_impl is not None:
+        if isinstance(child, compiled) or child._compiled_call_impl is not None:
             raise CefamError(
                 f"{where} is compiled, so its inner maps cannot be tapped: pass the module as it was before torch.compile."
             )

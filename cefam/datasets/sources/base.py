@@ -1,16 +1,20 @@
 """What a raw data set must offer to become shards."""
 
 import hashlib
+import io
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
+from cefam.categories import IGNORED
 from cefam.datasets.contract import IMAGE_SUFFIXES, MaskCut, Sample
-from cefam.errors import CefamError, MissingError
+from cefam.errors import CefamError, CefamWarning, MissingError
 from cefam.pictures import open_mask, turned
 
 
@@ -71,13 +75,14 @@ class Source(ABC):
 def _check_orientation(sample: Sample) -> None:
     """Refuse masks that are oriented like the stored file of a photograph that is shown upright."""
     picture = sample.picture()  # a broken photograph is found now, not in the middle of a run
-    if not sample.masks or picture.height == picture.width:
+    if not sample.masks or not turned(Image.open(io.BytesIO(sample.image))):
         return
-    import io
-
-    from PIL import Image
-
-    if not turned(Image.open(io.BytesIO(sample.image))):
+    if picture.height == picture.width:
+        warnings.warn(
+            f"The photograph {sample.id} is stored on its side and shown upright; it is square, so its masks are taken to be upright.",
+            CefamWarning,
+            stacklevel=2,
+        )
         return
     for mask in sample.masks:
         height, width = mask.index_map.shape
@@ -95,8 +100,6 @@ def numbers_of(path: Path, ignore: int | None) -> np.ndarray:
         MissingError: where there is no file.
         CefamError: where it cannot be read as a mask.
     """
-    from cefam.categories import IGNORED
-
     if not path.is_file():
         raise MissingError(f"The mask {path.name} is not in {path.parent}: complete the copy.")
     numbers = open_mask(path, str(path))

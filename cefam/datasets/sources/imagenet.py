@@ -74,8 +74,8 @@ class ImageNet(Source):
 
     def stamp(self, index: int) -> Any:
         """Name and length, or its place in the tar."""
-        name, _, where = self.entries[index]
-        return stamp_of(where) if isinstance(where, Path) else [name, *where]
+        name, label, where = self.entries[index]
+        return [name, label, *(stamp_of(where) if isinstance(where, Path) else where)]
 
     def sample(self, index: int) -> Sample:
         """One photograph."""
@@ -113,8 +113,10 @@ def _from_tar(path: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]
                             if Path(image.name).suffix.lower() in IMAGE_SUFFIXES
                         ]
                 elif Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                    name = Path(member.name).name
-                    found.append((name, truth.get(name), (member.offset_data, member.size)))
+                    name = member.name.removeprefix("./")
+                    parent = Path(name).parent.name
+                    label = class_of(parent) if parent in wnids() else truth.get(Path(name).name)
+                    found.append((name, label, (member.offset_data, member.size)))
     except tarfile.TarError as error:
         raise CefamError(f"{path} cannot be read as a tar ({error}): copy it again.") from error
     return sorted(found, key=lambda entry: entry[0])
@@ -129,15 +131,16 @@ def _validation_classes(folder: Path) -> dict[str, int]:
         from scipy.io import loadmat
     except ImportError:
         return {}
-    with tarfile.open(devkit) as tar:
-        members = {Path(member.name).name: member for member in tar}
-        truth, meta = (
-            tar.extractfile(members[name]) for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat")
-        )
-        assert truth is not None
-        assert meta is not None
-        numbers = [int(line) for line in truth.read().split()]
-        synsets = loadmat(io.BytesIO(meta.read()), squeeze_me=True)["synsets"]
+    try:
+        with tarfile.open(devkit) as tar:
+            members = {Path(member.name).name: tar.extractfile(member) for member in tar if member.isfile()}
+            truth, meta = (members[name].read() for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))  # type: ignore[union-attr]
+        numbers = [int(line) for line in truth.split()]
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        raise CefamError(
+            f"{devkit} cannot be read ({type(error).__name__}: {error}): copy it again, or remove it."
+        ) from error
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     return {
         f"ILSVRC2012_val_{index:08d}.JPEG": class_of(wnid_of[number]) for index, number in enumerate(numbers, start=1)
