@@ -303,3 +303,19 @@ class ConceptSet:
     def from_records(cls, records: Iterable[dict[str, Any]], **options: Any) -> Self:
         """The inverse of :meth:`to_records`; ``options`` are those of the class."""
         return cls(tuple(Concept(**{**r, "categories": tuple(r["categories"])}) for r in records), **options)
+
+
+def embedded(
+    concepts: str | list[Any] | ConceptSet, vlm: "VisionLanguageModel | None", text_cache: str | None = None
+) -> ConceptSet:
+    """Concepts by name, file or list, with embeddings; a set that has them is given back.
+
+    Raises:
+        CefamError: where they need embeddings and there is no VLM.
+    """
+    found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
+    if found.embeddings is not None:
+        return found
+    if vlm is None:
+        raise CefamError("The concepts need text embeddings: set `model.vlm`, or give a ConceptSet that has them.")
+    return found.embed(vlm, text_cache)

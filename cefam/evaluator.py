@@ -178,7 +178,8 @@ class RegionEvaluator:
         mask = of_pair == found.label[rows].view(-1, 1, 1)
         ignored = of_pair == IGNORED if batch.has_ignored else None
         bounds = _bounds(mask, ignored)
-        kept_rows = [row - rows.start for row in keep if rows.start <= row < rows.stop]
+        kept = [row - rows.start for row in keep if rows.start <= row < rows.stop]
+        kept_rows = torch.tensor(kept, device=mask.device, dtype=torch.long)
         part = _Part(bounds, {}, {}, torch.ones(len(self.methods), dtype=torch.bool, device=mask.device))
         for index, (name, method) in enumerate(self.methods.items()):
             candidates = method.regions(activated, pairs, mask.shape[-2:], self.num_candidates)

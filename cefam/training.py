@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
 from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, runs_to_its_end
-from cefam.concepts import ConceptSet
+from cefam.concepts import embedded
 from cefam.errors import CefamError
 from cefam.evaluator import PROTOCOLS, RegionEvaluator
 from cefam.files import write_text
@@ -91,9 +91,9 @@ class CEFAM(L.LightningModule):
                 f"`FrozenClassifier(module, stages)`."
             )
         self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
-        self._vlm_identity = None if self.vlm is None else self.vlm.identity()
+        self._stored_vlm: dict[str, Any] | None = None
         self.settings = MethodSettings().changed(**settings)
-        self.concepts = _embedded(concepts, vlm, text_cache)
+        self.concepts = embedded(concepts, vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
         self.register_buffer("text", text, persistent=False)
@@ -126,6 +126,11 @@ class CEFAM(L.LightningModule):
         return Trained(
             self.classifier, self.translator, self.concepts, self._vlm_identity, self.settings, self._training()
         )
+
+    @property
+    def _vlm_identity(self) -> dict[str, Any] | None:
+        """What the teacher is, also where the teacher itself is not loaded."""
+        return self._stored_vlm if self.vlm is None else self.vlm.identity()
 
     @property
     def explainer(self) -> Explainer:
@@ -334,16 +339,5 @@ class CEFAM(L.LightningModule):
         shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
         module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
         module.translator.load_state_dict(trained.translator.state_dict())
-        module._vlm_identity = trained.vlm_identity  # also where the teacher itself is not loaded
+        module._stored_vlm = trained.vlm_identity
         return module.eval()
-
-
-def _embedded(
-    concepts: str | list[Any] | ConceptSet, vlm: VisionLanguageModel | None, text_cache: str | None
-) -> ConceptSet:
-    found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
-    if found.embeddings is not None:
-        return found
-    if vlm is None:
-        raise CefamError("The concepts need text embeddings: set `model.vlm`, or give a ConceptSet that has them.")
-    return found.embed(vlm, text_cache)

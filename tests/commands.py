@@ -63,26 +63,29 @@ BATCH = int(os.environ.get("CEFAM_BATCH", "4"))
 def assert_same_results(one, other):
     """Two evaluations of the same pairs whose batches were composed otherwise: what the documentation promises.
 
-    A network's output moves by its last bits with the images that share a batch. EPG moves as little; in NRA, which ranks
-    pixels, two may change places, which is below NEAR; a hit may flip where NRA is that near to its threshold; and where two
-    stages are equally associated, another one may come first.
+    A network's output moves by its last bits with the images that share a batch. EPG moves as little, but is set to 0 where the
+    published NRA is 0. NRA ranks pixels, and moves by less than NEAR where nearly equal ones change places; a hit may flip where NRA is that
+    near to its threshold; and where two stages are equally associated, another one may come first.
     """
     one, other = (list(records.read(folder / "records.csv")) for folder in (one, other))
     keys = ("image", "mask", "label", "word", "category", "method", "protocol", "expressible")
     assert [[row[key] for key in keys] for row in one] == [[row[key] for key in keys] for row in other]
-    alike = [(a, b) for a, b in zip(one, other, strict=True) if a["stage"] == b["stage"]]
-    assert len(alike) >= 0.98 * len(one)
-    for a, b in alike:
-        for name in ("epg", "auc", "auc_low", "auc_high"):
-            assert a[name] == pytest.approx(b[name], abs=1e-4, nan_ok=True)
-        for name in ("nra", "nra_calibrated"):
-            assert a[name] == pytest.approx(b[name], abs=NEAR, nan_ok=True)
-        assert a["hit"] == pytest.approx(b["hit"], nan_ok=True) or abs(a["nra"] - THRESHOLD) < NEAR
-    tables = [summarize((pair[i] for pair in alike), CATEGORIES, 4) for i in (0, 1)]
+    steady = []
+    for a, b in zip(one, other, strict=True):
+        if a["stage"] != b["stage"]:
+            continue
+        for name in ("nra", "nra_calibrated", "auc", "auc_low", "auc_high"):
+            assert a[name] == pytest.approx(b[name], abs=NEAR, nan_ok=True), (name, a, b)
+        assert a["hit"] == pytest.approx(b["hit"], nan_ok=True) or abs(a["nra"] - THRESHOLD) < NEAR, (a, b)
+        if (a["nra"] == 0) == (b["nra"] == 0):
+            assert a["epg"] == pytest.approx(b["epg"], abs=1e-4, nan_ok=True), (a, b)
+            steady.append((a, b))
+    assert len(steady) >= 0.98 * len(one)
+    tables = [summarize((pair[i] for pair in steady), CATEGORIES, 4) for i in (0, 1)]
     for a, b in zip(*(table.rows for table in tables), strict=True):
         assert (a.method, a.protocol, a.pairs, a.undefined) == (b.method, b.protocol, b.pairs, b.undefined)
         for metric in ("epg", "nra", "nra_calibrated"):
-            assert a.means[metric] == pytest.approx(b.means[metric], abs=NEAR)
+            assert a.means[metric] == pytest.approx(b.means[metric], abs=0.001)
 
 
 def evaluated(trained, prepared, output, *options):

@@ -65,7 +65,7 @@ CASES = {
     "unknown option of a method": (
         "evaluate",
         ["--model.methods.x={class_path: CEFAMRegions, init_args: {derivativ: total}}"],
-        "'derivativ' is not accepted. Did you mean 'derivative'",
+        "Did you mean 'derivative'",
         2,
     ),
     "no method": ("evaluate", ["--model.methods={}"], "There is no method to measure"),

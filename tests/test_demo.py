@@ -21,10 +21,20 @@ def finished(tmp_path_factory):
 
 def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
     names = {path.name for path in (finished / "evaluation").iterdir()}
-    assert names == {"table.txt", "table.md", "table.csv", "differences.csv", "records.csv", "contact_sheet.png"}
+    assert names == {
+        "table.txt",
+        "table.md",
+        "table.csv",
+        "differences.csv",
+        "records.csv",
+        "contact_sheet.png",
+        "run.json",
+        "examples.npz",
+    }
     with (finished / "evaluation" / "table.csv").open() as lines:
         table = list(csv.DictReader(lines))
-    assert {row["method"] for row in table} == {"CE-FAM", "random channel", "random map", "center", "luminance"}
+    methods = ["CE-FAM", "Grad-CAM, concept", "Grad-CAM, class", "random channel", "random map", "center", "luminance"]
+    assert [row["method"] for row in table] == 2 * methods
     assert all(row["pairs"] == table[0]["pairs"] and int(row["pairs"]) > 80 for row in table)
     times = json.loads((finished / "demo.json").read_text())
     assert list(times) == [
@@ -53,7 +63,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"hours of work")
     assert run("demo", *SMALL[:-1], tmp_path / "runs") == 1
-    assert "runs holds something else than a demo: name another `--folder`" in capsys.readouterr().err
+    assert "runs holds something other than a demo: name another `--folder`" in capsys.readouterr().err
     assert snapshot(tmp_path).keys() == {kept}
 
 

@@ -112,6 +112,16 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.processes
+def test_bad_input_of_all_processes_is_said_once(world, prepared, tmp_path):
+    options = [*feature_options(world, prepared), "--data.init_args.batch_size=4000", csv_logger(tmp_path)]
+    status, printed = command(sys.executable, "-m", "cefam", "fit", "--config", "trainer/ddp_cpu", *options)
+    assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
+    assert printed.count("which makes no batch of 4000") == 1, printed
+    assert "Unexpected error" not in printed
+    assert "Traceback" not in printed
+
+
 class Dividing(Callback):
     """A callback with a defect."""
 
@@ -270,7 +280,7 @@ def test_other_concepts_need_the_very_teacher(world, trained, prepared, tmp_path
     changed = {**vlm, "init_args": {**vlm["init_args"], "pretrained": str(tmp_path / "other.pt")}}
     assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(changed)}") == 1
     assert "made with another vision-language model: its logit_scale" in capsys.readouterr().err
-    options = ["--model.chance=[center]", "--model.derivative=branch"]
+    options = ["--model.methods={CE-FAM: CEFAMRegions, center: CenterRegions}", "--model.derivative=branch"]
     assert run("evaluate", *other, *shards, f"--model.vlm={json.dumps(vlm)}", *options) == 0
 
 

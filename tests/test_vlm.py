@@ -62,7 +62,7 @@ def test_a_local_folder(world, tmp_path):
     [
         (("ViT-B-17", "openai"), ValueError, "Did you mean 'ViT-B-16'"),
         (("ViT-B-16", "openai"), ValueError, "'ViT-B-16-quickgelu'"),
-        (("ViT-B-16", None), ValueError, "is random and teaches nothing"),
+        (("ViT-B-16", None), ValueError, "its embeddings are random"),
         (("ViT-B-16-quickgelu", "openai"), FileNotFoundError, "name the folder as 'local-dir:/path'"),
         (("local-dir:/nowhere", None), FileNotFoundError, "could not be loaded"),
         (("ViT-B-16", "missing.pt"), FileNotFoundError, "could not be loaded"),

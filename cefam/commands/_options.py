@@ -40,7 +40,9 @@ def suggestion(message: str, names: list[str]) -> str:
     >>> suggestion("unrecognized arguments: --seeed=1.", ["--seed", "--folder"])
     " Did you mean '--seed'?"
     """
-    words = [word.strip(".") for word in re.findall(r"[\w.\-]+", message)]
+    # What was typed is quoted, or begins with dashes; the rest is the parser's English.
+    quoted = [a or b for a, b in re.findall(r"(--[\w.\-]+)|'([\w.\-]+)'", message)]
+    words = [word.strip(".") for word in (*quoted, *re.findall(r"[\w.\-]+", message))]
     known = [*names, *(parameter for word in words for parameter in _parameters(word))]
     known = list(dict.fromkeys([*known, *(name.rpartition(".")[2] for name in known)]))
     for word in words:

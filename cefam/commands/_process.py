@@ -88,6 +88,9 @@ def _failed(verb: str, error: Exception) -> int:
         if store is not None:
             store.set("cefam/failed", verb)
     except RuntimeError:  # the process that kept the store is gone
+        if not expected:
+            print(f"cefam {verb}: another process has ended, and with it this one: see its message.", file=sys.stderr)
+            return 1
         first = True
     if first:
         print(f"cefam {verb}: {_sentence(error) if expected else _unexpected(verb, error)}", file=sys.stderr)

@@ -18,9 +18,10 @@ BLOCKS = {
     "top1": "Top-1: each method's own first choice",
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
 }
-# A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places for it, NRA
-# moves by less than this; hits that lie nearer to their threshold are counted below the table.
-NEAR = 0.001
+# A map's last bits depend on the processor and on the images that share its batch. A map is enlarged from few cells, so many of its
+# pixels are equal but for these bits; where they change places, NRA moves by less than this (measured: 0.0011, on masks of
+# 32 x 32). Hits that lie nearer to their threshold are counted below the table.
+NEAR = 0.005
 THRESHOLD = 0.5  # of a hit
 
 
