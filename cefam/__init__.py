@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cefam.attribution.explainer import Explainer
-    from cefam.attribution.explanation import Explanation
+    from cefam.attribution.types import Explanation
     from cefam.concepts import ConceptSet
     from cefam.pairs import ConceptPairs
     from cefam.settings import MethodSettings
@@ -27,7 +27,7 @@ _HOME = {
     "ConceptPairs": "pairs",
     "ConceptSet": "concepts",
     "Explainer": "attribution.explainer",
-    "Explanation": "attribution.explanation",
+    "Explanation": "attribution.types",
     "FrozenClassifier": "towers.classifier",
     "MethodSettings": "settings",
     "Trained": "trained",

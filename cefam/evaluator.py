@@ -1,4 +1,6 @@
-"""RegionEvaluator: methods + pairs + masks -> values per pair, and the candidates they were measured on. No Lightning, no files.
+"""RegionEvaluator: methods + pairs + masks -> values per pair, and the candidates they were measured on.
+
+No Lightning, no files; ``evaluation`` runs it in a Trainer.
 
 Its values are the source of every table; metric objects take the same values for logging.
 """

@@ -64,7 +64,7 @@ def assert_same_results(one, other):
     """Two evaluations of the same pairs whose batches were composed otherwise: what the documentation promises.
 
     A network's output moves by its last bits with the images that share a batch. EPG moves as little, but is set to 0 where the
-    published NRA is 0. NRA ranks pixels, and moves by less than NEAR where nearly equal ones change places; a hit may flip where NRA is that
+    published NRA is 0. NRA ranks pixels, and moves by less than NEAR where nearly equal ones change places; a hit flips where NRA is that
     near to its threshold; and where two stages are equally associated, another one may come first.
     """
     one, other = (list(records.read(folder / "records.csv")) for folder in (one, other))

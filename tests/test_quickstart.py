@@ -29,7 +29,7 @@ def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path
     status, printed = command(sys.executable, ROOT / "docs" / "site.py", tmp_path / "site")
     assert status == 0, printed
     assert "Warn" not in printed
-    assert "signed contribution" in (tmp_path / "site/api/cefam/attribution/explanation.html").read_text()
+    assert "signed contribution" in (tmp_path / "site/api/cefam/attribution/types.html").read_text()
     pages = list((tmp_path / "site").glob("*.html"))
     assert len(pages) == 9
     for page in pages:

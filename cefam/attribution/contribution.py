@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cefam.attribution.batching import chunks, room
 from cefam.attribution.encoding import Encoding, Networks, single_precision
-from cefam.attribution.explanation import Contribution
 from cefam.attribution.impact import Impact, Masking, impact, leading_channels, masked, masking
+from cefam.attribution.types import Contribution
 from cefam.pairs import ConceptPairs
 from cefam.settings import MethodSettings
 from cefam.towers.stages import StageContext

@@ -14,8 +14,8 @@ from cefam.attribution.batching import Layout
 from cefam.attribution.choice import association
 from cefam.attribution.contribution import contribution
 from cefam.attribution.encoding import Encoding, Networks, single_precision
-from cefam.attribution.explanation import ConceptExplanation, Contribution, Explanation, Regions
 from cefam.attribution.scores import log_probability
+from cefam.attribution.types import ConceptExplanation, Contribution, Explanation, Regions
 from cefam.attribution.weights import channel_weights, fuse
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError

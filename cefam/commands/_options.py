@@ -111,7 +111,7 @@ def call(verb: str, function: Callable[..., Any], arguments: list[str], position
     parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     if positional:
-        parser.add_argument(positional, nargs="+", type=str)
+        parser.add_argument(positional, nargs="+", type=str, help="one or several folders")
     parser.add_function_arguments(function, fail_untyped=False, skip={positional} if positional else None)
     parsed = parser.parse_args(arguments)
     expand_home(parsed)

@@ -28,8 +28,9 @@ def contact_sheet(examples: Sequence[Example]) -> Figure:
     across = min(BLOCKS_ACROSS, len(examples))
     down = math.ceil(len(examples) / across)
     rows, columns = len(methods) + 1, max(width, 2)
-    size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35))
+    size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Numbers: NRA. Red: the method's first choice. Orange: the ground truth's choice.", fontsize=8)
     blocks = figure.subfigures(down, across, squeeze=False).flatten()
     for block, example in zip(blocks, examples, strict=False):
         block.suptitle(example.title, fontsize=8)
