@@ -55,21 +55,23 @@ class Pass:
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(locked(self.folder))
-            if self.journal.is_file():
-                self._read()
-            else:
+            if not (self.journal.is_file() and self._taken_up()):
                 write_text(self.journal, json.dumps({"run": self.run}) + "\n")
             self._lock = stack.pop_all()
         return self
 
-    def _read(self) -> None:
-        """Read the journal: what the pass is, then a line per finished file; the last line of a killed run may be cut."""
+    def _taken_up(self) -> bool:
+        """Read the journal: what the pass is, then a line per finished file; the last line of a killed run may be cut.
+
+        Returns:
+            Whether it is of this pass; one of another pass that finished nothing does not matter.
+        """
         first, *lines = self.journal.read_text().splitlines() or [""]
         try:
             run = json.loads(first)["run"]
         except (ValueError, KeyError, TypeError) as error:
             raise CefamError(f"{self.journal} is not a journal of cefam: name another folder, or remove it.") from error
-        if run != self.run:
+        if run != self.run and lines:
             raise ExistsError(
                 f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
             )
@@ -77,6 +79,7 @@ class Pass:
             with suppress(ValueError):
                 entry = json.loads(line)
                 self.done[entry["about"]["file"]] = entry
+        return bool(run == self.run)
 
     def __exit__(self, *error: Any) -> None:
         self._lock.close()

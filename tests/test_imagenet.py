@@ -291,3 +291,12 @@ def test_a_stopped_preparation_with_other_options_is_refused(world, tmp_path, mo
     assert run("prepare", "--kind=images", *options, "--samples_per_shard=5") == 130
     assert run("prepare", "--kind=images", *options, "--samples_per_shard=6") == 1
     assert "the work of a run with other inputs or options" in capsys.readouterr().err
+
+
+def test_a_preparation_that_finished_nothing_is_not_in_the_way(world, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    assert run("prepare", "--kind=images", "--source=images", "--folder=out", "--samples_per_shard=5") == 1
+    options = ["--kind=images", f"--source={world}/images/val", "--folder=out", "--samples_per_shard=6"]
+    assert run("prepare", *options) == 0
+    assert Manifest.read(tmp_path / "out").num_samples == 11

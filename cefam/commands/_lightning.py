@@ -208,6 +208,7 @@ def quiet() -> None:
         "The ``compute`` method of metric .* was called before",  # a process may see no pair in an epoch
     ):
         warnings.filterwarnings("ignore", message=expected)
+    logging.raiseExceptions = False  # a signal in the middle of a line of the log is no error of the log
     logging.getLogger("lightning").propagate = False  # it prints by itself; open_clip makes the root logger print, too
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_a_tip)
 

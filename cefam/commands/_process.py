@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -80,20 +81,20 @@ def _failed(verb: str, error: Exception) -> int:
     if not expected and os.environ.get("CEFAM_TRACEBACK"):
         raise error
     store = _store()
+    if store is not None and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(2)  # the first process has the word: where it fails or is stopped, too, it ends this one meanwhile
     try:
-        if not expected and store is not None and store.check(["cefam/failed"]):
-            return 1  # this process lost the one that failed, which has printed why
-        # Bad input is bad for all processes of a run; the first one that finds it prints the sentence.
-        first = store is None or store.add(f"cefam/failed/{error}", 1) == 1
-        if store is not None:
-            store.set("cefam/failed", verb)
+        if store is not None and store.check([f"cefam/failed/{error}" if expected else "cefam/failed"]):
+            return 1  # bad input is bad for all, and has been said; or this process has lost the one that failed
     except RuntimeError:  # the process that kept the store is gone
         if not expected:
             print(f"cefam {verb}: another process has ended, and with it this one: see its message.", file=sys.stderr)
             return 1
-        first = True
-    if first:
-        print(f"cefam {verb}: {_sentence(error) if expected else _unexpected(verb, error)}", file=sys.stderr)
+    print(f"cefam {verb}: {_sentence(error) if expected else _unexpected(verb, error)}", file=sys.stderr)
+    with suppress(RuntimeError):
+        if store is not None:
+            store.set(f"cefam/failed/{error}", verb)
+            store.set("cefam/failed", verb)
     return getattr(error, "status", 1) if expected else 70
 
 
