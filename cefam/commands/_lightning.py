@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
+from cefam.commands import _signals
 from cefam.commands._options import OneSentence, expand_home
 from cefam.datamodules import RegionsData
 from cefam.errors import CefamError, ExistsError
@@ -42,6 +43,18 @@ class SaveConfig(SaveConfigCallback):
 
 class EndTogether(L.Callback):
     """End the other processes of this machine when this one fails or is stopped: they may be waiting for it."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The Trainer's handler of SIGTERM broadcasts, which hangs where the other processes are in another collective."""
+        _signals.take_back()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As above."""
+        _signals.take_back()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """As above."""
+        _signals.take_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Called for every exception, signals included, before Lightning tidies up."""

@@ -17,6 +17,7 @@ class Ended(BaseException):
 
 
 _received: list[int] = []  # handlers belong to the process, and so does what they note
+_handlers: dict[int, Any] = {}
 
 
 @contextmanager
@@ -42,11 +43,19 @@ def as_exceptions() -> Iterator[None]:
         # What is ignored stays so (nohup), but for Ctrl-C, which shells switch off for all that runs in the background.
         if handler is not signal.SIG_IGN or number == signal.SIGINT:
             signal.signal(number, handle)
+            _handlers[number] = handle
     try:
         yield
     finally:
+        _handlers.clear()
         for number, handler in before.items():  # None: it was not set from Python
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def take_back() -> None:
+    """Set the handlers of the running verb again, where a library has set its own."""
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)
 
 
 def received() -> int | None:
