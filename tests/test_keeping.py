@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cefam import Trained
 from cefam.datasets import Manifest
 from cefam.datasets.features import load_features
-from cefam.files import locked
+from cefam.files import locked, write_tensors
 from cefam.report import records
 from tests.commands import csv_logger, evaluated, feature_options, good_call, run
 
@@ -170,10 +170,10 @@ def test_features_must_have_the_rows_and_widths_of_their_manifest(prepared, tmp_
     (path,) = (tmp_path / "f").glob("*.safetensors")
     whole = load_file(path)
     for name, damaged in (("embedding", whole["embedding"][1:]), ("pooled.0", whole["pooled.0"][:, 1:])):
-        save_file({**whole, name: damaged.contiguous()}, path)
+        write_tensors(path, {**whole, name: damaged.contiguous()})
         with pytest.raises(ValueError, match=rf"holds .*{name} \(.* instead of .*remove it"):
             load_features(tmp_path / "f")
-    save_file({name: tensor.half() for name, tensor in whole.items()}, path)
+    write_tensors(path, {name: tensor.half() for name, tensor in whole.items()})
     assert load_features(tmp_path / "f")["embedding"].dtype == torch.float32
 
 
@@ -191,10 +191,10 @@ def test_damaged_weights_of_an_artefact_are_refused(trained, tmp_path, name, dam
     shutil.copytree(trained / "artefact", tmp_path / "a")
     path = tmp_path / "a" / "model.safetensors"
     tensors = load_file(path)
-    save_file({**tensors, name: damage(tensors[name]).contiguous()}, path)
+    write_tensors(path, {**tensors, name: damage(tensors[name]).contiguous()})
     with pytest.raises(ValueError, match=r"(?s)is damaged .*export it again"):
         Trained.read(tmp_path / "a")
-    save_file({key: tensor.half() for key, tensor in tensors.items()}, path)
+    write_tensors(path, {key: tensor.half() for key, tensor in tensors.items()})
     assert Trained.read(tmp_path / "a").translator.fc2.weight.dtype == torch.float32
 
 
