@@ -1,11 +1,15 @@
-"""Reading text and CSV files that people made; broken ones are named."""
+"""Reading text and CSV files that people made, and the descriptions that cefam writes; broken ones are named."""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cefam.errors import CefamError
+
+T = TypeVar("T")
 
 
 def read_text(path: Path) -> str:
@@ -18,6 +22,33 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CefamError(f"{path} is not UTF-8 text ({error}): save it in that encoding.") from error
+
+
+def read_description(
+    text: str, form: type[T], where: str | Path, advice: str, check: Callable[[T], Any] = lambda found: True
+) -> T:
+    """A dataclass with the fields ``format`` and ``version``, from the JSON it was written as.
+
+    Args:
+        text: the JSON.
+        form: the class.
+        where: the file, for the message.
+        advice: how to get a right one.
+        check: whether the values make sense; it may raise like a missing key or a wrong type does.
+
+    Raises:
+        CefamError: where it is something else, or of another version.
+    """
+    about: Any = form
+    try:
+        values = json.loads(text)
+        if (values["format"], values["version"]) == (about.format, about.version):
+            found = form(**values)
+            if check(found):
+                return found
+    except (ValueError, TypeError, KeyError):
+        pass  # reported below
+    raise CefamError(f"{where} is not a file of {about.format} version {about.version}: {advice}.")
 
 
 def read_csv(

@@ -233,7 +233,7 @@ CASES = {
     "masks of photographs": ("prepare", ["--masks=[object]"], "A folder of images holds no masks"),
     # Shards, caches
     "no shards": ("evaluate", ["--data.shards={broken}/empty"], "holds no shards"),
-    "broken manifest": ("evaluate", ["--data.shards={broken}/shards_json"], "is not a manifest of cefam-shards"),
+    "broken manifest": ("evaluate", ["--data.shards={broken}/shards_json"], "is not a file of cefam-shards"),
     "manifest of another version": ("evaluate", ["--data.shards={broken}/shards_version"], "version 1"),
     "shard missing": ("evaluate", ["--data.shards={broken}/shards_gone"], "lists shard-000001.tar"),
     "shard truncated": ("evaluate", ["--data.shards={broken}/shards_cut"], "shard-000000.tar"),
@@ -242,7 +242,7 @@ CASES = {
     "cache with a strange manifest": (
         "fit",
         [DATA + "train={broken}/cache_json"],
-        "is not a manifest of cefam-features",
+        "is not a file of cefam-features",
     ),
     "file of a cache missing": ("fit", [DATA + "train={broken}/cache_gone"], "cannot be read"),
     "file of a cache truncated": ("fit", [DATA + "train={broken}/cache_cut"], "cannot be read"),

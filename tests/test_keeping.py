@@ -153,7 +153,7 @@ def test_a_shard_that_was_cut_between_two_samples_is_refused(world, trained, pre
 def test_a_damaged_manifest_of_shards_is_refused(prepared, tmp_path, values):
     shutil.copytree(prepared / "broden", tmp_path / "s")
     changed(tmp_path / "s" / "manifest.json", **values)
-    with pytest.raises(ValueError, match="is not a manifest of cefam-shards version 1"):
+    with pytest.raises(ValueError, match="is not a file of cefam-shards version 1"):
         Manifest.read(tmp_path / "s")
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_manifest_of_shards_is_refused(prepared, tmp_path, values):
 def test_a_damaged_manifest_of_features_is_refused(prepared, tmp_path, values):
     shutil.copytree(prepared / "features" / "val", tmp_path / "f")
     changed(tmp_path / "f" / "manifest.json", **values)
-    with pytest.raises(ValueError, match="is not a manifest of cefam-features version 1"):
+    with pytest.raises(ValueError, match="is not a file of cefam-features version 1"):
         load_features(tmp_path / "f")
 
 

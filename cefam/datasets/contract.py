@@ -23,8 +23,8 @@ from cefam.datasets import storage
 from cefam.errors import CefamError, MissingError
 from cefam.files import write_text
 from cefam.pictures import open_mask, open_picture
+from cefam.reading import read_description
 
-FORMAT, VERSION = "cefam-shards", 1
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
 MaskCut = Literal["nearest", "cover"]
@@ -77,8 +77,8 @@ class Manifest:
     mask_cut: MaskCut = "nearest"
     labels: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "cefam-shards"
+    version: int = 1
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -86,31 +86,24 @@ class Manifest:
 
         Raises:
             MissingError: where the folder has none, or a shard that it lists is missing.
-            CefamError: where it is not a manifest of this version.
+            CefamError: where it is something else, or of another version.
         """
         place = storage.join(folder, MANIFEST)
         if not storage.exists(place):
             raise MissingError(f"{folder} holds no shards (no {MANIFEST}): make them with `cefam prepare`.")
-        try:
-            values = json.loads(storage.read_text(place))
-            if (values["format"], values["version"]) != (FORMAT, VERSION):
-                raise KeyError("version")
-            manifest = cls(**values)
-            complete = sum(shard["samples"] for shard in manifest.shards) == manifest.num_samples > 0
-            complete = complete and all(shard["sha256"] for shard in manifest.shards)
-            complete = complete and manifest.mask_cut in get_args(MaskCut)
-            if not complete or any({"number", "name", "category"} - set(label) for label in manifest.labels):
-                raise KeyError("counts or labels")
-        except (ValueError, TypeError, KeyError) as error:
-            raise CefamError(
-                f"{place} is not a manifest of {FORMAT} version {VERSION}: run `cefam prepare` again."
-            ) from error
+        manifest = read_description(storage.read_text(place), cls, place, "run `cefam prepare` again", cls._complete)
         for shard in () if storage.is_url(folder) else manifest.shards:
             if not storage.exists(storage.join(folder, shard["file"])):
                 raise MissingError(
                     f"{place} lists {shard['file']}, which does not exist: copy it, or run `cefam prepare` again."
                 )
         return manifest
+
+    def _complete(self) -> bool:
+        counted = sum(shard["samples"] for shard in self.shards) == self.num_samples > 0
+        hashed = all(shard["sha256"] for shard in self.shards)
+        named = all({"number", "name", "category"} <= set(label) for label in self.labels)
+        return counted and hashed and named and self.mask_cut in get_args(MaskCut)
 
     def write(self, folder: Path) -> None:
         """Write it; it comes last, so a folder without one is unfinished."""

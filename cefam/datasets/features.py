@@ -26,11 +26,10 @@ from cefam.errors import CefamError, MissingError
 from cefam.files import write_tensors, write_text
 from cefam.passes import JOURNAL, Pass, Unit
 from cefam.pictures import open_picture
+from cefam.reading import read_description
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.views import TrainingView, View, drawn
-
-FORMAT, VERSION = "cefam-features", 1
 
 
 @dataclass
@@ -42,8 +41,8 @@ class FeatureManifest:
     view: dict[str, Any]
     num_rows: int = 0
     files: list[dict[str, Any]] = field(default_factory=list)
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "cefam-features"
+    version: int = 1
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -51,23 +50,18 @@ class FeatureManifest:
 
         Raises:
             MissingError: if it does not exist.
-            CefamError: where it is not a manifest of this version.
+            CefamError: where it is something else, or of another version.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise MissingError(
                 f"{folder} is not a finished feature cache (no {MANIFEST}): make it with `cefam features`."
             )
-        try:
-            values = json.loads(path.read_text())
-            if (values["format"], values["version"]) == (FORMAT, VERSION):
-                manifest = cls(**values)
-                rows = sum(entry["rows"] for entry in manifest.files if entry["file"])
-                if rows == manifest.num_rows and manifest.classifier["channels"] and manifest.vlm["embedding_dim"]:
-                    return manifest
-        except (ValueError, TypeError, KeyError):
-            pass  # reported below
-        raise CefamError(f"{path} is not a manifest of {FORMAT} version {VERSION}: run `cefam features` again.")
+        return read_description(path.read_text(), cls, path, "run `cefam features` again", cls._complete)
+
+    def _complete(self) -> Any:
+        rows = sum(entry["rows"] for entry in self.files if entry["file"])
+        return rows == self.num_rows and self.classifier["channels"] and self.vlm["embedding_dim"]
 
 
 class _Views(Dataset[Tensor]):

@@ -15,13 +15,12 @@ from typing import Any, Self
 from cefam.errors import CefamError, MissingError, near
 from cefam.files import write_text
 from cefam.metrics import METRICS
-from cefam.reading import read_csv
+from cefam.reading import read_csv, read_description
 from cefam.report import bootstrap, examples, figures, records, tables
 from cefam.report.tables import Row, Table
 
 RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
 FILES = (RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET)
-FORMAT, VERSION = "cefam-results", 1
 EXPLANATION = (
     "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express."
 )
@@ -36,8 +35,8 @@ class Run:
     num_candidates: int
     preset: str
     notes: list[str] = field(default_factory=list)
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "cefam-results"
+    version: int = 1
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -51,13 +50,7 @@ class Run:
         for name in (RUN, RECORDS):
             if not (Path(folder) / name).is_file():
                 raise MissingError(f"{folder} holds no results (no {name}): name a folder that `cefam evaluate` made.")
-        try:
-            stored = json.loads(path.read_text())
-            if (stored["format"], stored["version"]) == (FORMAT, VERSION):
-                return cls(**stored)
-        except (ValueError, TypeError, KeyError):
-            pass
-        raise CefamError(f"{path} is not a file of {FORMAT} version {VERSION}: run `cefam evaluate` again.")
+        return read_description(path.read_text(), cls, path, "run `cefam evaluate` again")
 
 
 def clear(folder: Path) -> None:
