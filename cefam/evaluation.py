@@ -25,6 +25,7 @@ from cefam.methods import (
     RandomMapRegions,
 )
 from cefam.pairs import RegionBatch
+from cefam.probe import Probe
 from cefam.report import examples, records, results, tables
 from cefam.settings import SettingsChanges
 from cefam.towers.vlm import VisionLanguageModel
@@ -51,6 +52,7 @@ class RegionEvaluation(L.LightningModule):
         overwrite: replace results that are there.
         concepts: another concept set than the artefact's (name or file); needs ``vlm``.
         vlm: the VLM that the translator mimics; only for other concepts, or methods that ask for it.
+        probe: a folder of ``cefam probe``, for methods that associate neurons with concepts.
         methods: the rows of the table by name: classes that derive from :class:`cefam.methods.RegionMethod`, with their options.
             ``--model.methods.NAME CLASS`` adds one.
         num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S); at most the number of stages.
@@ -65,6 +67,7 @@ class RegionEvaluation(L.LightningModule):
         overwrite: bool = False,
         concepts: str | None = None,
         vlm: VisionLanguageModel | None = None,
+        probe: str | None = None,
         methods: dict[str, MethodFactory] = METHODS,
         num_candidates: int = 4,
         num_examples: int = 8,
@@ -83,7 +86,7 @@ class RegionEvaluation(L.LightningModule):
         )
         self.classifier, self.translator = trained.classifier, trained.translator
         self.vlm = vlm  # a method that asks for it finds it on the device
-        bench = Bench(trained, vlm)
+        bench = Bench(trained, vlm, None if probe is None else Probe.read(probe))
         rows = {name: make(bench) for name, make in methods.items()}
         # Methods with weights move to the device with this module.
         self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])

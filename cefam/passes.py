@@ -1,13 +1,15 @@
-"""A resumable pass over units of work: prepare and features are uses of it.
+"""A resumable pass over units of work: prepare, features and probe are uses of it.
 
 Every unit becomes one file. A journal in the folder records the input of each finished file, so a stopped pass continues where
-it stopped, and redoes a file whose input has changed.
+it stopped, and redoes a file whose input has changed. Several processes can share a pass: each does every n-th unit and writes a
+journal of its own, and reads those of all, so that a pass may continue with another number of processes.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,52 +42,57 @@ class Pass:
     Args:
         folder: where to; created.
         run: what is computed, in plain types; a folder that holds a pass of something else is refused.
+        share: number of this process, and of all.
 
     Raises:
         ExistsError: where the folder holds another pass, or another run is writing there.
         CefamError: where its journal is something else.
     """
 
-    def __init__(self, folder: Path, run: Any) -> None:
-        self.folder, self.journal = folder, folder / JOURNAL
+    def __init__(self, folder: Path, run: Any, share: tuple[int, int] = (0, 1)) -> None:
+        self.folder, (self.rank, self.ranks) = folder, share
+        self.journal = folder / (f"journal-{self.rank}.json" if self.rank else JOURNAL)
         self.run = json.loads(json.dumps(run, default=str))
         self.done: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "Pass":
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(locked(self.folder))
-            if not (self.journal.is_file() and self._taken_up()):
+            if self.rank == 0:
+                stack.enter_context(locked(self.folder))
+            self._read()
+            if not self._mine:
                 write_text(self.journal, json.dumps({"run": self.run}) + "\n")
             self._lock = stack.pop_all()
         return self
 
-    def _taken_up(self) -> bool:
-        """Read the journal: what the pass is, then a line per finished file; the last line of a killed run may be cut.
+    def _read(self) -> None:
+        """Read all journals: what the pass is, then a line per finished file; the last line of a killed run may be cut.
 
-        Returns:
-            Whether it is of this pass; one of another pass that finished nothing does not matter.
+        One of another pass that finished nothing does not matter.
         """
-        first, *lines = self.journal.read_text().splitlines() or [""]
-        try:
-            run = json.loads(first)["run"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CefamError(f"{self.journal} is not a journal of cefam: name another folder, or remove it.") from error
-        if run != self.run and lines:
-            raise ExistsError(
-                f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
-            )
-        for line in lines:
-            with suppress(ValueError):
-                entry = json.loads(line)
-                self.done[entry["about"]["file"]] = entry
-        return bool(run == self.run)
+        self._mine = False
+        for journal in sorted(self.folder.glob("journal*.json")):
+            first, *lines = journal.read_text().splitlines() or [""]
+            try:
+                run = json.loads(first)["run"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise CefamError(f"{journal} is not a journal of cefam: name another folder, or remove it.") from error
+            if run != self.run and lines:
+                raise ExistsError(
+                    f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
+                )
+            self._mine |= journal == self.journal and run == self.run
+            for line in lines:
+                with suppress(ValueError):
+                    entry = json.loads(line)
+                    self.done[entry["about"]["file"]] = entry
 
     def __exit__(self, *error: Any) -> None:
         self._lock.close()
 
     def over(self, units: Iterable[Unit], title: str, total: int) -> Iterator[dict[str, Any]]:
-        """Do what is not done yet, with a progress bar; gives the entry of every unit, in order.
+        """Do what is not done yet, with a progress bar; gives the entry of every unit of this process, in order.
 
         Args:
             units: in order.
@@ -94,9 +101,9 @@ class Pass:
         """
         from rich.progress import Progress
 
-        with Progress() as progress:
+        with Progress(disable=self.rank > 0) as progress:
             bar = progress.add_task(title, total=total)
-            for unit in units:
+            for unit in islice(units, self.rank, None, self.ranks):
                 path = self.folder / unit.file
                 known = self.done.get(unit.file)
                 intact = known and path.is_file() and path.stat().st_size == known["bytes"]
@@ -105,8 +112,13 @@ class Pass:
                     known = {"digest": unit.digest, "bytes": path.stat().st_size, "about": about}
                     with self.journal.open("a", encoding="utf-8") as journal:
                         journal.write(json.dumps(known) + "\n")
-                progress.advance(bar, unit.size)
+                progress.advance(bar, unit.size * self.ranks)
                 yield known["about"]
+
+    def finished(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
+        """The entries of all units, once all processes have done theirs."""
+        self._read()
+        return [self.done[unit.file]["about"] for unit in units]
 
     def forget(self) -> None:
         """Remove the journal of a pass that is finished and never taken up again."""

@@ -95,7 +95,8 @@ def draw(scene: Scene) -> Drawing:
             kind = OBJECTS[element.kind]
             numbers = {part: table.add(owner, element, index) for index, part in enumerate(kind.parts)}
             for part, points in kind.shapes:
-                pen.polygon(place(points, element), fill=numbers[part])
+                if part not in element.missing:
+                    pen.polygon(place(points, element), fill=numbers[part])
         else:
             pen.polygon(place(PATCHES[element.variant], element), fill=table.add(owner, element, 0))
     index = np.asarray(canvas)

@@ -39,6 +39,7 @@ class Element:
         flip: mirrored.
         variant: shape of a patch.
         texture: where the material's texture is cut out.
+        missing: names of parts that are not drawn.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Element:
     flip: bool = False
     variant: int = 0
     texture: int = 0
+    missing: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -137,18 +139,33 @@ class Scene:
         elements = (*self.elements[:position], element, *self.elements[position + 1 :])
         return replace(self, elements=elements, label=label_of(elements))
 
-    def without(self, position: int) -> "Scene":
-        """The same scene without one element."""
+    def without(self, position: int, part: str | None = None) -> "Scene":
+        """The same scene without one element, or without one part of it.
+
+        Raises:
+            CefamError: for a part that the element does not have.
+        """
+        if part is not None:
+            element = self.elements[position]
+            element.look(part)
+            missing = tuple(name for name in element.parts if name == part or name in element.missing)
+            return self.with_element(position, replace(element, missing=missing))
         elements = (*self.elements[:position], *self.elements[position + 1 :])
         return replace(self, elements=elements, label=label_of(elements))
 
 
 def follows(element: Element, rule: Rule) -> bool:
-    """Whether an element is an instance of a class."""
+    """Whether an element is an instance of a class; a part that is missing cannot be what a rule wants."""
+    return not {*rule.colors, *rule.materials} & set(element.missing) and compatible(element, rule)
+
+
+def compatible(element: Element, rule: Rule) -> bool:
+    """Whether nothing that can be seen of an element speaks against a class."""
     return (
         element.kind == rule.kind
-        and all(element.look(part).color == color for part, color in rule.colors.items())
-        and all(element.look(part).material == material for part, material in rule.materials.items())
+        and set(element.parts) != set(element.missing)
+        and all(part in element.missing or element.look(part).color == color for part, color in rule.colors.items())
+        and all(part in element.missing or element.look(part).material == m for part, m in rule.materials.items())
     )
 
 
@@ -309,5 +326,5 @@ def _backgrounds(stream: Random, horizon: int) -> tuple[Element, Element]:
 
 
 __all__ = [
-    "CLASSES", "SPLITS", "Element", "Light", "Look", "Scene", "Split", "class_of", "describe", "follows", "label_of",
+    "CLASSES", "SPLITS", "Element", "Light", "Look", "Scene", "Split", "class_of", "compatible", "describe", "follows", "label_of",
 ]  # fmt: skip

@@ -1,29 +1,34 @@
-"""The two towers of Brodenette, shipped with the package: a small ResNet and a small open_clip model.
+"""The towers of Brodenette, shipped with the package: small classifiers and small open_clip models.
 
-:func:`cefam.load_classifier` and :func:`cefam.load_vlm` load them under the name "brodenette". They were trained by
-``examples/brodenette_recipe``.
+:func:`cefam.load_classifier` loads "brodenette" (a ResNet) and "brodenette_vit"; with "_edited" at the end, the same networks trained
+on edited scenes, too. :func:`cefam.load_vlm` loads "brodenette" (softmax, as CLIP) and "brodenette_sigmoid" (as SigLIP). They
+were trained by ``examples/brodenette_recipe``.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from cefam.brodenette.rules import CLASSES
+from cefam.brodenette.vocabulary import SIZE
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+VIT_STAGES = ("encoder.layers.encoder_layer_3",)
 WIDTHS = (16, 32, 64, 128)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def weights_folder() -> Path:
-    """Where the shipped weights lie: ``classifier.safetensors``, and ``vlm/`` as open_clip's "local-dir:" wants it."""
+    """Where the shipped weights lie: a file per classifier, and folders as open_clip's "local-dir:" wants them."""
     return Path(str(files("cefam.brodenette") / "weights"))
 
 
-def build_classifier() -> nn.Module:
+def build_resnet() -> nn.Module:
     """A ResNet of four basic blocks: (B, 3, 96, 96) -> (B, classes), maps of 48, 24, 12 and 6 a side."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2, bias=False), bn1=nn.BatchNorm2d(WIDTHS[0]), relu=nn.ReLU()
@@ -35,3 +40,26 @@ def build_classifier() -> nn.Module:
         layers[STAGES[stage]] = BasicBlock(before, width, 1 if before == width else 2, shortcut)
     layers.update(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(WIDTHS[-1], len(CLASSES)))
     return nn.Sequential(layers)
+
+
+def build_vit() -> nn.Module:
+    """A vision transformer of four blocks with a convolutional stem: (B, 3, 96, 96) -> (B, classes), maps of 12 a side."""
+    stem = [ConvStemConfig(width, kernel_size=3, stride=2) for width in (24, 48, 96)]
+    network: nn.Module = VisionTransformer(
+        SIZE, 8, num_layers=4, num_heads=3, hidden_dim=96, mlp_dim=192, num_classes=len(CLASSES), conv_stem_configs=stem
+    )
+    return network
+
+
+CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "brodenette": (build_resnet, STAGES),
+    "brodenette_edited": (build_resnet, STAGES),
+    "brodenette_vit": (build_vit, VIT_STAGES),
+    "brodenette_vit_edited": (build_vit, VIT_STAGES),
+}
+
+
+def classifier_weights(name: str, folder: Path | None = None) -> Path:
+    """The file of a classifier's weights, in the package or in another folder."""
+    stem = {"brodenette": "classifier"}.get(name, name.removeprefix("brodenette_"))
+    return (folder or weights_folder()) / f"{stem}.safetensors"

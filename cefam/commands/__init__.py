@@ -25,6 +25,7 @@ VERBS = {
         "cefam.commands.prepare:run", "convert ImageNet, ImageNet-S, Broden, images or drawn scenes into shards"
     ),
     "features": Verb("cefam.commands.features:run", "run both frozen networks once and cache their outputs"),
+    "probe": Verb("cefam.commands.probe:run", "one pass over a probe set, to associate neurons with concepts"),
     "fit": Verb("cefam.commands.fit:run", "train a translator"),
     "validate": Verb("cefam.commands.validate:run", "losses, agreement with the VLM, and regions of a checkpoint"),
     "evaluate": Verb("cefam.commands.evaluate:run", "measure the regions of several methods against masks"),

@@ -5,31 +5,26 @@ A folder holds ``manifest.json`` and ``features-VVV-NNNNNNNN.safetensors`` (view
 per photograph stand in for the fresh crops of every epoch.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from cefam.attribution.scores import pool
-from cefam.datasets.contract import MANIFEST, Manifest, is_shards
-from cefam.datasets.shards import read_shard
-from cefam.datasets.sources.images import list_images
+from cefam.datasets.contract import MANIFEST
+from cefam.datasets.photographs import Pictures, census, device_named, groups, views_of
 from cefam.errors import CefamError, MissingError
 from cefam.files import write_tensors, write_text
 from cefam.passes import JOURNAL, Pass, Unit
-from cefam.pictures import open_picture
 from cefam.reading import read_description
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
-from cefam.views import TrainingView, View, drawn
+from cefam.views import TrainingView, View
 
 
 @dataclass
@@ -62,50 +57,6 @@ class FeatureManifest:
     def _complete(self) -> Any:
         rows = sum(entry["rows"] for entry in self.files if entry["file"])
         return rows == self.num_rows and self.classifier["channels"] and self.vlm["embedding_dim"]
-
-
-class _Views(Dataset[Tensor]):
-    """Views of a list of pictures; each has its own random stream, so the number of workers does not matter."""
-
-    def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
-        self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
-
-
-Pictures = list[Callable[[], Image.Image]]
-
-
-def _groups(source: str | Path, size: int = 256) -> list[tuple[str, int, Callable[[], Pictures]]]:
-    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time.
-
-    Each group is a digest of its input, the number of photographs, and a function that opens them. Shards are
-    identified by their content, files by name and length: reading them all would take as long as the work itself.
-    """
-    if is_shards(source):
-        manifest = Manifest.read(source)
-        places = zip(manifest.shards, manifest.counts(source).items(), strict=True)
-        return [(shard["sha256"], count, partial(_of_shard, place, count)) for shard, (place, count) in places]
-    paths = [path for path, _ in list_images(source)]
-    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
-    return [(_listed(source, group), len(group), partial(_of_files, group)) for group in groups]
-
-
-def _of_shard(place: str, count: int) -> Pictures:
-    return [sample.picture for sample in read_shard(place, count, masks=False)]
-
-
-def _of_files(paths: Sequence[Path]) -> Pictures:
-    return [partial(open_picture, path, str(path)) for path in paths]
-
-
-def _listed(source: str | Path, paths: Sequence[Path]) -> str:
-    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def compute_features(
@@ -146,10 +97,10 @@ def compute_features(
     if batch_size < 1:
         raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
     target = Path(folder)
-    total, photographs = _census(images)
+    total, photographs = census(images)
     view: dict[str, Any] = {"views": views, "size": size, "resize": resize, "seed": seed}
     manifest = FeatureManifest(classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs})
-    where = _device(device)
+    where = device_named(device)
     classifier.to(where)
     vlm.to(where)
     crop = TrainingView(size) if views else View(resize, size)
@@ -157,21 +108,21 @@ def compute_features(
 
     def write(pictures: Callable[[], Pictures], first: int, stream: int, path: Path) -> dict[str, Any]:
         opened = pictures()
-        loader = DataLoader(_Views(opened, first, stream, crop), batch_size=batch_size, num_workers=num_workers)
+        loader = views_of(opened, crop, stream, first, batch_size, num_workers)
         rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
         write_tensors(path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
         return {"rows": len(opened)}
 
-    groups = _groups(images)
+    parts = groups(images)
 
     def units() -> Iterator[Unit]:
         for repeat in range(max(views, 1)):
             first = 0
-            for digest, count, pictures in groups:
+            for part in parts:
                 name = f"features-{repeat:03d}-{first:08d}.safetensors"
-                work = partial(write, pictures, first, seed * 1_000_003 + repeat)
-                yield Unit(name, digest, count, work)
-                first += count
+                work = partial(write, part.open, first, seed * 1_000_003 + repeat)
+                yield Unit(name, part.digest, part.count, work)
+                first += part.count
 
     with Pass(target, [manifest.classifier, manifest.vlm, view]) as work:
         manifest.files = list(work.over(units(), "features", total * max(views, 1)))
@@ -192,27 +143,6 @@ def _check_finished(folder: Path, photographs: str) -> None:
         raise CefamError(f"{folder} holds other data: name another folder for the features.")
     if FeatureManifest.read(folder).view["photographs"] != photographs:
         raise CefamError(f"{folder} holds features of other photographs: name another folder, or remove it.")
-
-
-def _census(source: str | Path) -> tuple[int, str]:
-    """Number of photographs, and a digest that a changed folder does not have."""
-    if is_shards(source):
-        manifest = Manifest.read(source)
-        shards = json.dumps([shard["sha256"] for shard in manifest.shards])
-        return manifest.num_samples, hashlib.sha256(shards.encode()).hexdigest()
-    paths = [path for path, _ in list_images(source)]
-    return len(paths), _listed(source, paths)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CefamError(
-            f"There is no device {name!r} here ({str(error).splitlines()[0]}): try 'auto' or 'cpu'."
-        ) from error
-    return device
 
 
 @torch.no_grad()

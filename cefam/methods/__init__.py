@@ -3,19 +3,25 @@
 from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
+from cefam.methods.clip_dissect import CLIPDissectRegions
 from cefam.methods.grad_cam import GradCAMRegions
+from cefam.methods.neurons import NeuronRegions
+from cefam.methods.www import WWWRegions
 from cefam.pairs import Candidates
 
 __all__ = [
     "Activated",
     "Bench",
     "CEFAMRegions",
+    "CLIPDissectRegions",
     "Candidates",
     "CenterRegions",
     "GradCAMRegions",
     "LuminanceRegions",
     "MethodFactory",
+    "NeuronRegions",
     "RandomChannelRegions",
     "RandomMapRegions",
     "RegionMethod",
+    "WWWRegions",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cefam.concepts import ConceptSet
 from cefam.pairs import Candidates, ConceptPairs
+from cefam.probe import Probe
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
@@ -49,10 +50,12 @@ class Bench:
     Args:
         trained: classifier, translator, settings, and the concepts that are measured.
         vlm: the vision-language model, where it is loaded.
+        probe: of the classifier and the VLM, where there is one.
     """
 
     trained: Trained
     vlm: VisionLanguageModel | None = None
+    probe: Probe | None = None
 
     @property
     def classifier(self) -> FrozenClassifier:

@@ -162,6 +162,9 @@ class OpenCLIP(VisionLanguageModel):
         return torch.cat([self.model.encode_text(self.tokenizer(list(part)).to(device)) for part in parts]).float()
 
 
+BRODENETTE = {"brodenette": "vlm", "brodenette_sigmoid": "vlm_sigmoid"}  # folders among the shipped weights
+
+
 def load_vlm(
     name: str,
     pretrained: str | None = None,
@@ -174,8 +177,8 @@ def load_vlm(
 
     Args:
         name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP"), "local-dir:/folder" with
-            ``open_clip_config.json`` and weights, or "brodenette", the small CLIP that comes with the package; with
-            ``config``, the name that the config is registered under.
+            ``open_clip_config.json`` and weights, or one of the small models that come with the package, "brodenette" (softmax, as
+            CLIP) and "brodenette_sigmoid"; with ``config``, the name that the config is registered under.
         pretrained: a tag ("openai", "webli") or a checkpoint file; not used with "local-dir:".
         config: a JSON model config of one's own (open_clip's format).
         cache_dir: where fetched weights are kept.
@@ -196,8 +199,8 @@ def load_vlm(
     arguments = {option: value for option, value in given.items() if value is not None}
     if config is not None:
         name = _register(Path(config), name)
-    elif name == "brodenette":
-        name = f"local-dir:{files('cefam.brodenette') / 'weights' / 'vlm'}"
+    elif name in BRODENETTE:
+        name = f"local-dir:{files('cefam.brodenette') / 'weights' / BRODENETTE[name]}"
     elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
         raise CefamError(
             f"open_clip has no model {name!r}.{near(name, open_clip.list_models(), 0.4)} A folder is written 'local-dir:/path', a JSON "

@@ -51,8 +51,8 @@ def load_classifier(
 
     Args:
         name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"), a timm
-            architecture, with "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"), or "brodenette", the small
-            ResNet that comes with the package.
+            architecture, with "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"), or one of the small ones that
+            come with the package: "brodenette" (a ResNet), "brodenette_vit", "brodenette_edited", "brodenette_vit_edited".
         weights: name of a torchvision weights entry ("IMAGENET1K_V2", "DEFAULT"), a timm tag ("a1_in1k"), or a local
             state dict (.pth, .pt, .safetensors); ``None``: random weights, whose explanations mean nothing.
         stages: names of the tapped submodules in the order they run; ``None``: the family's usual ones.
@@ -80,7 +80,7 @@ def load_classifier(
         if value is not None:
             arguments[option] = value if isinstance(value, str | int) else list(value)
     build = _build_timm if name.startswith("timm:") else _build_torchvision
-    if name == "brodenette":
+    if name.startswith("brodenette"):
         build = _build_brodenette
     if num_classes is not None and num_classes < 1:
         raise CefamError(f"num_classes must be at least 1, got {num_classes}.")
@@ -207,16 +207,20 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
 def _build_brodenette(name: str, weights: str | None, num_classes: int | None) -> Built:
     from cefam.brodenette import towers
     from cefam.brodenette.rules import CLASSES
+    from cefam.brodenette.vocabulary import SIZE
 
+    if name not in towers.CLASSIFIERS:
+        raise CefamError(f"Brodenette has no classifier {name!r}.{near(name, towers.CLASSIFIERS, 0)}")
     if num_classes not in (None, len(CLASSES)):
         raise CefamError(
-            f"The classifier of Brodenette has {len(CLASSES)} classes, not {num_classes}: leave `num_classes` out."
+            f"The classifiers of Brodenette have {len(CLASSES)} classes, not {num_classes}: leave `num_classes` out."
         )
-    module = towers.build_classifier()
+    network, stages = towers.CLASSIFIERS[name]
+    module = network()
     if weights is not None:
-        shipped = towers.weights_folder() / "classifier.safetensors"
-        _load_file(module, shipped if weights == "DEFAULT" else Path(weights))
-    return module, Preprocessing(towers.MEAN, towers.STD), CLASSES, list(towers.STAGES)
+        _load_file(module, towers.classifier_weights(name) if weights == "DEFAULT" else Path(weights))
+    size = (SIZE, SIZE) if hasattr(module, "image_size") else None
+    return module, Preprocessing(towers.MEAN, towers.STD, size), CLASSES, list(stages)
 
 
 def _is_file(weights: str) -> bool:

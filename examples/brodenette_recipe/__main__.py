@@ -1,14 +1,16 @@
-"""Train both towers of Brodenette from nothing and write them where the package looks for them.
+"""Train the towers of Brodenette from nothing and write them where the package looks for them.
 
     python -m examples.brodenette_recipe --folder runs/brodenette_towers
 
-Add ``--install`` to replace the shipped ones. Scenes are drawn once and kept in the folder; a tower that is there is kept.
+``--towers brodenette_vit`` trains some of them. Add ``--install`` to replace the shipped ones. Scenes are drawn once and kept in the
+folder; a tower that is there is kept.
 """
 
 import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,18 @@ import lightning as L
 import open_clip
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cefam import load_classifier, load_vlm
 from cefam.brodenette.captions import caption
 from cefam.brodenette.scenes import describe
-from cefam.brodenette.towers import MEAN, STD, weights_folder
+from cefam.brodenette.towers import CLASSIFIERS, MEAN, STD, classifier_weights, weights_folder
 from cefam.brodenette.vocabulary import SIZE
 from cefam.concepts import ConceptSet
 from cefam.files import write_text
+from cefam.towers.vlm import BRODENETTE
 from examples.brodenette_recipe.data import CAPTIONS, scenes
-from examples.brodenette_recipe.quality import accuracy, retrieval
+from examples.brodenette_recipe.quality import accuracy, compatible_share, retrieval
 from examples.brodenette_recipe.training import ClassifierTraining, Epochs, VLMTraining, loader, normalized
 
 DIM = 64
@@ -47,28 +51,34 @@ def trainer(epochs: int) -> L.Trainer:
     )
 
 
-def train_classifier(folder: Path, count: int, epochs: int, seed: int) -> None:
-    """Train the classifier and write ``classifier.safetensors``, in half precision."""
+def train_classifier(name: str, folder: Path, count: int, epochs: int, seed: int) -> None:
+    """Train a classifier and write its weights, in half precision; "_edited" ones learn from edited scenes, too."""
     L.seed_everything(seed)
-    data = Epochs(scenes("train", count, folder / "scenes"), batch_size=128, seed=seed)
-    training = ClassifierTraining(steps=epochs * len(data))
+    drawn = scenes("train", count, folder / "scenes", edits=name.endswith("_edited"))
+    data = Epochs(drawn, batch_size=128, seed=seed)
+    training = ClassifierTraining(name, steps=epochs * len(data))
     trainer(epochs).fit(training, loader(data))
-    state = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in training.network.state_dict().items()
-    }
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / "classifier.safetensors")
+    save_file(halved(training.network), classifier_weights(name, folder))
 
 
-def train_vlm(folder: Path, count: int, epochs: int, seed: int) -> None:
-    """Train the vision-language model and write ``vlm/`` in open_clip's format, in half precision."""
+def halved(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict in half precision."""
+    state = network.state_dict()
+    return {name: (v.half() if v.is_floating_point() else v).contiguous() for name, v in state.items()}
+
+
+def train_vlm(name: str, folder: Path, count: int, epochs: int, seed: int) -> None:
+    """Train a vision-language model and write its folder in open_clip's format, in half precision."""
     L.seed_everything(seed)
-    target = folder / "vlm"
+    target = folder / BRODENETTE[name]
     target.mkdir(parents=True, exist_ok=True)
     # Two thirds of the scenes are the classifier's, one third show anything.
     parts = scenes("train", count, folder / "scenes"), scenes("captioned", count // 2, folder / "scenes")
     data = Epochs(parts[0] + parts[1], batch_size=128, seed=seed, captions=True)
-    model = open_clip.model.CLIP(**VLM_CONFIG["model_cfg"])
+    config = json.loads(json.dumps(VLM_CONFIG))
+    if name.endswith("_sigmoid"):
+        config["model_cfg"]["init_logit_bias"] = 0.0
+    model = open_clip.model.CLIP(**config["model_cfg"])
     tokenizer = open_clip.get_tokenizer("RN50", context_length=VLM_CONFIG["model_cfg"]["text_cfg"]["context_length"])
     training = VLMTraining(model.to(memory_format=torch.channels_last), tokenizer, steps=epochs * len(data))
     training.begin(data.scenes.images[:256])
@@ -79,9 +89,10 @@ def train_vlm(folder: Path, count: int, epochs: int, seed: int) -> None:
         for parameter in model.visual.attnpool.c_proj.parameters():
             parameter.mul_(NORM / norm)  # L_emb and L_sim are weighed against each other for CLIP's norm
         model.token_embedding.weight.mul_(_tokens_in_use(tokenizer).unsqueeze(1))
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in state.items()}, target / "open_clip_model.safetensors")
-    write_text(target / "open_clip_config.json", json.dumps(VLM_CONFIG, indent=1))
+        if model.logit_bias is not None:
+            model.logit_bias.copy_(training.bias[0])  # the one that was learned with the prompts of concepts
+    save_file(halved(model), target / "open_clip_model.safetensors")
+    write_text(target / "open_clip_config.json", json.dumps(config, indent=1))
 
 
 def _tokens_in_use(tokenizer: Any) -> torch.Tensor:
@@ -96,40 +107,75 @@ def _tokens_in_use(tokenizer: Any) -> torch.Tensor:
     return used
 
 
+EPOCHS = {
+    "brodenette": 12,
+    "brodenette_edited": 16,
+    "brodenette_vit": 16,
+    "brodenette_vit_edited": 20,
+}  # of the classifiers
+VLM_EPOCHS = 12
+
+
 def main() -> None:
     """Draw, train, measure, and install if asked to."""
     parser = argparse.ArgumentParser(prog="python -m examples.brodenette_recipe", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_towers"))
+    parser.add_argument("--towers", nargs="+", choices=TOWERS, default=TOWERS)
     parser.add_argument("--scenes", type=int, default=24_000)
-    parser.add_argument("--classifier_epochs", type=int, default=12)
-    parser.add_argument("--vlm_epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, help="of every tower, in place of its own number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--install", action="store_true", help="replace the towers that the package ships")
     options = parser.parse_args()
-    folder, times = options.folder, {}
-    for name, made, train, epochs in (
-        ("classifier", folder / "classifier.safetensors", train_classifier, options.classifier_epochs),
-        ("vlm", folder / "vlm" / "open_clip_config.json", train_vlm, options.vlm_epochs),
-    ):
-        if not made.is_file():
+    for tower in options.towers:
+        made = _files(tower, options.folder)
+        quality: dict[str, Any] = {"seed": options.seed}
+        if not made[-1].is_file():
             start = time.monotonic()
-            train(folder, options.scenes, epochs, options.seed)
-            times[f"{name}_seconds"] = round(time.monotonic() - start)
-    quality: dict[str, Any] = {
-        "accuracy": accuracy(
-            load_classifier("brodenette", weights=str(folder / "classifier.safetensors")),
-            scenes("test", 2000, folder / "scenes"),
-        ),
-        "retrieval": retrieval(load_vlm(f"local-dir:{folder / 'vlm'}"), scenes("retrieval", 2000, folder / "scenes")),
-        "seed": options.seed,
-        **times,
+            train, name, epochs = _training(tower)
+            train(name, options.folder, options.scenes, options.epochs or epochs, options.seed)
+            quality["seconds"] = round(time.monotonic() - start)
+            quality |= _quality(tower, options.folder)
+            write_text(options.folder / _quality_file(tower), json.dumps(quality, indent=1))
+            print(tower, json.dumps(quality, indent=1))
+        if options.install:
+            for path in (*made, options.folder / _quality_file(tower)):
+                place = weights_folder() / path.relative_to(options.folder)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copy(path, place)
+
+
+TOWERS = [*CLASSIFIERS, *(f"vlm:{name}" for name in BRODENETTE)]
+
+
+def _training(tower: str) -> tuple[Callable[..., None], str, int]:
+    """The function that trains a tower, the name that it is loaded by, and the number of epochs."""
+    kind, _, name = tower.rpartition(":")
+    return (train_vlm, name, VLM_EPOCHS) if kind else (train_classifier, name, EPOCHS[name])
+
+
+def _files(tower: str, folder: Path) -> list[Path]:
+    """The files of a tower; the last one to be written comes last."""
+    kind, _, name = tower.rpartition(":")
+    if not kind:
+        return [classifier_weights(name, folder)]
+    return [folder / BRODENETTE[name] / file for file in ("open_clip_model.safetensors", "open_clip_config.json")]
+
+
+def _quality_file(tower: str) -> str:
+    return f"quality_{tower.replace(':', '_')}.json"
+
+
+def _quality(tower: str, folder: Path) -> dict[str, Any]:
+    """How good a tower is, on scenes that it has not seen."""
+    kind, _, name = tower.rpartition(":")
+    if kind:
+        vlm = load_vlm(f"local-dir:{folder / BRODENETTE[name]}")
+        return {"retrieval": retrieval(vlm, scenes("retrieval", 2000, folder / "scenes"))}
+    classifier = load_classifier(name, weights=str(classifier_weights(name, folder)))
+    return {
+        "accuracy": accuracy(classifier, scenes("test", 2000, folder / "scenes")),
+        "compatible": compatible_share(classifier, scenes("test", 2000, folder / "scenes", edits=True)),
     }
-    write_text(folder / "quality.json", json.dumps(quality, indent=1))
-    print(json.dumps(quality, indent=1))
-    if options.install:
-        shutil.copytree(folder / "vlm", weights_folder() / "vlm", dirs_exist_ok=True)
-        for name in ("classifier.safetensors", "quality.json"):
-            shutil.copy(folder / name, weights_folder() / name)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,19 @@ def accuracy(classifier: FrozenClassifier, scenes: Scenes) -> float:
 
 
 @torch.no_grad()
+def compatible_share(classifier: FrozenClassifier, scenes: Scenes) -> float:
+    """Share of the scenes that allow some classes and not others whose most probable class is one of those allowed."""
+    telling = scenes.targets.gt(0).sum(dim=1) < scenes.targets.shape[1]
+    right = torch.cat(
+        [
+            targets.gather(1, classifier(images).logits.argmax(1, keepdim=True)).squeeze(1) > 0
+            for images, targets in zip(scenes.images.split(200), scenes.targets.split(200), strict=True)
+        ]
+    )
+    return float(right[telling].float().mean())
+
+
+@torch.no_grad()
 def retrieval(vlm: VisionLanguageModel, scenes: Scenes) -> dict[str, dict[str, float]]:
     """Mean average precision of the prompts per category; words that only captions had are apart.
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from cefam.brodenette.captions import Caption
 from cefam.brodenette.rules import CAPTION_ONLY, CLASSES
-from cefam.brodenette.towers import MEAN, STD, build_classifier
+from cefam.brodenette.towers import CLASSIFIERS, MEAN, STD
 from cefam.brodenette.vocabulary import LABELS
 from cefam.concepts import ConceptSet
 from examples.brodenette_recipe.data import Scenes, batches, shifted
@@ -39,6 +39,7 @@ class Epochs(IterableDataset[dict[str, Any]]):
             batch: dict[str, Any] = {
                 "image": shifted(scenes.images[rows], self.generator),
                 "label": scenes.label[rows],
+                "targets": scenes.targets[rows],
                 "concepts": scenes.concepts[rows],
             }
             if self.captions:
@@ -62,23 +63,29 @@ def normalized(images: Tensor) -> Tensor:
 
 
 class ClassifierTraining(L.LightningModule):
-    """Cross-entropy over the classes; SGD with momentum, one cycle."""
+    """Cross-entropy with the classes that a scene may show; one cycle."""
 
-    def __init__(self, steps: int, peak: float = 0.2) -> None:
+    def __init__(self, name: str, steps: int) -> None:
         super().__init__()
-        self.steps, self.peak = steps, peak
-        self.network = build_classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.steps, self.is_vit = steps, "vit" in name
+        self.network = CLASSIFIERS[name][0]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step."""
         logits = self.network(normalized(batch["image"]))
         self.log("accuracy", (logits.argmax(1) == batch["label"]).float().mean(), prog_bar=True)
-        return F.cross_entropy(logits, batch["label"])
+        return F.cross_entropy(logits, batch["targets"])
 
     def configure_optimizers(self) -> Any:
-        """SGD, one cycle."""
-        optimizer = torch.optim.SGD(self.parameters(), self.peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.peak, total_steps=self.steps, pct_start=0.2)
+        """SGD with momentum; AdamW for a transformer."""
+        optimizer: torch.optim.Optimizer
+        if self.is_vit:
+            peak = 1e-3
+            optimizer = torch.optim.AdamW(self.parameters(), peak, weight_decay=0.05)
+        else:
+            peak = 0.2
+            optimizer = torch.optim.SGD(self.parameters(), peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=self.steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -1,0 +1,10 @@
+"""``cefam probe``: one pass over a probe set, to associate neurons with concepts."""
+
+from cefam.commands._options import call
+from cefam.probe.compute import compute_probe
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    manifest = call("probe", compute_probe, arguments)
+    print(f"{manifest.num_photographs} photographs probed.")

@@ -1,0 +1,119 @@
+"""The photographs that a pass runs over, in groups that become one file each: those of a folder, or of shards."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cefam.datasets.contract import Manifest, is_shards
+from cefam.datasets.shards import read_shard
+from cefam.datasets.sources.images import list_images
+from cefam.errors import CefamError
+from cefam.pictures import open_picture
+from cefam.views import drawn
+
+Pictures = list[Callable[[], Image.Image]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Photographs that are worked on together: a digest of them, their number, and a function that opens them."""
+
+    digest: str
+    count: int
+    open: Callable[[], Pictures]
+
+
+class _Views(Dataset[Tensor]):
+    """Views of a list of pictures; each has its own random stream, so the number of workers does not matter."""
+
+    def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
+        self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return drawn(self.view, self.pictures[index](), f"{self.seed}/{self.first + index}")
+
+
+def views_of(
+    pictures: Pictures,
+    view: Callable[[Image.Image], Tensor],
+    stream: int,
+    first: int,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader[Tensor]:
+    """Batches of views; a random view depends on ``stream`` and the number of its photograph alone.
+
+    Args:
+        pictures: of a group.
+        view: cut of every photograph.
+        stream: number of the random stream.
+        first: number of the group's first photograph.
+        batch_size: views in a batch.
+        num_workers: processes that decode.
+    """
+    return DataLoader(_Views(pictures, first, stream, view), batch_size=batch_size, num_workers=num_workers)
+
+
+def groups(source: str | Path, size: int = 256) -> list[Group]:
+    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time.
+
+    Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
+    """
+    if is_shards(source):
+        manifest = Manifest.read(source)
+        places = zip(manifest.shards, manifest.counts(source).items(), strict=True)
+        return [Group(shard["sha256"], count, partial(_of_shard, place, count)) for shard, (place, count) in places]
+    paths = [path for path, _ in list_images(source)]
+    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+    return [Group(_listed(source, part), len(part), partial(_of_files, part)) for part in parts]
+
+
+def _of_shard(place: str, count: int) -> Pictures:
+    return [sample.picture for sample in read_shard(place, count, masks=False)]
+
+
+def _of_files(paths: Sequence[Path]) -> Pictures:
+    return [partial(open_picture, path, str(path)) for path in paths]
+
+
+def _listed(source: str | Path, paths: Sequence[Path]) -> str:
+    listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def census(source: str | Path) -> tuple[int, str]:
+    """Number of photographs, and a digest that a changed folder does not have."""
+    if is_shards(source):
+        manifest = Manifest.read(source)
+        shards = json.dumps([shard["sha256"] for shard in manifest.shards])
+        return manifest.num_samples, hashlib.sha256(shards.encode()).hexdigest()
+    paths = [path for path, _ in list_images(source)]
+    return len(paths), _listed(source, paths)
+
+
+def device_named(name: str) -> torch.device:
+    """A device by its name; "auto": a GPU where there is one.
+
+    Raises:
+        CefamError: where it does not exist.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CefamError(
+            f"There is no device {name!r} here ({str(error).splitlines()[0]}): try 'auto' or 'cpu'."
+        ) from error
+    return device

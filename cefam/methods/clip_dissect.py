@@ -1,0 +1,226 @@
+"""CLIP-Dissect (Oikarinen and Weng, ICLR 2023): a neuron is described by the concept that its photographs show most.
+
+The similarity functions take P (N, T), the cosines of N photographs and T concepts, not multiplied by a logit scale, and
+activations (N, U) of U neurons, and give (U, T). For large probe sets the same values come from a :class:`cefam.probe.Probe`, which
+holds the photographs that matter.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.errors import CefamError
+from cefam.methods.associations import Across, Associations, per_concept, prompts_of
+from cefam.methods.base import Bench
+from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
+from cefam.probe import Probe
+
+Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
+EPSILON = 1e-7  # added inside the logarithm; not a lower limit
+NUMBERS = 2**23  # of doubles in the largest intermediate result
+
+
+def soft_wpmi(
+    similarity: Tensor,
+    activations: Tensor,
+    top_k: int = 100,
+    a: float = 10.0,
+    lam: float = 1.0,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+) -> Tensor:
+    """Soft weighted pointwise mutual information, the default of CLIP-Dissect: (N, T), (N, U) -> (U, T), double.
+
+    log p(photographs of u | t) - lam * log mean_u p(photographs of u | t), with the photographs of a neuron taken softly: the
+    r-th counts with p_start - (p_start - p_end) r / top_k. The mean runs over the neurons given: score whole stages.
+
+    Args:
+        similarity: P.
+        activations: of the neurons.
+        top_k: photographs per neuron; of equally active ones the first.
+        a: multiplier of P in the softmax over the concepts.
+        lam: weight of the prior.
+        p_start: of the first photograph.
+        p_end: not reached.
+    """
+    return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, p_start, p_end))
+
+
+def wpmi(similarity: Tensor, activations: Tensor, top_k: int = 28, a: float = 2.0, lam: float = 0.6) -> Tensor:
+    """Weighted pointwise mutual information; as :func:`soft_wpmi`, every photograph counts fully."""
+    return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, 1.0, 1.0))
+
+
+def cos_similarity(similarity: Tensor, activations: Tensor) -> Tensor:
+    """Cosine of the neuron's and the concept's values over the photographs; 0 for a neuron that is never active."""
+    return F.normalize(activations.double(), dim=0).T @ F.normalize(similarity.double(), dim=0)
+
+
+def cos_similarity_cubed(similarity: Tensor, activations: Tensor, floor: float = 1e-3) -> Tensor:
+    """Cosine of the cubes of both values minus their means over the photographs; lengths are at least ``floor``."""
+
+    def cube(values: Tensor) -> Tensor:
+        cubed = (values.double() - values.double().mean(dim=0)) ** 3
+        length: Tensor = cubed.norm(dim=0)
+        return cubed / length.clamp_min(floor)
+
+    return cube(activations).T @ cube(similarity)
+
+
+def rank_reorder(
+    similarity: Tensor,
+    activations: Tensor,
+    top_fraction: float = 0.05,
+    power: float = 3.0,
+    scale: float = 0.5,
+    seed: int = 0,
+) -> Tensor:
+    """Minus the error of ordering a neuron's largest activations by the concept: (N, T), (N, U) -> (U, T), double.
+
+    The error is a mean of |difference|^power over the photographs that activate the neuron most, divided by that of five random
+    orders, and by the mean similarity of those photographs to the power of ``scale``. (The published program does not seed its
+    random orders, and gives NaN where the mean similarity is negative; here it is at least a thousandth.)
+
+    Args:
+        similarity: P.
+        activations: of the neurons.
+        top_fraction: share of the photographs.
+        power: of the differences.
+        scale: exponent of the mean similarity.
+        seed: of the random orders.
+    """
+    count = max(int(top_fraction * len(activations)), 2)
+    rows = _top_rows(activations, count)
+    random = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(count, generator=random) for _ in range(5)])
+    found = []
+    for neuron in range(rows.shape[1]):
+        descending = activations[rows[:, neuron], neuron].double()
+        ascending, shown = descending.flip(0), similarity[rows[:, neuron]].double()
+        ranks = shown.argsort(dim=0, stable=True).argsort(dim=0)
+        error = (descending.unsqueeze(1) - ascending[ranks]).abs().pow(power).mean(dim=0)
+        chance = (descending - ascending[orders]).abs().pow(power).mean()
+        found.append(-error / chance.clamp_min(1e-30) / shown.mean(dim=0).clamp_min(1e-3) ** scale)
+    return torch.stack(found)
+
+
+def _top_rows(activations: Tensor, count: int) -> Tensor:
+    """The photographs that activate each neuron most, (count, U), descending; the first among equal ones first."""
+    if len(activations) < count:
+        raise CefamError(f"{len(activations)} photograph(s) are fewer than the {count} per neuron.")
+    return activations.argsort(dim=0, descending=True, stable=True)[:count]
+
+
+def _membership(top_k: int, start: float, end: float) -> Tensor:
+    return start - (start - end) * torch.arange(top_k, dtype=torch.double) / top_k
+
+
+def _wpmi(similarity: Tensor, rows: Tensor, a: float, lam: float, membership: Tensor) -> Tensor:
+    """Of the photographs ``rows`` (K, U) of every neuron, by chunks of concepts and neurons: (U, T).
+
+    In double precision: L is about -460, so that single precision would be coarser than the differences.
+    """
+    exact = similarity.double() * a
+    whole = exact.logsumexp(dim=1, keepdim=True)  # of the softmax over the concepts of each photograph
+    top, neurons = rows.shape
+    weight = membership.to(exact.device).view(-1, 1, 1)
+    evidence = exact.new_empty(neurons, exact.shape[1])
+    across = max(1, NUMBERS // max(len(exact), 1))
+    for first in range(0, exact.shape[1], across):
+        share = (exact[:, first : first + across] - whole).exp()
+        size = max(1, NUMBERS // (top * share.shape[1]))
+        for start in range(0, neurons, size):
+            terms = torch.log1p(weight * (share[rows[:, start : start + size]] - 1) + EPSILON)
+            evidence[start : start + size, first : first + across] = terms.sum(dim=0)
+    prior = evidence.logsumexp(dim=0) - torch.tensor(neurons, dtype=torch.double).log()
+    return evidence - lam * prior
+
+
+def _of_probe(probe: Probe, text: Tensor, stage: int, similarity: Similarity) -> Tensor:
+    """Similarities of a stage's neurons (C_l, T) with concepts (T, D)."""
+    if similarity in ("soft_wpmi", "wpmi"):
+        top_k, a, lam, start, end = (
+            (100, 10.0, 1.0, 0.998, 0.97) if similarity == "soft_wpmi" else (28, 2.0, 0.6, 1.0, 1.0)
+        )
+        rows = probe.photograph[stage][:top_k]
+        if len(rows) < top_k:
+            raise CefamError(
+                f"{similarity} takes {top_k} photographs per neuron, the probe {probe.folder} holds {len(rows)}: run `cefam probe` "
+                f"again with `--top {top_k}`."
+            )
+        return _wpmi(probe.embedding @ text.T, rows, a, lam, _membership(top_k, start, end))
+    if similarity == "cos_similarity":
+        exact = text.double()
+        lengths = probe.square[stage].sqrt().unsqueeze(1) * (exact @ probe.gram * exact).sum(dim=1).sqrt()
+        return probe.cross[stage] @ exact.T / lengths.clamp_min(1e-12)
+    function: Callable[[Tensor, Tensor], Tensor] = (
+        rank_reorder if similarity == "rank_reorder" else cos_similarity_cubed
+    )
+    embedding, activations = probe.everything(stage)
+    return function(embedding @ text.T, activations)
+
+
+def dissect(
+    bench: Bench,
+    similarity: Similarity = "soft_wpmi",
+    prompt: str | None = "{}",
+    every: bool = False,
+    kept: int = 64,
+) -> Associations:
+    """Associate every neuron with the concept that describes it.
+
+    Args:
+        bench: with probe and VLM.
+        similarity: one of the five functions.
+        prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
+        every: associate every concept with its best neurons, too, though another concept describes them better.
+        kept: of those, so many per concept and stage.
+    """
+    if similarity not in get_args(Similarity):
+        raise CefamError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
+    probe = probe_of(bench, "CLIP-Dissect")
+    texts, of_concept = prompts_of(bench.concepts, prompt)
+    text, found = encoded(bench, texts), []
+    for stage in range(len(probe.value)):
+        scores = _of_probe(probe, text, stage, similarity)
+        if every:
+            best = scores.topk(min(kept, len(scores)), dim=0)
+            channel, value = best.indices.flatten(), best.values.flatten()
+            described = torch.arange(scores.shape[1]).repeat(len(best.indices))
+        else:
+            value, described = scores.max(dim=1)
+            channel = torch.arange(len(scores))
+        found.append((stage, *per_concept(channel, described, value, of_concept)))
+    options = {"similarity": similarity, "prompt": prompt, "every": every}
+    return Associations.of_stages(about_of(bench, probe, "clip_dissect", options), found)
+
+
+class CLIPDissectRegions(NeuronRegions):
+    """Regions of the neurons that CLIP-Dissect describes by a concept; a concept that describes none has no region.
+
+    Args:
+        bench: with probe and VLM, unless ``associations`` are given.
+        similarity: "soft_wpmi" (default), "wpmi", "rank_reorder", "cos_similarity" or "cos_similarity_cubed"; only scores of one
+            function, concept set and stage are comparable.
+        prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
+        every: give every concept its best neurons, though another concept describes them better (not published).
+        across: how scores of several stages are compared: "raw" (published), "zscore" or "rank".
+        stages: names of the stages whose neurons count; ``None``: all.
+        associations: a folder of associations that are known already.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        similarity: Similarity = "soft_wpmi",
+        prompt: str | None = "{}",
+        every: bool = False,
+        across: Across = "raw",
+        stages: Sequence[str] | None = None,
+        associations: str | None = None,
+    ) -> None:
+        found = Associations.read(associations) if associations else dissect(bench, similarity, prompt, every)
+        super().__init__(bench, found, across, stages)

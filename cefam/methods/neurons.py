@@ -1,0 +1,96 @@
+"""Regions of single neurons: the maps of the neurons that are associated with a concept, as CLIP-Dissect and WWW give them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.errors import CefamError
+from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons, chosen_stages
+from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.probe import Probe
+from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
+from cefam.views import resize_regions
+
+
+class NeuronRegions(RegionMethod):
+    """The raw maps of the best neurons of a concept, resized to the mask; a concept without a neuron has no region.
+
+    Args:
+        bench: with the classifier.
+        associations: of its neurons with the bench's concepts.
+        across: how scores of several stages are compared; see :meth:`Associations.best`.
+        stages: names of the stages whose neurons count; ``None``: all.
+    """
+
+    def __init__(
+        self, bench: Bench, associations: Associations, across: Across = "raw", stages: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(bench)
+        associations.check(bench)
+        self.associations, self.across = associations, across
+        self.stages = None if stages is None else chosen_stages(stages, bench.classifier.stage_names)
+        self._tables: dict[tuple[int, torch.device], Neurons] = {}
+
+    def best(self, count: int, device: torch.device) -> Neurons:
+        """The table of the best neurons, on a device."""
+        if (count, device) not in self._tables:
+            found = self.associations.best(count, self.across, self.stages)
+            self._tables[count, device] = Neurons(*(part.to(device) for part in found))
+        return self._tables[count, device]
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        device = activated.images.device
+        pairs = pairs.to(device)
+        stage, channel, score, valid = (part[pairs.concept] for part in self.best(num_candidates, device))
+        maps = torch.zeros(*stage.shape, *size, device=device)
+        for index, activation in enumerate(activated.output.activations):
+            row, place = (stage == index).nonzero(as_tuple=True)
+            chosen = activation[pairs.image[row], channel[row, place]].float()
+            maps[row, place] = resize_regions(chosen, size)
+        return Candidates(maps, score, stage, valid)
+
+
+def probe_of(bench: Bench, method: str) -> Probe:
+    """The bench's probe, found to be of its classifier and VLM.
+
+    Raises:
+        CefamError: where there is none, or it is of other towers.
+    """
+    if bench.probe is None:
+        raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `model.probe`.")
+    if bench.vlm is None:
+        raise CefamError(f"{method} encodes texts: set `model.vlm` to the vision-language model of the probe.")
+    about = bench.probe.manifest
+    check_identity("classifier", about.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
+    check_identity("vision-language model", about.vlm, bench.vlm.freeze().identity(), VLM_KEYS)
+    return bench.probe
+
+
+def about_of(bench: Bench, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:
+    """What associations that are made from a probe belong to."""
+    made_with = {name: getattr(probe.manifest, name) for name in ("photographs", "vlm", "pooling", "top")}
+    return AssociationsAbout(
+        method, options, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words, made_with
+    )
+
+
+@torch.no_grad()
+def encoded(bench: Bench, texts: Sequence[str]) -> Tensor:
+    """Unit text embeddings (T, D), on the CPU.
+
+    Raises:
+        CefamError: where they are not finite.
+    """
+    if bench.vlm is None:
+        raise CefamError("Texts need the vision-language model: set `model.vlm`.")
+    found = F.normalize(bench.vlm.encode_text(list(texts)).float().cpu(), dim=-1)
+    if not bool(found.isfinite().all()):
+        raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
+    return found

@@ -1,0 +1,150 @@
+"""WWW (Ahn et al., CVPR 2024): a neuron has all concepts that its examples show nearly as much as the best one.
+
+Adaptive concept matching: a concept's weight is the sum over the neuron's examples of cos(example, "A photo of a word") minus
+cos(example, "A photo of a").
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.encoding import single_precision
+from cefam.errors import CefamError
+from cefam.methods.associations import Across, Associations, per_concept, prompts_of
+from cefam.methods.base import Activated, Bench
+from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.outputs import class_scores
+
+TEMPLATE = "A photo of a {}"
+
+
+def concept_weights(examples: Tensor, text: Tensor, template: Tensor | None = None) -> Tensor:
+    """Weights of concepts for neurons: (U, E, D), (T, D), (D,) -> (U, T), double.
+
+    sum over the E examples of (cos(example, text) - cos(example, template)), which is one product with the sum of the unit
+    embeddings.
+
+    Args:
+        examples: image embeddings of each neuron's examples, of any length.
+        text: embeddings of the concepts.
+        template: embedding of the template without a concept; ``None``: not adaptive.
+    """
+    summed = F.normalize(examples.double(), dim=-1).sum(dim=1)
+    return _weights(summed, F.normalize(text.double(), dim=-1), template)
+
+
+def _weights(summed: Tensor, text: Tensor, template: Tensor | None) -> Tensor:
+    """Of sums of unit embeddings (U, D) and unit texts (T, D)."""
+    found = summed.double() @ text.double().T
+    if template is not None:
+        found = found - summed.double() @ F.normalize(template.double(), dim=-1).unsqueeze(1)
+    return found
+
+
+def selected(weights: Tensor, alpha: float = 95.0) -> Tensor:
+    """Which concepts a neuron has: those above alpha percent of its largest weight, none where that is not positive.
+
+    Args:
+        weights: (U, T).
+        alpha: percent.
+    """
+    return weights > weights.amax(dim=1, keepdim=True) * (alpha / 100)
+
+
+def match(
+    bench: Bench, alpha: float = 95.0, num_examples: int = 40, prompt: str | None = TEMPLATE, adaptive: bool = True
+) -> Associations:
+    """Associate every neuron with its concepts.
+
+    Args:
+        bench: with probe and VLM.
+        alpha: percent of the largest weight above which a concept is taken.
+        num_examples: per neuron.
+        prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
+        adaptive: subtract what the template alone is worth.
+
+    Raises:
+        CefamError: where the probe holds fewer examples per neuron, or alpha is no percentage.
+    """
+    probe = probe_of(bench, "WWW")
+    if not 0 < alpha <= 100:
+        raise CefamError(f"alpha must be above 0 and at most 100 (percent), got {alpha}.")
+    if not 0 < num_examples <= probe.manifest.top:
+        raise CefamError(
+            f"num_examples must lie between 1 and the {probe.manifest.top} photographs per neuron that the probe {probe.folder} holds, "
+            f"got {num_examples}."
+        )
+    texts, of_concept = prompts_of(bench.concepts, prompt)
+    text = encoded(bench, texts)
+    bare = encoded(bench, [(TEMPLATE if prompt is None else prompt).format("").strip()])[0] if adaptive else None
+    found = []
+    for stage, rows in enumerate(probe.photograph):
+        summed = probe.embedding.double()[rows[:num_examples]].sum(dim=0)
+        weights = _weights(summed, text, bare)
+        channel, concept = selected(weights, alpha).nonzero(as_tuple=True)
+        found.append((stage, *per_concept(channel, concept, weights[channel, concept], of_concept)))
+    options = {"alpha": alpha, "num_examples": num_examples, "prompt": prompt, "adaptive": adaptive}
+    return Associations.of_stages(about_of(bench, probe, "www", options), found)
+
+
+@torch.inference_mode(False)
+def neuron_contributions(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
+    """How much each neuron of the last stage adds to a class's output: z_k * d output / d z_k, (B, C_L).
+
+    With a mean over the map and one linear layer behind it this is z_k W_ck, exactly, and the Shapley value against a zero
+    baseline. Elsewhere it is the first-order term.
+
+    Args:
+        classifier: the frozen classifier.
+        activated: images and its output.
+        target: the class of each image (B,); ``None``: the most probable one.
+    """
+    output = activated.output
+    if target is None:
+        target = classifier.probabilities(output.logits).argmax(dim=1)
+    every, last = torch.arange(len(output.logits), device=output.logits.device), len(classifier.stages) - 1
+    with single_precision(output.logits.device):
+        again = classifier.rerun(output, activated.images, every, first=-1)
+        with torch.enable_grad():
+            score = class_scores(again.logits).gather(1, target.unsqueeze(1)).sum()
+        (gradient,) = torch.autograd.grad(score, again.sources)
+        activation = output.activations[-1].float()
+        slope = classifier.as_map(last, gradient.float(), activation).sum(dim=(-2, -1))
+        return activation.mean(dim=(-2, -1)) * slope
+
+
+class WWWRegions(NeuronRegions):
+    """Regions of the neurons that WWW associates with a concept; a concept of no neuron has no region.
+
+    Args:
+        bench: with probe and VLM, unless ``associations`` are given.
+        alpha: percent of a neuron's largest weight above which a concept is taken.
+        num_examples: photographs per neuron.
+        prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
+        adaptive: subtract what the template alone is worth.
+        across: how weights of several stages are compared: "raw" (published), "zscore" or "rank".
+        stages: names of the stages whose neurons count; ``None``: all.
+        associations: a folder of associations that are known already.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        alpha: float = 95.0,
+        num_examples: int = 40,
+        prompt: str | None = TEMPLATE,
+        adaptive: bool = True,
+        across: Across = "raw",
+        stages: Sequence[str] | None = None,
+        associations: str | None = None,
+    ) -> None:
+        found = Associations.read(associations) if associations else match(bench, alpha, num_examples, prompt, adaptive)
+        super().__init__(bench, found, across, stages)
+
+    def contributions(self, activated: Activated, target: Tensor | None = None) -> Tensor:
+        """Contribution of every neuron of the last stage (B, C_L); see :func:`neuron_contributions`."""
+        assert self.bench is not None
+        return neuron_contributions(self.bench.classifier, activated, target)

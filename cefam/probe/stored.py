@@ -1,0 +1,115 @@
+"""A finished probe as it is stored, and how it is read."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from cefam.datasets.contract import MANIFEST
+from cefam.errors import CefamError, MissingError
+from cefam.reading import read_description
+
+Pooling = Literal["published", "mean", "max"]
+MERGED = "probe.safetensors"
+
+
+@dataclass
+class ProbeManifest:
+    """What a probe holds and what it was computed with: classifier, VLM and photographs are known by their content."""
+
+    classifier: dict[str, Any]
+    vlm: dict[str, Any]
+    photographs: str
+    pooling: Pooling
+    top: int
+    kept: bool
+    view: dict[str, Any]
+    num_photographs: int = 0
+    files: list[dict[str, Any]] = field(default_factory=list)
+    format: str = "cefam-probe"
+    version: int = 1
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a folder's.
+
+        Raises:
+            MissingError: where it holds no finished probe.
+            CefamError: where it is something else, or of another version.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise MissingError(f"{folder} is not a finished probe (no {MANIFEST}): make it with `cefam probe`.")
+        return read_description(path.read_text(), cls, path, "run `cefam probe` again", lambda found: found.files)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a probe set says of every neuron; C_l neurons of stage l, N photographs, D dimensions.
+
+    ``value``: per stage the K largest pooled activations (K, C_l), descending, the earlier photograph first among equal ones;
+    ``photograph``: which they are, as rows of ``embedding``; ``embedding`` (S, D): unit embeddings of the S photographs that some
+    neuron chose; ``cross``: per stage sum_i a_ik e_i (C_l, D); ``square``: per stage sum_i a_ik^2 (C_l,); ``gram``: sum_i e_i e_i^T
+    (D, D). The sums are doubles.
+    """
+
+    manifest: ProbeManifest
+    folder: Path
+    value: list[Tensor]
+    photograph: list[Tensor]
+    embedding: Tensor
+    cross: list[Tensor]
+    square: list[Tensor]
+    gram: Tensor
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """Read a finished probe.
+
+        Raises:
+            MissingError: where it is unfinished.
+            CefamError: where a file is damaged.
+        """
+        manifest = ProbeManifest.read(folder)
+        merged = load_tensors(Path(folder) / MERGED)
+        stages = range(len(manifest.classifier["channels"]))
+        try:
+            lists = [
+                [merged[f"{name}.{stage}"] for stage in stages] for name in ("value", "photograph", "cross", "square")
+            ]
+            value, photograph, cross, square = lists
+            return cls(
+                manifest, Path(folder), value, photograph, merged["embedding"].float(), cross, square, merged["gram"]
+            )
+        except KeyError as error:
+            raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
+
+    def everything(self, stage: int) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (N, D) and pooled activations (N, C_l) of all photographs, read from the files of the pass.
+
+        Raises:
+            CefamError: where they were not kept.
+        """
+        if not self.manifest.kept:
+            raise CefamError(
+                f"This similarity needs the pooled activations of all photographs, which {self.folder} does not hold: run `cefam probe` "
+                f"again with `--keep_pooled true`."
+            )
+        parts = [load_tensors(self.folder / entry["file"]) for entry in self.manifest.files]
+        return torch.cat([part["embedding"] for part in parts]), torch.cat([part[f"pooled.{stage}"] for part in parts])
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A file of the probe.
+
+    Raises:
+        CefamError: where it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors has errors of its own for a truncated file
+        raise CefamError(f"{path} cannot be read ({error}): remove it and run `cefam probe` again.") from error
