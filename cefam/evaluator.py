@@ -18,7 +18,7 @@ from cefam.errors import CefamError
 from cefam.methods.base import Activated, RegionMethod
 from cefam.metrics.functional import Bounds, area_bounds
 from cefam.metrics.table import METRICS, Measured
-from cefam.pairs import Candidates, ConceptPairs, RegionBatch, stable_hash
+from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import ClassifierOutput
 
@@ -105,20 +105,16 @@ class RegionEvaluator:
         others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
         self.categories = [category for category in CATEGORIES if category in listed] + others
         self._position = {category: index for index, category in enumerate(self.categories)}
-        table = torch.full((max(concepts.numbers) + 1,), -1)
-        table[torch.tensor(concepts.numbers)] = torch.arange(len(concepts))
-        self._index_of_number = table
+        self._index_of_number = index_of_numbers(concepts.numbers)
         self._category_of_concept = torch.tensor([self._position.get(c.category, -1) for c in concepts.concepts])
 
     def find(self, batch: RegionBatch) -> LabeledPairs:
         """The pairs of a batch whose label is in the concept set."""
         device = batch.image.device
-        self._index_of_number = index = self._index_of_number.to(device)
+        self._index_of_number = self._index_of_number.to(device)
         self._category_of_concept = self._category_of_concept.to(device)
-        concept = index[batch.pair_label.clamp_max(len(index) - 1)]
-        concept = torch.where(batch.pair_label < len(index), concept, -1)
-        rows = (concept >= 0).nonzero().squeeze(1)
-        concept, mask, label = concept[rows], batch.pair_mask[rows], batch.pair_label[rows]
+        rows, concept = labeled(batch, self._index_of_number)
+        mask, label = batch.pair_mask[rows], batch.pair_label[rows]
         image = batch.mask_image[mask]
         place = mask - torch.searchsorted(batch.mask_image.contiguous(), image)
         # The key depends on image, mask and label, not on the batch.

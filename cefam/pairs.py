@@ -87,6 +87,26 @@ class RegionBatch:
     has_ignored: bool = False
 
 
+def index_of_numbers(numbers: Sequence[int]) -> Tensor:
+    """A table from label numbers to positions in the concept set, -1 where there is no such concept."""
+    table = torch.full((max(numbers) + 1,), -1)
+    table[torch.tensor(numbers)] = torch.arange(len(numbers))
+    return table
+
+
+def labeled(batch: RegionBatch, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows among the pairs of a batch whose label is in the concept set, and their concepts, both (P,).
+
+    Args:
+        batch: photographs with masks.
+        table: see :func:`index_of_numbers`, on the batch's device.
+    """
+    concept = table[batch.pair_label.clamp_max(len(table) - 1)]
+    concept = torch.where(batch.pair_label < len(table), concept, -1)
+    rows = (concept >= 0).nonzero().squeeze(1)
+    return rows, concept[rows]
+
+
 def slots(image: Tensor, num_images: int) -> Tensor:
     """Position of every pair among the pairs of its image: (P,) -> (P,).
 

@@ -52,7 +52,9 @@ def literal_soft_wpmi(similarity, activations, top_k, a, lam, start, end):
             row.append(total)
         evidence.append(row)
     prior = [math.log(sum(math.exp(row[c]) for row in evidence) / len(evidence)) for c in range(concepts)]
-    return torch.tensor([[value - lam * prior[c] for c, value in enumerate(row)] for row in evidence], dtype=torch.double)
+    return torch.tensor(
+        [[value - lam * prior[c] for c, value in enumerate(row)] for row in evidence], dtype=torch.double
+    )
 
 
 def test_soft_wpmi_equals_the_rule_with_loops(monkeypatch):
@@ -94,4 +96,6 @@ def test_weights_are_sums_over_examples():
                 cosines = (F.cosine_similarity(example.double(), t.double(), dim=0) for t in (text[concept], template))
                 literal[neuron, concept] += next(cosines) - next(cosines)
     assert torch.allclose(concept_weights(examples, text, template), literal)
-    assert torch.allclose(www._weights(F.normalize(examples, dim=-1).sum(1), F.normalize(text, dim=-1), template), literal, atol=1e-5)
+    assert torch.allclose(
+        www._weights(F.normalize(examples, dim=-1).sum(1), F.normalize(text, dim=-1), template), literal, atol=1e-5
+    )

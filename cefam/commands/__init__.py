@@ -26,10 +26,12 @@ VERBS = {
     ),
     "features": Verb("cefam.commands.features:run", "run both frozen networks once and cache their outputs"),
     "probe": Verb("cefam.commands.probe:run", "one pass over a probe set, to associate neurons with concepts"),
+    "associate": Verb("cefam.commands.associate:run", "which neurons stand for which concepts, from a probe"),
     "fit": Verb("cefam.commands.fit:run", "train a translator"),
     "validate": Verb("cefam.commands.validate:run", "losses, agreement with the VLM, and regions of a checkpoint"),
     "evaluate": Verb("cefam.commands.evaluate:run", "measure the regions of several methods against masks"),
     "table": Verb("cefam.commands.table:run", "tables from the records of one or several evaluations"),
+    "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }
 

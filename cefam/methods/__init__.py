@@ -5,6 +5,8 @@ from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
 from cefam.methods.clip_dissect import CLIPDissectRegions
 from cefam.methods.grad_cam import GradCAMRegions
+from cefam.methods.net2vec import Net2VecRegions
+from cefam.methods.network_dissection import NetworkDissectionRegions
 from cefam.methods.neurons import NeuronRegions
 from cefam.methods.www import WWWRegions
 from cefam.pairs import Candidates
@@ -19,6 +21,8 @@ __all__ = [
     "GradCAMRegions",
     "LuminanceRegions",
     "MethodFactory",
+    "Net2VecRegions",
+    "NetworkDissectionRegions",
     "NeuronRegions",
     "RandomChannelRegions",
     "RandomMapRegions",

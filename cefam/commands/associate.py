@@ -1,0 +1,61 @@
+"""``cefam associate``: which neurons stand for which concepts, from a probe."""
+
+from pathlib import Path
+from typing import Literal
+
+from cefam.commands._options import call
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError
+from cefam.exchange.neurons import write_descriptions, write_www
+from cefam.methods.base import Bench
+from cefam.methods.clip_dissect import dissect
+from cefam.methods.www import match
+from cefam.probe import Probe
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel
+from cefam.trained import Trained
+from cefam.translator import Translator
+
+
+def associate(
+    method: Literal["clip_dissect", "www"],
+    probe: str,
+    classifier: FrozenClassifier,
+    vlm: VisionLanguageModel,
+    folder: str,
+    concepts: str = "broden",
+    similarity: Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"] = "soft_wpmi",
+    alpha: float = 95.0,
+) -> Path:
+    """Associate neurons with concepts, and write the artefact and the file of the method's own program.
+
+    No photograph is read: a probe serves any number of concept lists.
+
+    Args:
+        method: "clip_dissect" or "www".
+        probe: a folder of `cefam probe`.
+        classifier: of the probe.
+        vlm: of the probe.
+        folder: where the associations go.
+        concepts: a concept set by name or file.
+        similarity: of CLIP-Dissect.
+        alpha: of WWW, percent of a neuron's largest weight.
+    """
+    if (Path(folder) / "associations.json").exists():
+        raise CefamError(f"{folder} already holds associations: name another folder.")
+    trained = Trained(classifier, Translator(classifier.channels, 1), ConceptSet.load(concepts))
+    bench = Bench(trained, vlm, Probe.read(probe))
+    if method == "www":
+        found = match(bench, alpha)
+        write_www(found, folder)
+    else:
+        found = dissect(bench, similarity)
+        write_descriptions(found, Path(folder) / "descriptions.csv")
+    neurons = len(set(zip(found.stage.tolist(), found.channel.tolist(), strict=True)))
+    print(f"{neurons} neurons stand for {len(set(found.concept.tolist()))} of {len(bench.concepts)} concepts.")
+    return found.write(folder)
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    print(f"Associations are in {call('associate', associate, arguments)}.")

@@ -1,0 +1,79 @@
+"""``cefam import``: artefacts of other programs, without running what is in them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from cefam.commands._options import call
+from cefam.concepts import ConceptSet, embedded
+from cefam.errors import CefamError
+from cefam.exchange.neurons import read_descriptions, read_www
+from cefam.exchange.published import read_translator
+from cefam.methods.base import Bench
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel
+from cefam.trained import Trained
+from cefam.translator import Translator
+
+
+def import_artefact(
+    kind: Literal["cefam", "clip_dissect", "www"],
+    files: dict[str, str],
+    classifier: FrozenClassifier,
+    folder: str,
+    concepts: str = "broden",
+    vlm: VisionLanguageModel | None = None,
+) -> Path:
+    """Import a published translator (.pth), CLIP-Dissect's descriptions.csv, or WWW's pickles.
+
+    Args:
+        kind: "cefam", "clip_dissect" or "www".
+        files: by the stage they belong to, `{layer4: www.pkl}`; for "cefam" and "clip_dissect" one, under any name.
+        classifier: that they were made for, with its stages.
+        folder: where the imported artefact goes.
+        concepts: that they were made with.
+        vlm: that a translator mimics.
+    """
+    if kind != "www" and len(files) != 1:
+        raise CefamError(f"One file is imported as {kind!r}, got {len(files)}.")
+    path = next(iter(files.values()))
+    if kind == "cefam":
+        if vlm is None:
+            raise CefamError("A translator needs the concepts' embeddings: set `--vlm` to the model that it mimics.")
+        translator, about = read_translator(path, classifier.channels)
+        trained = Trained(
+            classifier,
+            translator,
+            embedded(concepts, vlm),
+            vlm.freeze().identity(),
+            training={"imported": Path(path).name},
+        )
+        _compare(about, vlm)
+        return trained.write(folder)
+    # Associations need classifier and concepts alone.
+    bench = Bench(_untrained(classifier, ConceptSet.load(concepts)))
+    found = read_descriptions(path, bench) if kind == "clip_dissect" else read_www(files, bench)
+    return found.write(folder)
+
+
+def _untrained(classifier: FrozenClassifier, concepts: ConceptSet) -> Trained:
+    return Trained(classifier, Translator(classifier.channels, 1), replace(concepts))
+
+
+def _compare(about: dict[str, float | str], vlm: VisionLanguageModel) -> None:
+    """Refuse a translator of a VLM with another scale.
+
+    Raises:
+        CefamError: with both.
+    """
+    scale = about.get("scale")
+    if isinstance(scale, float | int) and scale and abs(scale - vlm.logit_scale) > 0.01 * abs(vlm.logit_scale):
+        raise CefamError(
+            f"The translator was trained with a logit scale of {scale}, the given vision-language model has {vlm.logit_scale}: name the "
+            f"model that it mimics."
+        )
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    print(f"Imported into {call('import', import_artefact, arguments)}.")

@@ -1,0 +1,1 @@
+"""Artefacts of other programs, in and out, without running anything that is in them."""

@@ -1,0 +1,137 @@
+"""Associations of CLIP-Dissect (``descriptions.csv``) and WWW (pickles of names and weights), in and out."""
+
+import csv
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cefam.errors import CefamError
+from cefam.exchange.inert import read_pickle
+from cefam.files import replacing, write_text
+from cefam.methods.associations import Associations, AssociationsAbout, chosen_stages
+from cefam.methods.base import Bench
+from cefam.reading import read_csv
+
+COLUMNS = ("layer", "unit", "description", "similarity")
+
+
+def read_descriptions(path: str | Path, bench: Bench) -> Associations:
+    """CLIP-Dissect's ``descriptions.csv``: one description per neuron, units from 0.
+
+    Layers that the classifier has no stage of are left out (the published evaluation leaves out conv1, too).
+
+    Raises:
+        CefamError: for a word that is not in the concept set, a unit that the stage does not have, or another file.
+    """
+    path = Path(path)
+    names, words, channels = bench.classifier.stage_names, _words(bench), bench.classifier.channels
+    found: list[tuple[int, int, int, float]] = []
+    for line, row in read_csv(path, COLUMNS)[1]:
+        if row["layer"] not in names:
+            continue
+        stage = names.index(row["layer"])
+        try:
+            unit, score = int(row["unit"]), float(row["similarity"])
+        except ValueError as error:
+            raise CefamError(f"{path}, line {line}: {error}.") from error
+        where = f"{path}, line {line}"
+        if not 0 <= unit < channels[stage]:
+            raise CefamError(f"{where}: {row['layer']} has no unit {unit}, it has {channels[stage]}.")
+        found += [(stage, unit, concept, score) for concept in _concepts(row["description"], words, where)]
+    if not found:
+        raise CefamError(f"{path} describes no neuron of the stages {', '.join(names)}.")
+    return _associations("clip_dissect", {"imported": path.name}, bench, found)
+
+
+def read_www(paths: Mapping[str, str | Path], bench: Bench) -> Associations:
+    """WWW's pickles, one per stage: lists, per neuron, of words and of their weights.
+
+    Args:
+        paths: by the name of the stage.
+        bench: with classifier and concepts.
+
+    Raises:
+        CefamError: for a stage, a word or a number of neurons that does not fit.
+    """
+    names, words, found = bench.classifier.stage_names, _words(bench), list[tuple[int, int, int, float]]()
+    chosen_stages(list(paths), names)
+    for name, path in paths.items():
+        stage, content = names.index(name), read_pickle(path)
+        if not (isinstance(content, tuple | list) and len(content) == 2 and len(content[0]) == len(content[1])):
+            raise CefamError(f"{path} does not hold the words and weights of neurons.")
+        if len(content[0]) != bench.classifier.channels[stage]:
+            raise CefamError(f"{path} holds {len(content[0])} neurons, {name} has {bench.classifier.channels[stage]}.")
+        for unit, (concepts, weights) in enumerate(zip(*content, strict=True)):
+            if len(concepts) != len(weights):
+                raise CefamError(f"{path}: neuron {unit} has {len(concepts)} words and {len(weights)} weights.")
+            for word, weight in zip(concepts, np.asarray(weights, dtype=np.float64).tolist(), strict=True):
+                every = _concepts(str(word), words, f"{path}, neuron {unit}")
+                found += [(stage, unit, concept, weight) for concept in every]
+    return _associations("www", {"imported": [Path(path).name for path in paths.values()]}, bench, found)
+
+
+def _words(bench: Bench) -> dict[str, list[int]]:
+    """Positions of all concepts with a word, lower case."""
+    words: dict[str, list[int]] = {}
+    for index, word in enumerate(bench.concepts.words):
+        words.setdefault(word.lower(), []).append(index)
+    return words
+
+
+def _concepts(word: str, known: Mapping[str, Sequence[int]], where: str) -> Sequence[int]:
+    """All concepts that a word means; the programs write Broden's colors as "red-c"."""
+    name = word.strip().lower()
+    for candidate in (name, name.removesuffix("-c")):
+        if candidate in known:
+            return known[candidate]
+    raise CefamError(f"{where}: {word!r} is not in the concept set: import it with the concepts it was made with.")
+
+
+def _associations(
+    method: str, options: dict[str, Any], bench: Bench, found: Sequence[tuple[int, int, int, float]]
+) -> Associations:
+    about = AssociationsAbout(
+        method, options, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words
+    )
+    once = {entry[:3]: entry for entry in sorted(found, key=lambda entry: entry[3])}  # a word may be listed twice
+    columns = list(zip(*once.values(), strict=True)) or [(), (), (), ()]
+    stage, channel, concept = (torch.tensor(column, dtype=torch.long) for column in columns[:3])
+    return Associations(about, stage, channel, concept, torch.tensor(columns[3], dtype=torch.double))
+
+
+def write_descriptions(associations: Associations, path: str | Path) -> None:
+    """Write ``descriptions.csv``: a line for every neuron and word, by stage and unit."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(COLUMNS)
+    names, words = associations.about.classifier["stages"], associations.about.words
+    columns = (associations.stage, associations.channel, associations.concept, associations.score)
+    rows = sorted(zip(*(c.tolist() for c in columns), strict=True))
+    lines = [(names[stage], channel, words[concept], repr(score)) for stage, channel, concept, score in rows]
+    writer.writerows(dict.fromkeys(lines))  # concepts may share a word
+    write_text(Path(path), out.getvalue())
+
+
+def write_www(associations: Associations, folder: str | Path) -> list[Path]:
+    """Write a pickle per stage, ``www_STAGE.pkl``: per neuron a list of words and an array of their weights, descending."""
+    about, written = associations.about, []
+    for stage, (name, count) in enumerate(zip(about.classifier["stages"], about.classifier["channels"], strict=True)):
+        words: list[list[str]] = [[] for _ in range(count)]
+        weights: list[list[float]] = [[] for _ in range(count)]
+        rows = (associations.stage == stage).nonzero().squeeze(1)
+        for row in rows[associations.score[rows].argsort(descending=True, stable=True)].tolist():
+            unit = int(associations.channel[row])
+            word = about.words[int(associations.concept[row])]
+            if word not in words[unit]:
+                words[unit].append(word)
+                weights[unit].append(float(associations.score[row]))
+        path = Path(folder) / f"www_{name}.pkl"
+        with replacing(path) as temporary:
+            temporary.write_bytes(pickle.dumps((words, [np.array(each) for each in weights]), protocol=4))
+        written.append(path)
+    return written

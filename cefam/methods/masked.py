@@ -1,0 +1,119 @@
+"""What the methods share that are fitted to masks: photographs with masks, and the threshold of every neuron."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cefam.concepts import ConceptSet
+from cefam.datasets.contract import Manifest
+from cefam.datasets.streams import region_loader
+from cefam.errors import CefamError
+from cefam.pairs import RegionBatch, index_of_numbers, labeled
+from cefam.towers.classifier import FrozenClassifier
+from cefam.views import View
+
+HELD = 2**25  # values of a stage that are held to find its thresholds: 134 MB
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A batch: maps per stage (B, C_l, H_l, W_l); per pair ``image``, ``concept`` (P,) and ``mask`` (P, h, w), boolean."""
+
+    maps: list[Tensor]
+    image: Tensor
+    concept: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class MaskedShards:
+    """Photographs with masks that a method is fitted to; each iteration runs the classifier over them once.
+
+    Args:
+        classifier: the frozen classifier.
+        concepts: labels of the masks are its numbers.
+        shards: a folder of shards with masks, other ones than those that regions are measured on.
+        batch_size: photographs in a batch.
+        title: of the progress bar.
+    """
+
+    classifier: FrozenClassifier
+    concepts: ConceptSet
+    shards: str
+    batch_size: int = 16
+    title: str = "fit to masks"
+
+    @property
+    def count(self) -> int:
+        """Number of photographs."""
+        return Manifest.read(self.shards).num_samples
+
+    @property
+    def digests(self) -> list[str]:
+        """What the shards hold."""
+        return [shard["sha256"] for shard in Manifest.read(self.shards).shards]
+
+    def __iter__(self) -> Iterator[Masked]:
+        from rich.progress import Progress
+
+        table = index_of_numbers(self.concepts.numbers)
+        self.concepts.check_labels(Manifest.read(self.shards).labels)
+        seen = False
+        with Progress() as progress:
+            bar = progress.add_task(self.title, total=self.count)
+            for fields in region_loader(self.shards, View(None, None), self.batch_size, 0):
+                batch = RegionBatch(**fields)
+                rows, concept = labeled(batch, table)
+                of_pair = batch.masks[batch.pair_mask[rows]]
+                mask = of_pair == batch.pair_label[rows].view(-1, 1, 1)
+                maps = [activation.float() for activation in self.classifier(batch.image).activations]
+                seen |= len(rows) > 0
+                yield Masked(maps, batch.mask_image[batch.pair_mask[rows]], concept, mask)
+                progress.advance(bar, len(batch.image))
+        if not seen:
+            raise CefamError(f"No label of the masks in {self.shards} is a number of the concept set.")
+
+
+class Thresholds:
+    """The value that a share of a neuron's activations exceeds, over all positions of all photographs, one stage.
+
+    Exact where the values above it fit into ``HELD``; else from every s-th position, in a fixed pattern.
+
+    Args:
+        share: of the positions.
+        photographs: how many there will be.
+    """
+
+    def __init__(self, share: float, photographs: int) -> None:
+        self.share, self.photographs = share, photographs
+        self.largest: Tensor | None = None
+        self.step = 1
+
+    def add(self, activation: Tensor) -> None:
+        """Maps (B, C, H, W) of some photographs."""
+        values = activation.flatten(2)
+        if self.largest is None:
+            held = self.share * self.photographs * values.shape[2] * values.shape[1]
+            self.step = max(1, round(held / HELD))
+        values = values[..., :: self.step]
+        self.wanted = int(self.share * self.photographs * values.shape[2]) + 1
+        values = values.transpose(0, 1).flatten(1)  # (C, B H W)
+        both = values if self.largest is None else torch.cat([self.largest, values], dim=1)
+        self.largest = both.topk(min(self.wanted, both.shape[1]), dim=1).values
+
+    def value(self) -> Tensor:
+        """T_k (C,): at most ``share`` of the values are above it."""
+        if self.largest is None:
+            raise CefamError("There are no photographs to find thresholds on.")
+        return self.largest[:, -1]
+
+
+def thresholds(shards: MaskedShards, share: float) -> list[Tensor]:
+    """T_k of every stage, in one run over the photographs."""
+    found = [Thresholds(share, shards.count) for _ in shards.classifier.stages]
+    for batch in shards:
+        for stage, activation in zip(found, batch.maps, strict=True):
+            stage.add(activation)
+    return [stage.value() for stage in found]
