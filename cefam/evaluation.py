@@ -1,7 +1,7 @@
 """RegionEvaluation, the LightningModule behind ``cefam evaluate``: many methods, one pass over the data."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Unpack
@@ -57,6 +57,8 @@ class RegionEvaluation(L.LightningModule):
             ``--model.methods.NAME CLASS`` adds one.
         num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S); at most the number of stages.
         num_examples: rows of the contact sheet.
+        metrics: secondary ones: "pointing", "iou" (at the mask's own area), "auprc".
+        reproduces: published tables that the rows are compared with by ``cefam table --paper`` ("table1/resnet50").
         settings: changes of the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
@@ -71,6 +73,8 @@ class RegionEvaluation(L.LightningModule):
         methods: dict[str, MethodFactory] = METHODS,
         num_candidates: int = 4,
         num_examples: int = 8,
+        metrics: Sequence[str] = (),
+        reproduces: Sequence[str] = (),
         **settings: Unpack[SettingsChanges],
     ) -> None:
         super().__init__()
@@ -92,8 +96,8 @@ class RegionEvaluation(L.LightningModule):
         self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
         num_candidates = min(num_candidates, len(self.classifier.stages))
-        self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings)
-        self.num_examples = num_examples
+        self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings, metrics)
+        self.num_examples, self.metrics, self.reproduces = num_examples, tuple(metrics), list(reproduces)
         self.examples: list[examples.Example] = []
         self._part: Any = None  # this process's open part of the records
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
@@ -134,7 +138,7 @@ class RegionEvaluation(L.LightningModule):
         measured = self.evaluator.evaluate(images, self.classifier(images.image), found, keep)
         self._outside.append(found.outside)
         csv.writer(self._part).writerows(
-            records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts)
+            records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts, self.metrics)
         )
         if keep:
             names = self.classifier.stage_names
@@ -184,9 +188,12 @@ class RegionEvaluation(L.LightningModule):
             num_candidates=self.evaluator.num_candidates,
             preset=self.settings.preset,
             notes=self._notes(outside),
+            reproduces=self.reproduces,
+            stages=self.classifier.stage_names,
         )
         with replacing(self.output / "records.csv") as merged:
-            records.merge([self._part_path(rank) for rank in range(self.trainer.world_size)], merged)
+            parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
+            records.merge(parts, merged, self.metrics)
             table = results.table_of(about, merged)
             results.clear(self.output)  # results of an earlier run must not stay with the new ones
         results.write(self.output, about, table, self.examples[: self.num_examples])

@@ -17,7 +17,7 @@ from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
 from cefam.methods.base import Activated, RegionMethod
 from cefam.metrics.functional import Bounds, area_bounds
-from cefam.metrics.table import METRICS, Measured
+from cefam.metrics.table import Measured, chosen
 from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import ClassifierOutput
@@ -86,6 +86,7 @@ class RegionEvaluator:
         concepts: the concept set; labels of the masks are its numbers.
         num_candidates: among so many candidates the oracle chooses (4 in Table 1).
         settings: preset, and memory limit for the maps of one chunk of pairs.
+        metrics: names of secondary metrics to measure, too.
     """
 
     def __init__(
@@ -94,13 +95,15 @@ class RegionEvaluator:
         concepts: ConceptSet,
         num_candidates: int = 4,
         settings: MethodSettings | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         if num_candidates < 1:
             raise CefamError(f"num_candidates must be at least 1, got {num_candidates}.")
         if not methods:
             raise CefamError("There is no method to measure: name at least one.")
         self.methods, self.concepts, self.num_candidates = dict(methods), concepts, num_candidates
-        self.settings = settings or MethodSettings()
+        self.settings, self.secondary = settings or MethodSettings(), tuple(metrics)
+        chosen(self.secondary)  # refuses an unknown name
         listed = {category for concept in concepts.concepts for category in concept.categories}
         others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
         self.categories = [category for category in CATEGORIES if category in listed] + others
@@ -208,7 +211,8 @@ class RegionEvaluator:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """All metrics of every map, and its area, each (P, Q)."""
         pairs, count = candidates.valid.shape
-        values: dict[str, list[Tensor]] = {name: [] for name in METRICS}
+        metrics = chosen(self.secondary)
+        values: dict[str, list[Tensor]] = {name: [] for name in metrics}
         areas = []
         each = 4 * candidates.maps.shape[1:].numel()
         size = max(1, CPU_CACHE // each if masks.device.type == "cpu" else pairs)
@@ -223,7 +227,7 @@ class RegionEvaluator:
                 region, mask = (value[:, ~ignored[rows][0]].unsqueeze(1) for value in (region, mask))
             repeated = Bounds(*(bound[rows].repeat_interleave(count) for bound in bounds))
             measured = Measured(region, mask, repeated, self.settings.preset)
-            for name, row in METRICS.items():
+            for name, row in metrics.items():
                 values[name].append(row.formula(measured))
             areas.append(measured.area)
         empty = bounds.high[:0]

@@ -107,7 +107,7 @@ def test_published_numbers_stand_beside(measured, tmp_path, capsys):
     assert "has no column 'method', 'protocol'" in capsys.readouterr().err
     text = (measured / "table.csv").read_text()
     for old, new, advice in (
-        ("top1", "top-1", "the protocol 'top-1' is not one of top1, oracle"),
+        ("top1", "top-1", "the protocol 'top-1' is not one of top1, top1 common, oracle"),
         (" object", "_object", None),
         ("CE-FAM,0", "CE-FAM,x0", "does not hold the numbers of a table.csv"),
     ):

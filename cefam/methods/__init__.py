@@ -1,13 +1,16 @@
 """One interface, many methods: what can give a region for an (image, concept) pair."""
 
+from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
 from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
 from cefam.methods.clip_dissect import CLIPDissectRegions
+from cefam.methods.craft import CRAFTRegions
 from cefam.methods.grad_cam import GradCAMRegions
 from cefam.methods.net2vec import Net2VecRegions
 from cefam.methods.network_dissection import NetworkDissectionRegions
 from cefam.methods.neurons import NeuronRegions
+from cefam.methods.tcav import TCAVRegions
 from cefam.methods.www import WWWRegions
 from cefam.pairs import Candidates
 
@@ -16,16 +19,22 @@ __all__ = [
     "Bench",
     "CEFAMRegions",
     "CLIPDissectRegions",
+    "CRAFTRegions",
     "Candidates",
     "CenterRegions",
+    "GradCAMPlusPlusRegions",
     "GradCAMRegions",
+    "IntegratedGradientsRegions",
     "LuminanceRegions",
     "MethodFactory",
     "Net2VecRegions",
     "NetworkDissectionRegions",
     "NeuronRegions",
+    "RISERegions",
     "RandomChannelRegions",
     "RandomMapRegions",
     "RegionMethod",
+    "ScoreCAMRegions",
+    "TCAVRegions",
     "WWWRegions",
 ]

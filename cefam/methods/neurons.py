@@ -57,20 +57,29 @@ class NeuronRegions(RegionMethod):
         return Candidates(maps, score, stage, valid)
 
 
+def classifier_probe(bench: Bench, method: str) -> Probe:
+    """The bench's probe, found to be of its classifier.
+
+    Raises:
+        CefamError: where there is none, or it is of another one.
+    """
+    if bench.probe is None:
+        raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `model.probe`.")
+    check_identity("classifier", bench.probe.manifest.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
+    return bench.probe
+
+
 def probe_of(bench: Bench, method: str) -> Probe:
     """The bench's probe, found to be of its classifier and VLM.
 
     Raises:
         CefamError: where there is none, or it is of other towers.
     """
-    if bench.probe is None:
-        raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `model.probe`.")
+    probe = classifier_probe(bench, method)
     if bench.vlm is None:
         raise CefamError(f"{method} encodes texts: set `model.vlm` to the vision-language model of the probe.")
-    about = bench.probe.manifest
-    check_identity("classifier", about.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
-    check_identity("vision-language model", about.vlm, bench.vlm.freeze().identity(), VLM_KEYS)
-    return bench.probe
+    check_identity("vision-language model", probe.manifest.vlm, bench.vlm.freeze().identity(), VLM_KEYS)
+    return probe
 
 
 def about_of(bench: Bench, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:

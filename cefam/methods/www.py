@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.encoding import single_precision
+from cefam.attribution.scores import pool
 from cefam.errors import CefamError
 from cefam.methods.associations import Across, Associations, per_concept, prompts_of
 from cefam.methods.base import Activated, Bench
@@ -91,11 +92,8 @@ def match(
 
 
 @torch.inference_mode(False)
-def neuron_contributions(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
-    """How much each neuron of the last stage adds to a class's output: z_k * d output / d z_k, (B, C_L).
-
-    With a mean over the map and one linear layer behind it this is z_k W_ck, exactly, and the Shapley value against a zero
-    baseline. Elsewhere it is the first-order term.
+def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
+    """Derivative of a class's output by the mean of each map of the last stage, moved as a whole: (B, C_L).
 
     Args:
         classifier: the frozen classifier.
@@ -111,9 +109,16 @@ def neuron_contributions(classifier: FrozenClassifier, activated: Activated, tar
         with torch.enable_grad():
             score = class_scores(again.logits).gather(1, target.unsqueeze(1)).sum()
         (gradient,) = torch.autograd.grad(score, again.sources)
-        activation = output.activations[-1].float()
-        slope = classifier.as_map(last, gradient.float(), activation).sum(dim=(-2, -1))
-        return activation.mean(dim=(-2, -1)) * slope
+        return classifier.as_map(last, gradient.float(), output.activations[-1]).sum(dim=(-2, -1))
+
+
+def neuron_contributions(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
+    """How much each neuron of the last stage adds to a class's output: z_k * d output / d z_k, (B, C_L).
+
+    With a mean over the map and one linear layer behind it this is z_k W_ck, exactly, and the Shapley value against a zero
+    baseline. Elsewhere it is the first-order term. Arguments as of :func:`class_slopes`.
+    """
+    return pool(activated.output.activations[-1].float()) * class_slopes(classifier, activated, target)
 
 
 class WWWRegions(NeuronRegions):

@@ -109,14 +109,15 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask pixels among the first r + 1 pixels by value, descending; a run of equal values enters evenly: (P, R).
+    """Mask pixels among the first r + 1 pixels by value, descending, for ranks (R,) or (P, R); equal values enter evenly: (P, R).
 
     Not finite, where a region holds a value that is not: pixels cannot be ranked by it. Beside them the masks' sizes (P, 1).
     """
     values = region.detach().flatten(1)
     every = _sorted(values.clone())
     inside = _sorted(torch.where(mask.flatten(1), values, -torch.inf))
-    wanted = every.index_select(1, every.shape[1] - 1 - ranks)
+    place = every.shape[1] - 1 - ranks
+    wanted = every.index_select(1, place) if place.dim() == 1 else every.gather(1, place)
     # Pixels below the wanted value, and those not above it; any order among the equal ones would be arbitrary.
     below, not_above = (torch.searchsorted(every, wanted, right=right) for right in (False, True))
     missed, missed_at_most = (torch.searchsorted(inside, wanted, right=right) for right in (False, True))
@@ -242,3 +243,56 @@ def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
 def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:
     """1 where the published NRA exceeds the threshold, 0 where not, NaN where it is undefined, in the shape of ``nra``."""
     return torch.where(nra.isnan(), nra, (nra > threshold).double())
+
+
+def pointing_game(region: Tensor, mask: Tensor) -> Tensor:
+    """Whether the largest value lies in the mask (Zhang et al., IJCV 2018); of several largest values, their share in it.
+
+    Args:
+        region: (P, H, W).
+        mask: (P, H, W), boolean.
+
+    Returns:
+        (P,), double, NaN where the mask is empty or full.
+    """
+    _check(region, mask)
+    values, inside = region.flatten(1), mask.flatten(1)
+    largest = values == values.amax(dim=1, keepdim=True)
+    share = (largest & inside).sum(dim=1).double() / largest.sum(dim=1)
+    return torch.where(_defined(_size(mask), values.shape[1]), share, torch.nan)
+
+
+def iou_at_area(region: Tensor, mask: Tensor) -> Tensor:
+    """IoU of the mask with as many of the highest pixels as it has; equal pixels enter evenly: (P,), double, NaN where undefined."""
+    _check(region, mask)
+    if not mask.numel():
+        return region.new_zeros(len(region), dtype=torch.double)
+    size = _size(mask)
+    found = _true_positives(region, mask, size.long().clamp_min(1).unsqueeze(1) - 1)[0].squeeze(1)
+    return torch.where(_defined(size, mask[0].numel()), found / (2 * size - found), torch.nan)
+
+
+def average_precision(region: Tensor, mask: Tensor) -> Tensor:
+    """Area under the precision-recall curve of the pixels (AUPRC), as a step function; equal values are one step.
+
+    Args:
+        region: (P, H, W).
+        mask: (P, H, W), boolean.
+
+    Returns:
+        (P,), double, NaN where the mask is empty or full.
+    """
+    _check(region, mask)
+    order = region.detach().flatten(1).argsort(dim=1, descending=True, stable=True)
+    values = region.detach().flatten(1).gather(1, order)
+    found = mask.flatten(1).gather(1, order).cumsum(dim=1).double()
+    ranks = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=torch.double)
+    precision = found / ranks
+    ends = torch.ones_like(values, dtype=torch.bool)
+    ends[:, :-1] = values[:, 1:] != values[:, :-1]
+    # What a run of equal values adds to the recall is weighed with the precision at its end.
+    gained = torch.where(ends, found, -1.0)
+    before = torch.cat([torch.zeros_like(found[:, :1]), gained[:, :-1].cummax(dim=1).values.clamp_min(0)], dim=1)
+    size = _size(mask)
+    area = (torch.where(ends, found - before, 0.0) * precision).sum(dim=1) / size.clamp_min(1)
+    return torch.where(_defined(size, values.shape[1]), area, torch.nan)

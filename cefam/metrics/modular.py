@@ -4,7 +4,7 @@ All states are sums of fixed shape, in double precision or integers, so ranks th
 none) merge exactly, and nothing waits for the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -174,3 +174,21 @@ class HitRate(PairMean):
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """1 for a hit, 0 for a miss."""
         return functional.hits(functional.normalized_region_accuracy(region, mask), self.threshold)
+
+
+class FormulaMean(PairMean):
+    """Mean of a function of regions and masks.
+
+    Args:
+        categories: names of the categories.
+        function: (P, H, W), (P, H, W) -> (P,), as those of :mod:`cefam.metrics.functional`.
+        kwargs: options of ``torchmetrics.Metric``.
+    """
+
+    def __init__(self, categories: Sequence[str], function: Callable[[Tensor, Tensor], Tensor], **kwargs: Any) -> None:
+        super().__init__(categories, **kwargs)
+        self.function = function
+
+    def formula(self, region: Tensor, mask: Tensor) -> Tensor:
+        """The function's value of each pair."""
+        return self.function(region, mask)

@@ -1,4 +1,7 @@
-"""METRICS: what is measured. A metric is a formula, a torchmetrics state, and a row here; tables, records and loggers follow."""
+"""METRICS: what is measured. A metric is a formula, a torchmetrics state, and a row here; tables, records and loggers follow.
+
+SECONDARY: what is measured on request. AREAS: what NRA is made of; records hold it, tables show it on request.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cefam.errors import CefamError, near
 from cefam.metrics import functional
 from cefam.metrics.functional import Bounds, nra_from_areas, region_area
-from cefam.metrics.modular import EnergyPointingGame, HitRate, NormalizedRegionAccuracy, PairMean
+from cefam.metrics.modular import EnergyPointingGame, FormulaMean, HitRate, NormalizedRegionAccuracy, PairMean
 
 
 class Measured:
@@ -77,3 +81,43 @@ METRICS: dict[str, MetricRow] = {
     ),
     "hit": MetricRow("Hit Rate", lambda measured: functional.hits(measured.nra), HitRate),
 }
+
+
+def _secondary(title: str, function: Callable[[Tensor, Tensor], Tensor]) -> MetricRow:
+    return MetricRow(
+        title, lambda measured: function(measured.region, measured.mask), FormulaMean, {"function": function}
+    )
+
+
+SECONDARY: dict[str, MetricRow] = {
+    "pointing": _secondary("Pointing game", functional.pointing_game),
+    "iou": _secondary("IoU at the mask's area", functional.iou_at_area),
+    "auprc": _secondary("AUPRC", functional.average_precision),
+}
+AREAS = {"auc": "AUC", "auc_high": "AUC_high", "auc_low": "AUC_low"}
+
+
+def chosen(names: Sequence[str]) -> dict[str, MetricRow]:
+    """METRICS and those of SECONDARY that are named.
+
+    Raises:
+        CefamError: for an unknown name.
+    """
+    for name in names:
+        if name not in SECONDARY:
+            raise CefamError(
+                f"There is no secondary metric {name!r}.{near(name, SECONDARY)} There are {', '.join(SECONDARY)}."
+            )
+    return {**METRICS, **{name: SECONDARY[name] for name in names}}
+
+
+def title_of(column: str) -> str:
+    """Heading of a column of a table."""
+    rows = {**METRICS, **SECONDARY}
+    return rows[column].title if column in rows else AREAS[column]
+
+
+def inexpressible(column: str) -> float | None:
+    """The value of a concept that a method cannot express; ``None`` leaves it out."""
+    rows = {**METRICS, **SECONDARY}
+    return rows[column].state.inexpressible if column in rows else None

@@ -65,7 +65,7 @@ def _added(found: Sums, more: Sums, top: int) -> Sums:
     joined = {}
     for name, value in found.items():
         kind, _, stage = name.partition(".")
-        if kind in ("gram", "cross", "square"):
+        if kind in ("gram", "cross", "square", "mean"):
             joined[name] = value + more[name]
         elif kind == "value":
             rows = f"photograph.{stage}"
@@ -101,10 +101,13 @@ class _Work:
         view, batches = View(self.about.view["resize"], self.about.view["size"]), []
         for batch in views_of(group.open(), view, 0, first, **self.loading):
             images = batch.to(self.device)
-            activations = pooled(self.classifier(images), self.about.pooling)
+            output = self.classifier(images)
+            activations = pooled(output, self.about.pooling)
+            means = [pool(activation.float()) for activation in output.activations]
             embedding = F.normalize(encode_images(self.vlm, images).float(), dim=-1)
-            batches.append([value.cpu() for value in (*activations, embedding)])
-        *activations, embedding = (torch.cat(column) for column in zip(*batches, strict=True))
+            batches.append([value.cpu() for value in (*activations, *means, embedding)])
+        *pair, embedding = (torch.cat(column) for column in zip(*batches, strict=True))
+        activations, means = pair[: len(pair) // 2], pair[len(pair) // 2 :]
         if not all(bool(value.isfinite().all()) for value in (*activations, embedding)):
             raise CefamError(
                 f"An output of the towers for the photographs from number {first} on is not finite: check their weights."
@@ -116,6 +119,7 @@ class _Work:
             found[f"value.{stage}"], found[f"photograph.{stage}"] = top_of(values, rows, self.about.top)
             found[f"cross.{stage}"] = values.double().T @ exact
             found[f"square.{stage}"] = values.double().square().sum(dim=0)
+            found[f"mean.{stage}"] = means[stage].double().sum(dim=0)
             if self.about.kept:
                 found[f"pooled.{stage}"] = values
         return found
@@ -230,7 +234,8 @@ def merged(folder: Path, about: ProbeManifest) -> Sums:
         embedding.append(load_tensors(folder / entry["file"])["embedding"][mine - first])
         first += entry["rows"]
     rows = {name: torch.searchsorted(chosen, found[name]) for name in lists}
-    return {**found, **rows, "embedding": torch.cat(embedding), "chosen": chosen}
+    means = {name: value / first for name, value in found.items() if name.startswith("mean")}
+    return {**found, **means, **rows, "embedding": torch.cat(embedding), "chosen": chosen}
 
 
 def _say_size(about: ProbeManifest) -> None:

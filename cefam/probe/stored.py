@@ -13,6 +13,7 @@ from cefam.reading import read_description
 
 Pooling = Literal["published", "mean", "max"]
 MERGED = "probe.safetensors"
+NAMES = ("value", "photograph", "cross", "square", "mean")
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Probe:
     ``value``: per stage the K largest pooled activations (K, C_l), descending, the earlier photograph first among equal ones;
     ``photograph``: which they are, as rows of ``embedding``; ``embedding`` (S, D): unit embeddings of the S photographs that some
     neuron chose; ``cross``: per stage sum_i a_ik e_i (C_l, D); ``square``: per stage sum_i a_ik^2 (C_l,); ``gram``: sum_i e_i e_i^T
-    (D, D). The sums are doubles.
+    (D, D); ``mean``: per stage the mean of z, the pooled maps (C_l,). The sums are doubles.
     """
 
     manifest: ProbeManifest
@@ -63,6 +64,7 @@ class Probe:
     cross: list[Tensor]
     square: list[Tensor]
     gram: Tensor
+    mean: list[Tensor]
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -76,13 +78,8 @@ class Probe:
         merged = load_tensors(Path(folder) / MERGED)
         stages = range(len(manifest.classifier["channels"]))
         try:
-            lists = [
-                [merged[f"{name}.{stage}"] for stage in stages] for name in ("value", "photograph", "cross", "square")
-            ]
-            value, photograph, cross, square = lists
-            return cls(
-                manifest, Path(folder), value, photograph, merged["embedding"].float(), cross, square, merged["gram"]
-            )
+            lists = {name: [merged[f"{name}.{stage}"] for stage in stages] for name in NAMES}
+            return cls(manifest, Path(folder), embedding=merged["embedding"], gram=merged["gram"], **lists)
         except KeyError as error:
             raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
 

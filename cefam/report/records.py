@@ -12,25 +12,32 @@ from typing import Any
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
 from cefam.evaluator import PairValues
-from cefam.metrics import METRICS
+from cefam.metrics.table import AREAS, METRICS, SECONDARY
 
-AREAS = ("auc", "auc_high", "auc_low")
 # Maps come in single precision: more digits than these depend on the order in which a processor adds.
 DIGITS = 9
 
 
-def values() -> tuple[str, ...]:
+BEFORE = ("image", "mask", "label", "word", "category", "method", "protocol")
+AFTER = ("stage", "expressible")
+
+
+def values(secondary: Sequence[str] = ()) -> tuple[str, ...]:
     """The columns that hold numbers: the metrics, and the areas that they come from."""
-    return (*METRICS, *AREAS)
+    return (*METRICS, *secondary, *AREAS)
 
 
-def columns() -> tuple[str, ...]:
+def columns(secondary: Sequence[str] = ()) -> tuple[str, ...]:
     """All columns."""
-    return ("image", "mask", "label", "word", "category", "method", "protocol", *values(), "stage", "expressible")
+    return (*BEFORE, *values(secondary), *AFTER)
 
 
 def rows_of(
-    measured: PairValues, ids: Sequence[str], categories: Sequence[str], concepts: ConceptSet
+    measured: PairValues,
+    ids: Sequence[str],
+    categories: Sequence[str],
+    concepts: ConceptSet,
+    secondary: Sequence[str] = (),
 ) -> Iterator[list[Any]]:
     """The records of one batch, in the order of :func:`columns`; a category that is not measured is ''."""
     found = measured.found
@@ -41,14 +48,14 @@ def rows_of(
     for method, protocols in measured.values.items():
         for protocol, of_method in protocols.items():
             numbers = {**of_method.metrics, "auc": of_method.auc, **areas}
-            texts = [[f"{value:.{DIGITS}g}" for value in numbers[name].tolist()] for name in values()]
+            texts = [[f"{value:.{DIGITS}g}" for value in numbers[name].tolist()] for name in values(secondary)]
             rest = [of_method.stage.tolist(), of_method.expressible.int().tolist()]
             for row, cells in enumerate(zip(*texts, *rest, strict=True)):
                 name = categories[category[row]] if category[row] >= 0 else ""
                 yield [ids[images[row]], places[row], labels[row], words[row], name, method, protocol, *cells]
 
 
-def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
+def merge(parts: Iterable[Path], path: Path, secondary: Sequence[str] = (), run_length: int = 500_000) -> None:
     """Join the parts that processes wrote into one sorted file, the same for any number of processes.
 
     By image, mask and label; the methods of a pair keep their order. Sorted in runs on disk, since Broden has 11 million
@@ -65,7 +72,7 @@ def merge(parts: Iterable[Path], path: Path, run_length: int = 500_000) -> None:
         sources: Any = [csv.reader(stack.enter_context(run.open(newline="", encoding="utf-8"))) for run in runs]
         with path.open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
-            writer.writerow(columns())
+            writer.writerow(columns(secondary))
             writer.writerows(heapq.merge(*sources, key=_place))
 
 
@@ -84,9 +91,33 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
         missing = sorted(set(columns()) - set(reader.fieldnames or ()))
         if missing:
             raise CefamError(f"{path} is not a file of records: it has no column {', '.join(map(repr, missing))}.")
+        numeric = values([name for name in SECONDARY if name in (reader.fieldnames or ())])
         for row in reader:
             try:
-                numbers: dict[str, Any] = {name: float(row[name]) for name in values()}
+                numbers: dict[str, Any] = {name: float(row[name]) for name in numeric}
             except (TypeError, ValueError) as error:
                 raise CefamError(f"{path}, line {reader.line_num}: {error}.") from error
             yield {**row, **numbers, "expressible": row["expressible"] == "1"}
+
+
+def with_common(records: Iterable[dict[str, Any]], left_out: set[int]) -> Iterator[dict[str, Any]]:
+    """The records, and once more, under the protocol "... common", those of pairs that all methods can express.
+
+    Args:
+        records: of any methods.
+        left_out: see :func:`inexpressible_pairs`; none: nothing is added.
+    """
+    for record in records:
+        yield record
+        if left_out and pair_of(record) not in left_out:
+            yield {**record, "protocol": f"{record['protocol']} common"}
+
+
+def inexpressible_pairs(records: Iterable[dict[str, Any]]) -> set[int]:
+    """Pairs, as numbers, that some method cannot express."""
+    return {pair_of(record) for record in records if not record["expressible"]}
+
+
+def pair_of(record: dict[str, Any]) -> int:
+    """A number for a record's pair, the same within a process."""
+    return hash((record["image"], record["mask"], record["label"]))

@@ -6,7 +6,7 @@ and ``contact_sheet.png`` shows them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from cefam.errors import CefamError, MissingError, near
 from cefam.files import write_text
-from cefam.metrics import METRICS
+from cefam.metrics.table import title_of
 from cefam.reading import read_csv, read_description
 from cefam.report import bootstrap, examples, figures, records, tables
 from cefam.report.tables import Row, Table
@@ -28,13 +28,18 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured: methods and categories in the order of the tables, and what a reader must know."""
+    """What was measured: methods and categories in the order of the tables, and what a reader must know.
+
+    ``reproduces``: the published tables ("table1/resnet50") whose rows these are.
+    """
 
     methods: list[str]
     categories: list[str]
     num_candidates: int
     preset: str
     notes: list[str] = field(default_factory=list)
+    reproduces: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
     format: str = "cefam-results"
     version: int = 1
 
@@ -59,17 +64,31 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def table_of(run: Run, path: Path) -> Table:
+def table_of(run: Run, path: Path, columns: Sequence[str] = ()) -> Table:
     """The table of a file of records.
 
     Raises:
         CefamError: where no pair was measured.
     """
-    differences = bootstrap.differences(records.read(path), order=run.methods)
-    table = tables.summarize(records.read(path), run.categories, run.num_candidates, run.notes, differences)
+    table = _tabled(lambda: records.read(path), run.categories, run.num_candidates, run.notes, run.methods, columns)
     if not table.rows:
         raise CefamError("No pair was measured: no label in the shards is a number of the concept set.")
     return table
+
+
+def _tabled(
+    read: Callable[[], Iterator[dict[str, Any]]],
+    categories: Sequence[str],
+    num_candidates: int,
+    notes: Sequence[str],
+    methods: Sequence[str],
+    columns: Sequence[str],
+) -> Table:
+    """A table of records that are read three times: they may be millions."""
+    left_out = records.inexpressible_pairs(read())
+    differences = bootstrap.differences(records.with_common(read(), left_out), order=methods)
+    every = records.with_common(read(), left_out)
+    return tables.summarize(every, categories, num_candidates, notes, differences, columns)
 
 
 def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
@@ -102,7 +121,7 @@ def remake(folder: str | Path) -> Table:
     return table
 
 
-def joined(folders: Sequence[str | Path]) -> Table:
+def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
     """One table of several runs. A method that occurs in several is called "run: method" there.
 
     Differences are given between methods that were measured on the same images.
@@ -136,8 +155,8 @@ def joined(folders: Sequence[str | Path]) -> Table:
 
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
-    differences = bootstrap.differences(every(), order=[name for named in names for name in named.values()])
-    return tables.summarize(every(), categories, first.num_candidates, notes, differences)
+    order = [name for named in names for name in named.values()]
+    return _tabled(every, categories, first.num_candidates, notes, order, columns)
 
 
 def _prefixes(folders: Sequence[str | Path]) -> list[str]:
@@ -176,7 +195,8 @@ def with_published(table: Table, name: str) -> Table:
                 f"There is no published table {name!r}.{near(name, known, 0.4)} There are {', '.join(known)}."
             )
     try:
-        added = [_published(row, table.categories, "paper" if path == shipped else "published") for row in rows]
+        source = "paper" if path == shipped else "published"
+        added = [_published(row, table.categories, table.columns, source) for row in rows]
     except ValueError as error:
         raise CefamError(f"{path} does not hold the numbers of a table.csv ({error}).") from error
     if all(value is None for row in added for values in row.means.values() for value in values):
@@ -187,10 +207,10 @@ def with_published(table: Table, name: str) -> Table:
     return replace(table, rows=every, notes=[*table.notes, note])
 
 
-def _published(row: dict[str, str], categories: Sequence[str], source: str) -> Row:
+def _published(row: dict[str, str], categories: Sequence[str], columns: Sequence[str], source: str) -> Row:
     means: dict[str, list[float | None]] = {}
-    for metric, about in METRICS.items():
-        cells = (row.get(f"{about.title} {name}".lower(), "") for name in (*categories, "avg"))
+    for metric in columns:
+        cells = (row.get(f"{title_of(metric)} {name}".lower(), "") for name in (*categories, "avg"))
         means[metric] = [float(cell) if cell else None for cell in cells]
     if row["protocol"] not in tables.BLOCKS:
         raise ValueError(f"the protocol {row['protocol']!r} is not one of {', '.join(tables.BLOCKS)}")

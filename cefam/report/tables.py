@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
-from cefam.metrics import METRICS
+from cefam.errors import CefamError, near
 from cefam.metrics.means import category_means
+from cefam.metrics.table import AREAS, METRICS, SECONDARY, inexpressible, title_of
 from cefam.report.bootstrap import Difference
 
 BLOCKS = {
     "top1": "Top-1: each method's own first choice",
+    "top1 common": "Top-1, only the pairs that all methods can express",
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
+    "oracle common": "Oracle, only the pairs that all methods can express",
 }
 # A map's last bits depend on the processor and on the images that share its batch. A map is enlarged from few cells, so many of its
 # pixels are equal but for these bits; where they change places, NRA moves by less than this (measured: 0.0011, on masks of
@@ -44,13 +47,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in order, the categories of their columns, and what stands below: differences in NRA avg, and notes."""
+    """Rows in order, categories and metrics of their columns, and what stands below: differences in NRA avg, and notes."""
 
     categories: list[str]
     rows: list[Row]
     num_candidates: int
     notes: list[str]
     differences: list[Difference] = field(default_factory=list)
+    columns: list[str] = field(default_factory=lambda: list(METRICS))
 
 
 class _Cell:
@@ -58,7 +62,7 @@ class _Cell:
 
     def __init__(self) -> None:
         self.pairs = self.undefined = self.expressible = self.near = 0
-        self.values = {name: array("d") for name in METRICS}
+        self.values: dict[str, array[float]] = {}
 
     def add(self, record: dict[str, Any]) -> None:
         """Count one record."""
@@ -68,10 +72,10 @@ class _Cell:
             return
         self.expressible += record["expressible"]
         self.near += record["expressible"] and abs(record["nra"] - THRESHOLD) < NEAR
-        for name, row in METRICS.items():
-            value = record[name] if record["expressible"] else row.state.inexpressible
+        for name in (*METRICS, *SECONDARY, *AREAS):
+            value = record.get(name) if record["expressible"] else inexpressible(name)
             if value is not None:
-                self.values[name].append(value)
+                self.values.setdefault(name, array("d")).append(value)
 
 
 def summarize(
@@ -80,23 +84,43 @@ def summarize(
     num_candidates: int,
     notes: Sequence[str] = (),
     differences: Sequence[Difference] = (),
+    columns: Sequence[str] = (),
 ) -> Table:
-    """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1)."""
+    """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1).
+
+    Args:
+        records: see :func:`cefam.report.records.read`.
+        categories: in the order of the columns.
+        num_candidates: of the oracle.
+        notes: to stand below.
+        differences: to stand below.
+        columns: what is shown; none: the metrics, and the secondary ones that were measured.
+
+    Raises:
+        CefamError: for a column that was not measured.
+    """
     cells: dict[tuple[str, str], dict[str, _Cell]] = {}
     for record in records:
         row = cells.setdefault((record["protocol"], record["method"]), {})
         if record["category"]:
             row.setdefault(record["category"], _Cell()).add(record)
     present = [name for name in categories if any(name in row for row in cells.values())]
-    rows = [_row(protocol, method, row, present) for (protocol, method), row in cells.items()]
+    measured = {name for row in cells.values() for cell in row.values() for name in cell.values}
+    shown = list(columns) or [*METRICS, *(name for name in SECONDARY if name in measured)]
+    for name in shown if cells else ():
+        if name not in measured:
+            raise CefamError(
+                f"{name!r} was not measured.{near(name, measured)} There are {', '.join(sorted(measured))}."
+            )
+    rows = [_row(protocol, method, row, present, shown) for (protocol, method), row in cells.items()]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
-    return Table(present, rows, num_candidates, [*notes, *_near(rows)], list(differences))
+    return Table(present, rows, num_candidates, [*notes, *_near(rows)], list(differences), shown)
 
 
-def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequence[str]) -> Row:
+def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequence[str], columns: Sequence[str]) -> Row:
     means: dict[str, list[float | None]] = {}
-    for metric in METRICS:
-        values = [cells[name].values[metric] if name in cells else array("d") for name in categories]
+    for metric in columns:
+        values = [cells[name].values.get(metric, array("d")) if name in cells else array("d") for name in categories]
         # Summed exactly, so that the order of the records cannot matter.
         total = torch.tensor([math.fsum(of_category) for of_category in values], dtype=torch.double)
         each, average = category_means(total, torch.tensor([len(of_category) for of_category in values]))
@@ -109,7 +133,7 @@ def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequen
 
 def _near(rows: Sequence[Row]) -> list[str]:
     """A note on hits that rounding may decide."""
-    counted = [f"{row.method} ({row.protocol}) {row.near}" for row in rows if row.near]
+    counted = [f"{row.method} ({row.protocol}) {row.near}" for row in rows if row.near and "common" not in row.protocol]
     return (
         [f"Hits that rounding may decide (NRA within {NEAR} of {THRESHOLD}): {', '.join(counted)}."] if counted else []
     )
@@ -126,12 +150,12 @@ def _count(value: int | None) -> str:
 def header(table: Table) -> list[str]:
     """Names of the columns, from the method on."""
     names = [*table.categories, "avg"]
-    titles = (f"{row.title} {name}" for row in METRICS.values() for name in names)
+    titles = (f"{title_of(column)} {name}" for column in table.columns for name in names)
     return ["method", *titles, "pairs", "undefined", "coverage"]
 
 
-def _body(row: Row) -> list[str]:
-    values = [_cell(value) for metric in METRICS for value in row.means[metric]]
+def _body(row: Row, columns: Sequence[str]) -> list[str]:
+    values = [_cell(value) for column in columns for value in row.means[column]]
     return [row.method, *values, _count(row.pairs), _count(row.undefined), _cell(row.coverage)]
 
 
@@ -151,13 +175,13 @@ def to_text(table: Table) -> str:
     lines = []
     for title, rows in _blocks(table):
         lines += ["", title]
-        titles = (row.title for row in METRICS.values())
+        titles = map(title_of, table.columns)
         lines.append(" " * label + "".join(f" |{t:^{width * len(names)}}" for t in titles) + " |")
         group = "".join(f"{name[:8]:>{width}}" for name in names)
-        lines.append(f"{'':<{label}}" + f" |{group}" * len(METRICS) + " |  pairs  undef  coverage")
+        lines.append(f"{'':<{label}}" + f" |{group}" * len(table.columns) + " |  pairs  undef  coverage")
         for row in rows:
             values = "".join(
-                " |" + "".join(f"{_cell(value):>{width}}" for value in row.means[metric]) for metric in METRICS
+                " |" + "".join(f"{_cell(value):>{width}}" for value in row.means[c]) for c in table.columns
             )
             counts = f"{_count(row.pairs):>7}{_count(row.undefined):>7}{_cell(row.coverage):>10}"
             lines.append(f"{row.method:<{label}}{values} |{counts}")
@@ -180,7 +204,7 @@ def to_markdown(table: Table) -> str:
     for title, rows in _blocks(table):
         lines += [f"**{title}**", "", f"| {' | '.join(names)} |"]
         lines.append("|---|" + "---:|" * (len(names) - 1))
-        lines += [f"| {' | '.join(_body(row))} |" for row in rows] + [""]
+        lines += [f"| {' | '.join(_body(row, table.columns))} |" for row in rows] + [""]
     if table.differences:
         lines += ["| NRA avg | difference | low (95 %) | high |", "|---|---:|---:|---:|"]
         for d in table.differences:
@@ -195,7 +219,7 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out)
     writer.writerow(["protocol", *header(table)])
     for row in table.rows:
-        values = [*(v for metric in METRICS for v in row.means[metric]), row.pairs, row.undefined, row.coverage]
+        values = [*(v for column in table.columns for v in row.means[column]), row.pairs, row.undefined, row.coverage]
         writer.writerow([row.protocol, row.method, *("" if v is None else repr(v) for v in values)])
     return out.getvalue()
 
@@ -204,14 +228,14 @@ def to_latex(table: Table) -> str:
     """For a paper: one tabular (package booktabs), a block per protocol."""
     names = [*table.categories, "Avg."]
     count = len(names)
-    lines = [rf"\begin{{tabular}}{{l{('r' * count) * len(METRICS)}}}", r"\toprule"]
-    titles = (rf"\multicolumn{{{count}}}{{c}}{{{row.title}}}" for row in METRICS.values())
+    lines = [rf"\begin{{tabular}}{{l{('r' * count) * len(table.columns)}}}", r"\toprule"]
+    titles = (rf"\multicolumn{{{count}}}{{c}}{{{_escaped(title_of(column))}}}" for column in table.columns)
     lines.append(" & " + " & ".join(titles) + r" \\")
-    lines.append("Method & " + " & ".join(_escaped(name) for name in names * len(METRICS)) + r" \\")
+    lines.append("Method & " + " & ".join(_escaped(name) for name in names * len(table.columns)) + r" \\")
     for title, rows in _blocks(table):
-        lines += [r"\midrule", rf"\multicolumn{{{count * len(METRICS) + 1}}}{{l}}{{{_escaped(title)}}} \\"]
+        lines += [r"\midrule", rf"\multicolumn{{{count * len(table.columns) + 1}}}{{l}}{{{_escaped(title)}}} \\"]
         for row in rows:
-            values = (_cell(value) for metric in METRICS for value in row.means[metric])
+            values = (_cell(value) for column in table.columns for value in row.means[column])
             lines.append(f"{_escaped(row.method)} & {' & '.join(values)} \\\\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 

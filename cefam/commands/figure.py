@@ -1,0 +1,62 @@
+"""``cefam figure``: the paper's figures from the results of an evaluation."""
+
+from pathlib import Path
+from typing import Literal
+
+from cefam.commands._options import call
+from cefam.errors import CefamError, near
+
+
+def figure(
+    kind: Literal["methods", "curves", "stages", "epochs"],
+    run: str,
+    out: str,
+    methods: list[str] | None = None,
+    example: int = 0,
+    log: str | None = None,
+    protocol: Literal["top1", "oracle"] = "oracle",
+) -> None:
+    """Draw a figure for print from a folder of `cefam evaluate`.
+
+    Args:
+        kind: "methods" (one row a concept, one column a method), "curves" (IoU over the threshold), "stages" (which stage held the best
+            candidate), "epochs" (Hit Rate during a training).
+        run: a folder of `cefam evaluate`.
+        out: a .png, .pdf or .svg file.
+        methods: which ones; null: all; of "stages" the first one counts.
+        example: number of the pair of "curves", from 0, in the order of the contact sheet.
+        log: of "epochs": metrics.csv of the training.
+        protocol: of "epochs".
+    """
+    from cefam.report import examples, plots, records, results
+
+    folder, about = Path(run), results.Run.read(run)
+    chosen = methods or about.methods
+    for name in chosen:
+        if name not in about.methods:
+            raise CefamError(
+                f"{run} has no method {name!r}.{near(name, about.methods)} It has {', '.join(about.methods)}."
+            )
+    if Path(out).exists():
+        raise CefamError(f"{out} already exists: name another file.")
+    if kind == "stages":
+        drawn = plots.winning_stages(records.read(folder / results.RECORDS), chosen[0], about.stages)
+    elif kind == "epochs":
+        if log is None:
+            raise CefamError("The figure of epochs needs the training's metrics.csv: set `--log`.")
+        rows = results.joined([run]).rows
+        known = {row.method: row.means["hit"][-1] for row in rows if row.protocol == protocol}
+        others = {name: known.get(name) for name in chosen if not name.startswith("CE-FAM")}
+        drawn = plots.hit_over_epochs(Path(log), {n: v for n, v in others.items() if v is not None}, protocol)
+    else:
+        kept = examples.load(folder / results.EXAMPLES)
+        if not 0 <= example < len(kept):
+            raise CefamError(f"There is no example {example}: {run} holds {len(kept)}, counted from 0.")
+        drawn = plots.side_by_side(kept, chosen) if kind == "methods" else plots.iou_thresholds(kept[example], chosen)
+    plots.save(drawn, Path(out))
+    print(f"{kind}: {out}")
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("figure", figure, arguments)

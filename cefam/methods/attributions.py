@@ -1,0 +1,173 @@
+"""Saliency methods of the class score or the concept score: Integrated Gradients, Grad-CAM++, Score-CAM, RISE.
+
+The first two are captum's and grad-cam's, the extra "methods" (``pip install 'cefam[methods]'``). The other two score masked images;
+they are ours, so that the masked images of an image serve all its concepts.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.scores import log_probability
+from cefam.errors import CefamError
+from cefam.methods.base import Bench
+from cefam.methods.views import Of, ScoreMapRegions, needed
+
+
+class IntegratedGradientsRegions(ScoreMapRegions):
+    """Integrated Gradients (Sundararajan et al., ICML 2017) from a black image, absolute values summed over the channels.
+
+    Args:
+        bench: with the classifier, and the translator for concept scores.
+        of: "class" or "concept".
+        steps: of the integral.
+    """
+
+    def __init__(self, bench: Bench, of: Of = "concept", steps: int = 32) -> None:
+        super().__init__(bench, of)
+        self.attribution = needed("captum.attr", "Integrated Gradients").IntegratedGradients
+        self.steps = steps
+
+    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+        """See :meth:`ScoreMapRegions.maps`."""
+        found: Tensor = self.attribution(self.view).attribute(
+            images, target=target, n_steps=self.steps, internal_batch_size=max(64, len(images))
+        )
+        return found.abs().sum(dim=1)
+
+
+class GradCAMPlusPlusRegions(ScoreMapRegions):
+    """Grad-CAM++ (Chattopadhay et al., WACV 2018) at the last stage.
+
+    Args:
+        bench: with the classifier, and the translator for concept scores.
+        of: "class" or "concept".
+    """
+
+    def __init__(self, bench: Bench, of: Of = "concept") -> None:
+        super().__init__(bench, of)
+        self.library = needed("pytorch_grad_cam", "Grad-CAM++")
+
+    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+        """See :meth:`ScoreMapRegions.maps`."""
+        classifier = self.explainer.classifier
+        size = classifier.preprocessing.size or images.shape[-2:]
+        stage = classifier.stages[-1]
+
+        def as_map(raw: Any) -> Tensor:
+            return stage.to_map(raw, stage.grid(raw, size))[0]
+
+        targets = [self.library.utils.model_targets.ClassifierOutputTarget(int(index)) for index in target]
+        layers = [self.view.last_stage]
+        with self.library.GradCAMPlusPlus(self.view, target_layers=layers, reshape_transform=as_map) as cam:
+            found = cam(input_tensor=images.requires_grad_(), targets=targets)  # the weights are frozen
+        return torch.from_numpy(found).to(images.device)
+
+
+class MaskedScoreRegions(ScoreMapRegions):
+    """Sums of masks, weighted by the scores of the masked images. Subclasses define :meth:`masks` and :meth:`weights`."""
+
+    def masks(self, images: Tensor) -> Tensor:
+        """Masks of every image, in [0, 1]: (B, N, H, W)."""
+        raise NotImplementedError
+
+    def weights(self, outputs: Tensor) -> Tensor:
+        """Weights of the masks (B, N, scores), from the scores of the masked images."""
+        raise NotImplementedError
+
+    def weighted(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What is summed with the weights (B, N, h, w)."""
+        return masks
+
+    @torch.no_grad()
+    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+        """See :meth:`ScoreMapRegions.maps`; equal images in a row are masked once."""
+        first = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        first[1:] = (images[1:] != images[:-1]).flatten(1).any(dim=1)
+        masks = self.masks(images[first])
+        outputs = torch.stack(
+            [
+                torch.cat([self.view(image * part.unsqueeze(1)) for part in of_image.split(64)])
+                for image, of_image in zip(images[first], masks, strict=True)
+            ]
+        )
+        which = first.long().cumsum(0) - 1
+        weights, summed = self.weights(outputs)[which, :, target].to(masks.dtype), self.weighted(images[first], masks)
+        return torch.stack(
+            [torch.einsum("n,nhw->hw", w, summed[i]) for w, i in zip(weights, which, strict=True)]
+        ).relu()
+
+
+class ScoreCAMRegions(MaskedScoreRegions):
+    """Score-CAM (Wang et al., CVPRW 2020): the channels of the last stage are the masks; a forward pass per channel and image.
+
+    Args:
+        bench: with the classifier, and the translator for concept scores.
+        of: "class" or "concept".
+    """
+
+    def masks(self, images: Tensor) -> Tensor:
+        """The enlarged channels, each from 0 to 1; a constant one is 0."""
+        activation = self.explainer.classifier(images).activations[-1].float()
+        large = F.interpolate(activation, images.shape[-2:], mode="bilinear", align_corners=False)
+        low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
+        return (large - low) / (high - low).clamp_min(1e-8)
+
+    def weights(self, outputs: Tensor) -> Tensor:
+        """A softmax over the channels."""
+        return torch.softmax(outputs, dim=1)
+
+    def weighted(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The channels themselves: what is summed."""
+        activation: Tensor = self.explainer.classifier(images).activations[-1]
+        return activation.float()
+
+
+class RISERegions(MaskedScoreRegions):
+    """RISE (Petsiuk et al., BMVC 2018): random masks, weighted by the probability of the masked image.
+
+    Args:
+        bench: with the classifier, and the translator for concept scores.
+        of: "class" or "concept".
+        count: random masks.
+        cells: of a mask, along each side.
+        share: of the cells that stay.
+        seed: of the masks.
+    """
+
+    def __init__(
+        self, bench: Bench, of: Of = "concept", count: int = 500, cells: int = 7, share: float = 0.5, seed: int = 0
+    ) -> None:
+        super().__init__(bench, of)
+        if count < 1 or cells < 1 or not 0 < share < 1:
+            raise CefamError(
+                f"RISE needs count and cells above 0 and a share in (0, 1), got {count}, {cells}, {share}."
+            )
+        random = torch.Generator().manual_seed(seed)
+        self.grid = (torch.rand(count, 1, cells + 1, cells + 1, generator=random) < share).float()
+        self.shift = torch.rand(count, 2, generator=random)
+        self.cells = cells
+
+    def masks(self, images: Tensor) -> Tensor:
+        """Enlarged random grids, each moved by less than a cell, the same for all images."""
+        height, width = images.shape[-2:]
+        tall, wide = -(-height // self.cells), -(-width // self.cells)
+        large = F.interpolate(self.grid, (height + tall, width + wide), mode="bilinear", align_corners=False)
+        down, right = (self.shift[:, 0] * tall).long(), (self.shift[:, 1] * wide).long()
+        rows = down.view(-1, 1, 1) + torch.arange(height).view(1, -1, 1)
+        columns = right.view(-1, 1, 1) + torch.arange(width)
+        cut = large[torch.arange(len(large)).view(-1, 1, 1), 0, rows, columns]
+        return cut.to(images.device).expand(len(images), -1, -1, -1)
+
+    def weights(self, outputs: Tensor) -> Tensor:
+        """Probabilities."""
+        if self.of == "class":
+            classes = self.explainer.classifier.probabilities(outputs.flatten(0, 1))
+            return classes.view(*outputs.shape[:2], -1)
+        return log_probability(outputs, self.explainer.concepts.probability).exp()
+
+    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+        """The sum of the masks, divided at every pixel by how often it is shown."""
+        return super().maps(images, target) / self.masks(images[:1]).sum(dim=1)

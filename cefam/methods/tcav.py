@@ -1,0 +1,87 @@
+"""Concept activation vectors from text (TCAV, Kim et al., ICML 2018): no example images, the vector is the concept's gradient.
+
+A concept's vector at a stage is the direction of the gradient of its similarity S, taken at the mean activations of a probe set, so
+it is one for all images. Its region is the projection of the activations onto it; its score for a class is TCAV's sensitivity.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.encoding import single_precision
+from cefam.attribution.scores import similarity_gradient
+from cefam.methods.associations import chosen_stages
+from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.neurons import classifier_probe
+from cefam.methods.www import class_slopes
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.views import resize_regions
+
+
+@torch.no_grad()
+def concept_vectors(bench: Bench) -> list[Tensor]:
+    """Unit vectors of all concepts at every stage: (T, C_l)."""
+    trained, probe = bench.trained, classifier_probe(bench, "TCAV")
+    explainer = trained.explainer()
+    device = next(trained.translator.parameters()).device
+    with single_precision(device):
+        mean = [value.float().to(device).unsqueeze(0) for value in probe.mean]
+        embedding, pull_back = trained.translator.linearize(mean)
+        text = explainer.networks.text(device)
+        gradient = similarity_gradient(embedding.expand(len(text), -1), text, trained.concepts.logit_scale)
+        rows = torch.zeros(len(text), dtype=torch.long, device=device)
+        return [F.normalize(vectors, dim=1) for vectors in pull_back(gradient, rows)]
+
+
+class TCAVRegions(RegionMethod):
+    """Projections of the activations onto the concept's vector, what is positive: one candidate per stage.
+
+    Args:
+        bench: with the trained translator, and the probe.
+        stages: names of the stages; ``None``: the last one.
+    """
+
+    def __init__(self, bench: Bench, stages: Sequence[str] | None = None) -> None:
+        super().__init__(bench)
+        names = bench.classifier.stage_names
+        # From deep to shallow: there is nothing to choose by, and concepts are usually sought in the last stage.
+        self.stages = chosen_stages(names[-1:] if stages is None else stages, names)[::-1]
+        self.classifier, self.vectors = bench.classifier, concept_vectors(bench)
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        device, chosen = activated.images.device, self.stages[:num_candidates]
+        pairs = pairs.to(device)
+        maps = torch.stack(
+            [
+                resize_regions(self._projected(activated, stage)[pairs.image, pairs.concept].relu(), size)
+                for stage in chosen
+            ],
+            dim=1,
+        )
+        stages = torch.tensor(chosen, device=device).expand(len(pairs), -1)
+        score = -torch.arange(len(chosen), device=device, dtype=torch.double).expand(len(pairs), -1)
+        return Candidates(maps, score, stages, torch.ones_like(stages, dtype=torch.bool))
+
+    def _projected(self, activated: Activated, stage: int) -> Tensor:
+        """Activations along every concept's vector: (B, T, H, W)."""
+
+        def project() -> Tensor:
+            vectors = self.vectors[stage].to(activated.images.device)
+            return torch.einsum("tc,bchw->bthw", vectors, activated.output.activations[stage].float())
+
+        return activated.once((type(self), self, stage), project)
+
+    def sensitivity(self, activated: Activated, target: Tensor | None = None) -> Tensor:
+        """Derivative of a class's output along every concept's vector at the last stage: (B, T).
+
+        Args:
+            activated: images and the classifier's output for them.
+            target: the class of each image (B,); ``None``: the most probable one.
+        """
+        slope = class_slopes(self.classifier, activated, target)
+        return slope @ self.vectors[-1].to(slope.device).T
