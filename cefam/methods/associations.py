@@ -87,7 +87,8 @@ class Associations:
             if across == "zscore":
                 score[mine] = (score[mine] - score[mine].mean()) / score[mine].std().clamp_min(1e-12)
             else:
-                score[mine] = score[mine].argsort(stable=True).argsort(stable=True).double() / int(mine.sum())
+                every = score[mine].sort().values  # the rank: the share that is not higher
+                score[mine] = torch.searchsorted(every, score[mine], right=True).double() / len(every)
         among = torch.ones_like(self.stage, dtype=torch.bool)
         if stages is not None:
             among = torch.isin(self.stage, torch.tensor(list(stages)))
