@@ -7,13 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.functional.classification import binary_average_precision
 
 from cefam.metrics import EnergyPointingGame, HitRate, NormalizedRegionAccuracy, PairMean
 from cefam.metrics.functional import (
     area_bounds,
+    average_precision,
     energy_pointing_game,
+    iou_at_area,
     iou_curves,
     normalized_region_accuracy,
+    pointing_game,
 )
 
 
@@ -230,3 +234,44 @@ def test_an_epoch_without_pairs_has_no_mean():
 def test_numpy_masks_of_the_golden_size_need_no_copy():
     mask = torch.from_numpy(np.eye(112, dtype=bool))[None]
     assert normalized_region_accuracy(mask.float(), mask).item() > 0.99
+
+
+def test_the_pointing_game_is_whether_the_largest_value_is_inside():
+    region, mask = torch.zeros(3, 2, 2), torch.tensor([[[True, False], [False, False]]]).expand(3, -1, -1)
+    region[0, 0, 0], region[1, 1, 1] = 1, 1
+    assert pointing_game(region, mask).tolist() == [1, 0, 0.25]  # four equal values, one inside
+
+
+@given(st.integers(0, 2**16), st.integers(1, 6))
+def test_iou_at_the_masks_area_is_the_literal_one_in_expectation(seed, levels):
+    random = torch.Generator().manual_seed(seed)
+    region = torch.randint(0, levels, (1, 6, 6), generator=random).float()
+    mask = torch.rand(1, 6, 6, generator=random) < 0.4
+    size = int(mask.sum())
+    if not 0 < size < 36:
+        return
+    values, inside = region.flatten(), mask.flatten()
+    cut = values.sort(descending=True).values[size - 1]
+    above, equal = values > cut, values == cut
+    found = (above & inside).sum() + (size - above.sum()) * (equal & inside).sum() / equal.sum()
+    assert iou_at_area(region, mask)[0].item() == pytest.approx(float(found / (2 * size - found)))
+
+
+@given(st.integers(0, 2**16), st.integers(1, 8))
+def test_average_precision_is_torchmetrics(seed, levels):
+    random = torch.Generator().manual_seed(seed)
+    region = torch.randint(0, levels, (4, 5, 7), generator=random).float() / levels
+    mask = torch.rand(4, 5, 7, generator=random) < 0.3
+    mask[:, 0, 0], mask[:, 0, 1] = True, False
+    found = average_precision(region, mask)
+    for row in range(4):
+        wanted = binary_average_precision(region[row].flatten(), mask[row].flatten().long())
+        assert found[row].item() == pytest.approx(float(wanted), abs=1e-6)
+
+
+@pytest.mark.parametrize("function", [pointing_game, iou_at_area, average_precision])
+def test_secondary_metrics_of_empty_and_full_masks_are_undefined(function):
+    region = torch.rand(2, 4, 4)
+    mask = torch.stack([torch.zeros(4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)])
+    assert function(region, mask).isnan().all()
+    assert function(region[:0], mask[:0]).shape == (0,)

@@ -40,7 +40,7 @@ def figure(
     if Path(out).exists():
         raise CefamError(f"{out} already exists: name another file.")
     if kind == "stages":
-        drawn = plots.winning_stages(records.read(folder / results.RECORDS), chosen[0], about.stages)
+        drawn = plots.winning_stages(records.read(folder / results.RECORDS), chosen[0], about.stages, about.categories)
     elif kind == "epochs":
         if log is None:
             raise CefamError("The figure of epochs needs the training's metrics.csv: set `--log`.")

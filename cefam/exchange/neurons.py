@@ -13,8 +13,8 @@ import torch
 from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
 from cefam.files import replacing, write_text
-from cefam.methods.associations import Associations, AssociationsAbout, chosen_stages
-from cefam.methods.base import Bench
+from cefam.methods.associations import Associations, AssociationsAbout
+from cefam.methods.base import Bench, chosen_stages
 from cefam.reading import read_csv
 
 COLUMNS = ("layer", "unit", "description", "similarity")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cefam.concepts import ConceptSet
-from cefam.errors import CefamError, ExistsError, MissingError, near
+from cefam.errors import CefamError, ExistsError, MissingError
 from cefam.files import write_tensors, write_text
 from cefam.methods.base import Bench
 from cefam.pairs import slots
@@ -144,18 +144,6 @@ class Associations:
             return cls(about, **load_file(folder / TENSORS))
         except Exception as error:  # safetensors has errors of its own
             raise CefamError(f"{folder / TENSORS} cannot be read ({error}): {advice}.") from error
-
-
-def chosen_stages(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Numbers of stages that are given by name.
-
-    Raises:
-        CefamError: for a stage that the classifier does not have.
-    """
-    for name in names:
-        if name not in known:
-            raise CefamError(f"The classifier has no stage {name!r}.{near(name, known)} It has {', '.join(known)}.")
-    return sorted({list(known).index(name) for name in names})
 
 
 def prompts_of(concepts: ConceptSet, prompt: str | None) -> tuple[list[str], Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from cefam.concepts import ConceptSet
+from cefam.errors import CefamError, near
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.settings import MethodSettings
@@ -104,3 +105,15 @@ class RegionMethod(ABC):
 
 
 MethodFactory = Callable[[Bench], RegionMethod]
+
+
+def chosen_stages(names: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Numbers of stages that are given by name.
+
+    Raises:
+        CefamError: for a stage that the classifier does not have.
+    """
+    for name in names:
+        if name not in known:
+            raise CefamError(f"The classifier has no stage {name!r}.{near(name, known)} It has {', '.join(known)}.")
+    return sorted({list(known).index(name) for name in names})

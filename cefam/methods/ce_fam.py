@@ -7,7 +7,7 @@ import torch
 
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.explainer import Explainer
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.settings import SettingsChanges
 from cefam.views import resize_regions
@@ -24,11 +24,14 @@ class CEFAMRegions(RegionMethod):
 
     Args:
         bench: with the trained translator.
+        stages: names of the stages among which it chooses; ``None``: all.
         changes: settings that differ from the bench's, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
-    def __init__(self, bench: Bench, **changes: Unpack[SettingsChanges]) -> None:
+    def __init__(self, bench: Bench, stages: Sequence[str] | None = None, **changes: Unpack[SettingsChanges]) -> None:
         super().__init__(bench)
+        names = bench.classifier.stage_names
+        self.stages = chosen_stages(names if stages is None else stages, names)
         self.explainer = bench.trained.explainer(settings=bench.settings.changed(**changes))
 
     def encoding(self, activated: Activated) -> Encoding:
@@ -41,12 +44,13 @@ class CEFAMRegions(RegionMethod):
         """One candidate per stage, by association, descending; see :class:`cefam.methods.RegionMethod`."""
         explainer, encoding = self.explainer, self.encoding(activated)
         regions = explainer.regions(encoding, pairs)
-        if len(regions.maps) == 1:  # nothing to choose
+        if len(self.stages) == 1:  # nothing to choose
             association = regions.maps[0].new_ones(len(pairs), 1, dtype=torch.double)
         else:
-            association = explainer.association(encoding, pairs, regions=regions)
-        score, stage = association.sort(dim=1, descending=True, stable=True)
-        score, stage = score[:, :num_candidates], stage[:, :num_candidates]
+            association = explainer.association(encoding, pairs, regions=regions)[:, self.stages]
+        score, order = association.sort(dim=1, descending=True, stable=True)
+        score, order = score[:, :num_candidates], order[:, :num_candidates]
+        stage = torch.tensor(self.stages, device=order.device)[order]
         maps = regions.maps[0].new_empty(*stage.shape, *size)
         for index, region in enumerate(regions.maps):
             row, place = (stage == index).nonzero(as_tuple=True)

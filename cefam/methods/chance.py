@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.pictures import to_grey
 from cefam.views import resize_regions
@@ -74,15 +74,20 @@ class RandomChannelRegions(RegionMethod):
     With as many candidates as stages it meets the oracle's choice on equal terms with CE-FAM.
     """
 
-    def __init__(self, bench: Bench | None = None, seed: int = 0) -> None:
+    def __init__(self, bench: Bench | None = None, seed: int = 0, stages: Sequence[str] | None = None) -> None:
         super().__init__(bench)
         self.seed = checked_seed(seed)
+        if stages is not None and bench is None:
+            raise CefamError("Stages are known by name with a bench alone.")
+        names = [] if bench is None else bench.classifier.stage_names
+        self.stages = None if stages is None else chosen_stages(stages, names)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
-        maps = activated.output.activations
+        among = range(len(activated.output.activations)) if self.stages is None else self.stages
+        maps = [activated.output.activations[stage] for stage in among]
         keys = pairs.keys().to(activated.images.device)
         draws = hashed_uniform(keys, 2 * len(maps), self.seed + 1)
         order = draws[:, : len(maps)].argsort(dim=1)[:, :num_candidates]
@@ -91,7 +96,9 @@ class RandomChannelRegions(RegionMethod):
             channel = (draws[:, len(maps) + stage] * activation.shape[1]).long()
             resized.append(resize_regions(activation[pairs.image, channel].float(), size))
         rows = torch.arange(len(pairs), device=activated.images.device).unsqueeze(1)
-        return _candidates(torch.stack(resized, dim=1)[rows, order], order)
+        return _candidates(
+            torch.stack(resized, dim=1)[rows, order], torch.tensor(list(among), device=rows.device)[order]
+        )
 
 
 class CenterRegions(RegionMethod):

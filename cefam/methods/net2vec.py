@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError
-from cefam.methods.associations import chosen_stages
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions

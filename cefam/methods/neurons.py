@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.errors import CefamError
-from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons, chosen_stages
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons
+from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity

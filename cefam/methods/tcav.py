@@ -12,8 +12,7 @@ from torch import Tensor
 
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import similarity_gradient
-from cefam.methods.associations import chosen_stages
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
 from cefam.methods.neurons import classifier_probe
 from cefam.methods.www import class_slopes
 from cefam.pairs import Candidates, ConceptPairs

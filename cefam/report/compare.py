@@ -36,16 +36,18 @@ def compared(folders: Sequence[str | Path], name: str) -> str:
         name: a table of the paper.
     """
     runs = {table: folder for folder in folders for table in results.Run.read(folder).reproduces}
+    rows = published_rows(name)
+    every = list(dict.fromkeys(metric for row in rows for metric in _metrics(row)))
     tables: dict[str, Table] = {}
     lines, missing = [], []
-    for row in published_rows(name):
+    for row in rows:
         columns = [(metric, category) for metric in _metrics(row) for category in _categories(row, metric)]
         label = f"{row['table']}, {row['method']} ({row['protocol']})"
         ours = None
         if row["table"] in runs:
             folder = runs[row["table"]]
             if row["table"] not in tables:
-                tables[row["table"]] = results.joined([folder], _metrics(row))
+                tables[row["table"]] = results.joined([folder], every)
             ours = _row_of(tables[row["table"]], row)
         if ours is None:
             missing.append(label)
@@ -59,7 +61,7 @@ def compared(folders: Sequence[str | Path], name: str) -> str:
             lines.append(f"  {title:10}" + "".join(f"{cell:>20}" for cell in cells)[10:])
     lines += [
         "",
-        f"{name}: {len(published_rows(name)) - len(missing)} of {len(published_rows(name))} rows of the paper.",
+        f"{name}: {len(rows) - len(missing)} of {len(rows)} rows of the paper.",
     ]
     lines += [f"Missing: {label}" for label in missing]
     return "\n".join([*lines, ""]).lstrip("\n")

@@ -70,13 +70,16 @@ def iou_thresholds(example: Example, methods: Sequence[str]) -> Figure:
     return figure
 
 
-def winning_stages(records: Iterable[dict[str, Any]], method: str, stages: Sequence[str] = ()) -> Figure:
+def winning_stages(
+    records: Iterable[dict[str, Any]], method: str, stages: Sequence[str] = (), categories: Sequence[str] = ()
+) -> Figure:
     """Share of the pairs whose best candidate (oracle) comes from each stage, per category (Fig. A1).
 
     Args:
         records: see :func:`cefam.report.records.read`.
         method: whose.
         stages: their names.
+        categories: in the order of the bars; others follow.
 
     Raises:
         CefamError: where the method chose no stage.
@@ -90,14 +93,14 @@ def winning_stages(records: Iterable[dict[str, Any]], method: str, stages: Seque
     if not counts:
         raise CefamError(f"No stage was chosen by {method!r} in these records.")
     figure, axes = _axes(COLUMN, 0.35 * len(counts) + 0.9)
-    categories = list(counts)
+    ordered = [name for name in dict.fromkeys((*categories, *counts)) if name in counts]
     number = max(max(of_stage) for of_stage in counts.values()) + 1
-    left = np.zeros(len(categories))
+    left = np.zeros(len(ordered))
     for stage in range(number):
-        share = np.array([100 * counts[c].get(stage, 0) / sum(counts[c].values()) for c in categories])
+        share = np.array([100 * counts[c].get(stage, 0) / sum(counts[c].values()) for c in ordered])
         name = stages[stage] if stage < len(stages) else f"stage {stage + 1}"
         axes.barh(
-            categories, share, left=left, label=name, color=COLORS[stage % 7], alpha=0.75, hatch=HATCHES[stage % 7],
+            ordered, share, left=left, label=name, color=COLORS[stage % 7], alpha=0.75, hatch=HATCHES[stage % 7],
             edgecolor="white", height=0.7,
         )  # fmt: skip
         for place, (start, width) in enumerate(zip(left, share, strict=True)):
@@ -168,6 +171,7 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
                 axes.imshow(values, cmap=COLORMAP, alpha=0.7, vmin=min(float(values.min()), 0))
                 axes.set_xlabel(chosen[0].caption, fontsize=5.5, labelpad=1)
             else:
+                axes.set_box_aspect(example.image.shape[0] / example.image.shape[1])
                 axes.text(0.5, 0.5, "not\nexpressed", ha="center", va="center", fontsize=6, transform=axes.transAxes)
     for axes, title in zip(grid[0], ["photograph", "mask", *methods], strict=True):
         axes.set_title(title, fontsize=7)

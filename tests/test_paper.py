@@ -1,0 +1,162 @@
+"""Tables and figures of the paper: pairs that all methods can express, secondary columns, our rows beside the paper's, figures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from cefam.methods import RegionMethod
+from cefam.methods.base import Candidates
+from cefam.report import compare, examples, plots, records, results
+from tests.commands import ROOT, evaluated, run
+
+
+class EveryOther(RegionMethod):
+    """Expresses concepts with even positions alone; the map is a slope."""
+
+    def regions(self, activated, pairs, size, num_candidates):
+        row = torch.linspace(0, 1, size[1]).expand(len(pairs), 1, *size)
+        ones = torch.ones(len(pairs), 1)
+        return Candidates(row, ones, ones.long(), (pairs.concept % 2 == 0).unsqueeze(1))
+
+
+@pytest.fixture(scope="module")
+def measured(trained, prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper") / "run"
+    rows = {"CE-FAM": "CEFAMRegions", "WWW": "tests.test_paper.EveryOther"}
+    options = [
+        f"--model.methods={json.dumps(rows)}", "--model.metrics=[pointing, auprc]",
+        "--model.reproduces=[table1/resnet50, tableA4/resnet50]",
+    ]  # fmt: skip
+    assert evaluated(trained, prepared, folder, *options) == 0
+    return folder
+
+
+def test_a_block_holds_the_pairs_that_all_methods_can_express(measured):
+    table = results.joined([measured])
+    assert list(dict.fromkeys(row.protocol for row in table.rows)) == ["top1", "top1 common", "oracle", "oracle common"]
+    every = [r for r in records.read(measured / "records.csv") if r["protocol"] == "top1"]
+    expressed = {(r["image"], r["mask"], r["label"]) for r in every if r["method"] == "WWW" and r["expressible"]}
+    assert 0 < len(expressed) < len(every) / 2
+    for method in ("CE-FAM", "WWW"):
+        (row,) = [row for row in table.rows if (row.protocol, row.method) == ("top1 common", method)]
+        assert row.pairs == len(expressed)
+        assert row.coverage == 1
+        among = [r for r in every if r["method"] == method and (r["image"], r["mask"], r["label"]) in expressed]
+        means = []
+        for name in table.categories:
+            values = [r["nra"] for r in among if r["category"] == name and not np.isnan(r["nra"])]
+            means.append(np.mean(values) if values else None)
+        found = row.means["nra"]
+        assert found[:-1] == [None if m is None else pytest.approx(m) for m in means]
+        assert found[-1] == pytest.approx(np.mean([m for m in means if m is not None]))
+    assert {d.protocol for d in table.differences} == {"top1", "top1 common", "oracle", "oracle common"}
+
+
+def test_secondary_metrics_and_areas_are_columns_on_request(measured, capsys):
+    assert "pointing" in results.joined([measured]).columns
+    assert run("table", measured, "--columns=[auc, auc_high, pointing]", "--format=csv") == 0
+    header = capsys.readouterr().out.splitlines()[0]
+    assert "AUC_high object" in header
+    assert "Pointing game avg" in header
+    assert "NRA" not in header
+    assert run("table", measured, "--columns=[iou]") == 1
+    assert "'iou' was not measured" in capsys.readouterr().err
+
+
+def test_an_unknown_metric_is_refused(trained, prepared, tmp_path, capsys):
+    assert evaluated(trained, prepared, tmp_path / "r", "--model.metrics=[pointin]") == 1
+    assert "no secondary metric 'pointin'. Did you mean 'pointing'?" in capsys.readouterr().err
+
+
+def test_our_rows_stand_beside_the_papers(measured, capsys):
+    assert run("table", measured, "--paper=table1") == 0
+    out = capsys.readouterr().out
+    ours = next(r for r in results.joined([measured]).rows if (r.protocol, r.method) == ("oracle", "CE-FAM"))
+    block = out[out.index("table1/resnet50, CE-FAM (oracle)") :].splitlines()
+    nra = [
+        float(line.split()[10]) for line in (block[2], block[3])
+    ]  # behind the title, EPG has five columns, NRA is the next
+    assert block[3].split()[0] == "paper"
+    assert float(block[3].split()[-1]) == 0.247
+    assert nra[1] == 0.361
+    assert nra[0] == pytest.approx(ours.means["nra"][-1], abs=1e-3)
+    assert "table1: 2 of 6 rows of the paper." in out
+    assert "Missing: table1/resnet50, CLIP-Dissect (oracle)" in out
+    assert run("table", measured, "--paper=tableA4") == 0
+    assert "AUC_low avg" in capsys.readouterr().out
+    assert run("table", measured, "--paper=table9") == 1
+    assert "The paper has no table 'table9'" in capsys.readouterr().err
+
+
+CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
+
+
+def test_every_row_of_the_paper_has_a_config():
+    claimed = [name for path in CONFIGS for name in yaml.safe_load(path.read_text())["model"]["reproduces"]]
+    assert len(set(claimed)) == len(claimed)
+    published = {
+        row["table"] for n in ("1", "2", "3", "4", "A2", "A3", "A4") for row in compare.published_rows(f"table{n}")
+    }
+    assert set(claimed) == published
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_measures_the_methods_of_its_rows(path):
+    model = yaml.safe_load(path.read_text())["model"]
+    for name in model["reproduces"]:
+        assert {row["method"] for row in compare.published_rows(name)} <= set(model["methods"])
+    head = path.read_text()
+    assert f"cefam evaluate --config paper/{path.stem} " in head
+    assert "Cost: " in head
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "suffix"),
+    [("methods", [], "png"), ("curves", ["--example=1"], "pdf"), ("stages", ["--methods=[CE-FAM]"], "svg")],
+)
+def test_figures_are_drawn_from_the_results(kind, options, suffix, measured, tmp_path):
+    out = tmp_path / f"figure.{suffix}"
+    assert run("figure", "--kind", kind, "--run", measured, "--out", out, *options) == 0
+    if suffix == "png":
+        with Image.open(out) as picture:
+            assert picture.size[0] == pytest.approx(6.9 * 300, abs=2)  # a page wide, at 300 dots an inch
+    else:
+        assert out.read_bytes()[:4] in (b"%PDF", b"<?xm")
+    assert run("figure", "--kind", kind, "--run", measured, "--out", out, *options) == 1  # it exists
+
+
+def test_the_figure_of_epochs_shows_the_hit_rates_of_the_log(trained, measured, tmp_path, capsys):
+    log = trained / "log" / "metrics.csv"
+    options = ["--kind", "epochs", "--run", measured, "--out", tmp_path / "f.png"]
+    assert run("figure", *options, "--log", log) == 0
+    assert (tmp_path / "f.png").stat().st_size > 5000
+    (tmp_path / "other.csv").write_text("epoch,step\n0,1\n")
+    options[-1] = tmp_path / "g.png"
+    assert run("figure", *options, "--log", tmp_path / "other.csv") == 1
+    assert "train with `data.init_args.regions`" in capsys.readouterr().err
+    assert run("figure", *options) == 1
+    assert "set `--log`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--methods=[CE-FAN]"], "has no method 'CE-FAN'. Did you mean 'CE-FAM'?"),
+        (["--example=99"], "There is no example 99"),
+        (["--out=f.gif"], "written as .png, .pdf or .svg, not as 'f.gif'"),
+    ],
+)
+def test_bad_options_of_a_figure(options, advice, measured, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("figure", "--kind=curves", "--run", measured, "--out=f.png", *options) == 1
+    assert advice in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_examples_without_masks_have_no_curve():
+    with pytest.raises(ValueError, match="has no mask"):
+        plots.iou_thresholds(examples.Example("x", np.zeros((4, 4, 3), np.uint8), None, {}), ["a"])
