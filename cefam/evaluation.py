@@ -14,7 +14,7 @@ from cefam.checks import check_precision, runs_to_its_end
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluator import LabeledPairs, RegionEvaluator
-from cefam.files import locked, replacing
+from cefam.files import locked, replacing, write_text
 from cefam.methods import (
     Bench,
     CEFAMRegions,
@@ -25,8 +25,9 @@ from cefam.methods import (
     RandomMapRegions,
 )
 from cefam.pairs import RegionBatch
+from cefam.presence import PresenceScores, joined
 from cefam.probe import Probe
-from cefam.report import examples, records, results, tables
+from cefam.report import examples, presence, records, results, tables
 from cefam.settings import SettingsChanges
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
@@ -58,6 +59,7 @@ class RegionEvaluation(L.LightningModule):
         num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S); at most the number of stages.
         num_examples: rows of the contact sheet.
         metrics: secondary ones: "pointing", "iou" (at the mask's own area), "auprc".
+        presence_scores: measure, too, whether each method's score tells photographs with a concept from those without it.
         reproduces: published tables that the rows are compared with by ``cefam table --paper`` ("table1/resnet50").
         settings: changes of the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """
@@ -74,6 +76,7 @@ class RegionEvaluation(L.LightningModule):
         num_candidates: int = 4,
         num_examples: int = 8,
         metrics: Sequence[str] = (),
+        presence_scores: bool = False,
         reproduces: Sequence[str] = (),
         **settings: Unpack[SettingsChanges],
     ) -> None:
@@ -98,6 +101,7 @@ class RegionEvaluation(L.LightningModule):
         num_candidates = min(num_candidates, len(self.classifier.stages))
         self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings, metrics)
         self.num_examples, self.metrics, self.reproduces = num_examples, tuple(metrics), list(reproduces)
+        self.presence = PresenceScores(self.evaluator) if presence_scores else None
         self.examples: list[examples.Example] = []
         self._part: Any = None  # this process's open part of the records
         self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
@@ -125,8 +129,8 @@ class RegionEvaluation(L.LightningModule):
         self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
         self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
 
-    def _part_path(self, rank: int) -> Path:
-        return self.output / f".records-{rank:04d}.part"
+    def _part_path(self, rank: int, what: str = "records") -> Path:
+        return self.output / f".{what}-{rank:04d}.part"
 
     @runs_to_its_end
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -135,7 +139,10 @@ class RegionEvaluation(L.LightningModule):
         found = self.evaluator.find(images)
         wanted = self.global_rank == 0 and len(self.examples) < self.num_examples
         keep = self._chosen_examples(found) if wanted else []
-        measured = self.evaluator.evaluate(images, self.classifier(images.image), found, keep)
+        output = self.classifier(images.image)
+        measured = self.evaluator.evaluate(images, output, found, keep)
+        if self.presence is not None:
+            self.presence.add(images, output, found)
         self._outside.append(found.outside)
         csv.writer(self._part).writerows(
             records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts, self.metrics)
@@ -155,6 +162,8 @@ class RegionEvaluation(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Merge the records of all processes, and make the report from them."""
         self._part.close()
+        if self.presence is not None:
+            self.presence.write(self._part_path(self.global_rank, "presence"))
         count = torch.stack([*self._outside, torch.zeros((), dtype=torch.long, device=self.device)]).sum()
         outside = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
         self.trainer.strategy.barrier()
@@ -171,7 +180,7 @@ class RegionEvaluation(L.LightningModule):
     def discard(self) -> None:
         """Remove the parts of the records, also after a run that failed."""
         parts = (
-            set(self.output.glob(".records-*.part")) if self._locked else set()
+            set(self.output.glob(".*-*.part")) if self._locked else set()
         )  # those of processes that were killed, too
         if self._part is not None:
             parts.add(Path(self._part.name))
@@ -198,6 +207,10 @@ class RegionEvaluation(L.LightningModule):
             results.clear(self.output)  # results of an earlier run must not stay with the new ones
         results.write(self.output, about, table, self.examples[: self.num_examples])
         print(tables.to_text(table))
+        if self.presence is not None:
+            parts = [self._part_path(rank, "presence") for rank in range(self.trainer.world_size)]
+            write_text(self.output / presence.FILE, presence.to_csv(*joined(parts), self.concepts))
+            print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
         print(f"Results are in {self.output}.")
         for logger in self.loggers:
             logger.log_metrics(_flat(table))

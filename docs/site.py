@@ -22,6 +22,7 @@ PAGES = {
     "index": ("cefam", "README.md"),
     "design": ("Design", "docs/design.md"),
     "extending": ("Extending", "docs/extending.md"),
+    "methods": ("Methods", "docs/methods.md"),
     "conformance": ("Conformance", "docs/conformance.md"),
     "brodenette": ("Brodenette", "docs/brodenette.md"),
     "performance": ("Performance", "docs/performance.md"),

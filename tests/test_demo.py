@@ -33,12 +33,18 @@ def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
     }
     with (finished / "evaluation" / "table.csv").open() as lines:
         table = list(csv.DictReader(lines))
-    methods = ["CE-FAM", "Grad-CAM, concept", "Grad-CAM, class", "random channel", "random map", "center", "luminance"]
-    assert [row["method"] for row in table] == 2 * methods
-    assert all(row["pairs"] == table[0]["pairs"] and int(row["pairs"]) > 80 for row in table)
+    methods = [
+        "CE-FAM", "CLIP-Dissect", "WWW", "Grad-CAM, concept", "Grad-CAM, class",
+        "random channel", "random map", "center", "luminance",
+    ]  # fmt: skip
+    assert [row["method"] for row in table] == 4 * methods  # all pairs and common ones, top-1 and oracle
+    of_all = [int(row["pairs"]) for row in table if "common" not in row["protocol"]]
+    assert len(set(of_all)) == 1
+    assert of_all[0] > 80
+    assert all(0 < int(row["pairs"]) < of_all[0] for row in table if "common" in row["protocol"])
     times = json.loads((finished / "demo.json").read_text())
     assert list(times) == [
-        "draw train", "draw val", "draw evaluation", "features train", "features val", "fit", "evaluate",
+        "draw train", "draw val", "draw evaluation", "features train", "features val", "probe", "fit", "evaluate",
     ]  # fmt: skip
     assert all(step["seconds"] >= 0 for step in times.values())
 

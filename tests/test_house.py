@@ -23,7 +23,7 @@ LAYERS = (
     ("probe",),
     ("methods",),
     ("evaluator",),
-    ("report", "exchange", "checks"),
+    ("report", "exchange", "checks", "presence"),
     ("training", "evaluation"),
     ("datamodules", "callbacks"),
     ("commands",),

@@ -1,16 +1,20 @@
 """Tables and figures of the paper: pairs that all methods can express, secondary columns, our rows beside the paper's, figures."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torchmetrics.functional.classification import binary_auroc
 
 from cefam.methods import RegionMethod
 from cefam.methods.base import Candidates
-from cefam.report import compare, examples, plots, records, results
+from cefam.report import compare, examples, plots, presence, records, results
 from tests.commands import ROOT, evaluated, run
 
 
@@ -160,3 +164,36 @@ def test_bad_options_of_a_figure(options, advice, measured, tmp_path, capsys, mo
 def test_examples_without_masks_have_no_curve():
     with pytest.raises(ValueError, match="has no mask"):
         plots.iou_thresholds(examples.Example("x", np.zeros((4, 4, 3), np.uint8), None, {}), ["a"])
+
+
+def test_presence_is_the_area_under_the_roc_curve(trained, prepared, tmp_path, capsys):
+    rows = {"CE-FAM": "CEFAMRegions", "random map": "RandomMapRegions"}
+    options = [f"--model.methods={json.dumps(rows)}", "--model.presence_scores=true"]
+    assert evaluated(trained, prepared, tmp_path / "run", *options) == 0
+    assert "Presence: AUC" in capsys.readouterr().out
+    lines = list(csv.DictReader((tmp_path / "run" / "presence.csv").open()))
+    assert {line["method"] for line in lines} == {"CE-FAM"}  # a random map has no opinion
+    assert all(0 <= float(line["auc"]) <= 1 for line in lines)
+    assert not list((tmp_path / "run").glob(".*.part"))
+    # The photographs that are counted have a mask of the category.
+    shown = {}
+    for record in records.read(tmp_path / "run" / "records.csv"):
+        shown.setdefault(record["label"], set()).add(record["image"])
+    for line in lines:
+        assert int(line["with"]) == len(shown[line["label"]])
+
+
+@given(st.integers(0, 2**16), st.integers(1, 6))
+def test_roc_areas_are_torchmetrics(seed, levels):
+    random = torch.Generator().manual_seed(seed)
+    score = torch.randint(0, levels, (30, 3), generator=random).float() / levels
+    present = torch.rand(30, 3, generator=random) < 0.4
+    known = torch.rand(30, 3, generator=random) < 0.8
+    present[0], present[1], known[:2] = True, False, True
+    found = presence.roc_areas(score, present, known)
+    for column in range(3):
+        rows = known[:, column]
+        wanted = binary_auroc(score[rows, column], present[rows, column].long())
+        assert found[column].item() == pytest.approx(float(wanted), abs=1e-6)
+    score[0, 0] = torch.nan
+    assert presence.roc_areas(score, present, known)[0].isnan()

@@ -42,6 +42,8 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
         target = folder / "features" / split
         options = ["--images", str(folder / "scenes" / split), "--folder", str(target)]
         yield Step(f"features {split}", ["features", "--config", "features/demo", *options], target / "manifest.json")
+    probe = ["probe", "--config", "features/demo", "--images", str(folder / "scenes" / "train")]
+    yield Step("probe", [*probe, "--folder", str(folder / "probe")], folder / "probe" / "manifest.json")
     fit = ["fit", "--config", "demo", "--seed_everything", str(seed), "--trainer.max_epochs", str(epochs)]
     fit += [f"--data.init_args.{split}={folder / 'features' / split}" for split in ("train", "val")]
     fit += [f"--trainer.logger.init_args.save_dir={folder}"]
@@ -49,13 +51,14 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
     yield Step("fit", fit, best)
     evaluate = ["evaluate", "--config", "evaluate/demo", "--model.artefact", str(best), "--model.overwrite", "true"]
     evaluate += ["--model.output", str(folder / "evaluation"), "--data.shards", str(folder / "scenes" / "evaluation")]
+    evaluate += ["--model.probe", str(folder / "probe")]
     yield Step("evaluate", evaluate, folder / "evaluation" / "table.txt")
 
 
 def demo(
     folder: str = "runs/demo", scenes: int = 4000, evaluation_scenes: int = 200, epochs: int = 60, seed: int = 0
 ) -> None:
-    """Draw scenes, cache features, train a translator and measure its regions next to chance rows, without any download.
+    """Draw scenes, cache features, train a translator and measure its regions next to other methods' and chance rows, without any download.
 
     What is finished is kept: the demo can be stopped and started again.
 

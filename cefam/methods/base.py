@@ -103,6 +103,13 @@ class RegionMethod(ABC):
             num_candidates: at most so many per pair.
         """
 
+    def presence(self, activated: Activated) -> Tensor | None:
+        """How much each image seems to show each concept (B, T), NaN for concepts that the method cannot express.
+
+        ``None``: the method has no opinion.
+        """
+        return None
+
 
 MethodFactory = Callable[[Bench], RegionMethod]
 

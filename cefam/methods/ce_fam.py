@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 import torch
+from torch import Tensor
 
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.explainer import Explainer
@@ -56,3 +57,7 @@ class CEFAMRegions(RegionMethod):
             row, place = (stage == index).nonzero(as_tuple=True)
             maps[row, place] = resize_regions(region[row], size)
         return Candidates(maps, score, stage, torch.ones_like(stage, dtype=torch.bool))
+
+    def presence(self, activated: Activated) -> Tensor:
+        """The similarity S (B, T)."""
+        return self.encoding(activated).similarity

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cefam.attribution.scores import pool
 from cefam.errors import CefamError
 from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons
 from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
@@ -55,6 +56,15 @@ class NeuronRegions(RegionMethod):
             chosen = activation[pairs.image[row], channel[row, place]].float()
             maps[row, place] = resize_regions(chosen, size)
         return Candidates(maps, score, stage, valid)
+
+    def presence(self, activated: Activated) -> Tensor:
+        """The mean activation of each concept's best neuron (B, T)."""
+        stage, channel, _, valid = (part.squeeze(1) for part in self.best(1, activated.images.device))
+        found = torch.full((len(activated.images), len(stage)), torch.nan, device=stage.device)
+        for index, activation in enumerate(activated.output.activations):
+            mine = valid & (stage == index)
+            found[:, mine] = pool(activation.float())[:, channel[mine]]
+        return found
 
 
 def classifier_probe(bench: Bench, method: str) -> Probe:

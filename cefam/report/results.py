@@ -16,11 +16,11 @@ from cefam.errors import CefamError, MissingError, near
 from cefam.files import write_text
 from cefam.metrics.table import title_of
 from cefam.reading import read_csv, read_description
-from cefam.report import bootstrap, examples, figures, records, tables
+from cefam.report import bootstrap, examples, figures, presence, records, tables
 from cefam.report.tables import Row, Table
 
 RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
-FILES = (RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET)
+FILES = (RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET, presence.FILE)
 EXPLANATION = (
     "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express."
 )
