@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def make_all(folder: Path, world: Path, made: Path, trained: Path) -> Path:
     (folder / "file").write_text("a file where a folder is wanted")
     for name, text in WORDS.items():
         (folder / name).write_text(text)
+    (folder / "code.pkl").write_bytes(pickle.dumps((os.getcwd, [])))
+    (folder / "words.csv").write_text("layer,unit,description,similarity\nlayer4,0,zebra,0.5\n")
     _configs(folder)
     _weights(folder, world)
     _images(folder)

@@ -114,6 +114,16 @@ def good_call(verb, world, made, trained):
         ],
         "export": [f"--checkpoint={trained}/log/checkpoints/best.ckpt", "--folder=out"],
         "demo": ["--folder=out"],
+        "probe": [
+            "--config", world / "towers.yaml", f"--images={world}/images/val", "--folder=out", "--size=64",
+            "--resize=64", "--device=cpu", "--top=2",
+        ],
+        "associate": ["--config", world / "towers.yaml", "--method=www", f"--probe={made}/probe", "--folder=out"],
+        "import": [
+            "--kind=www", "--classifier.class_path=cefam.load_classifier", "--classifier.init_args.name=brodenette",
+            "--concepts=brodenette", "--folder=out",
+        ],
+        "figure": ["--kind=methods", "--run=gone", "--out=out.png"],
     }[verb]  # fmt: skip
 
 

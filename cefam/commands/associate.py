@@ -13,8 +13,6 @@ from cefam.methods.www import match
 from cefam.probe import Probe
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
-from cefam.trained import Trained
-from cefam.translator import Translator
 
 
 def associate(
@@ -43,8 +41,7 @@ def associate(
     """
     if (Path(folder) / "associations.json").exists():
         raise CefamError(f"{folder} already holds associations: name another folder.")
-    trained = Trained(classifier, Translator(classifier.channels, 1), ConceptSet.load(concepts))
-    bench = Bench(trained, vlm, Probe.read(probe))
+    bench = Bench.untrained(classifier, ConceptSet.load(concepts), vlm, Probe.read(probe))
     if method == "www":
         found = match(bench, alpha)
         write_www(found, folder)

@@ -1,6 +1,5 @@
 """``cefam import``: artefacts of other programs, without running what is in them."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,6 @@ from cefam.methods.base import Bench
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
-from cefam.translator import Translator
 
 
 def import_artefact(
@@ -50,14 +48,9 @@ def import_artefact(
         )
         _compare(about, vlm)
         return trained.write(folder)
-    # Associations need classifier and concepts alone.
-    bench = Bench(_untrained(classifier, ConceptSet.load(concepts)))
+    bench = Bench.untrained(classifier, ConceptSet.load(concepts))
     found = read_descriptions(path, bench) if kind == "clip_dissect" else read_www(files, bench)
     return found.write(folder)
-
-
-def _untrained(classifier: FrozenClassifier, concepts: ConceptSet) -> Trained:
-    return Trained(classifier, Translator(classifier.channels, 1), replace(concepts))
 
 
 def _compare(about: dict[str, float | str], vlm: VisionLanguageModel) -> None:

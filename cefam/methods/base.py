@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from cefam.settings import MethodSettings
 from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
+from cefam.translator import Translator
 
 T = TypeVar("T")
 
@@ -57,6 +58,17 @@ class Bench:
     trained: Trained
     vlm: VisionLanguageModel | None = None
     probe: Probe | None = None
+
+    @classmethod
+    def untrained(
+        cls,
+        classifier: FrozenClassifier,
+        concepts: ConceptSet,
+        vlm: VisionLanguageModel | None = None,
+        probe: Probe | None = None,
+    ) -> Self:
+        """A bench for methods that need no translator: those that associate neurons with concepts."""
+        return cls(Trained(classifier, Translator(classifier.channels, 1), concepts), vlm, probe)
 
     @property
     def classifier(self) -> FrozenClassifier:
