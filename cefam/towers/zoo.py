@@ -218,7 +218,13 @@ def _build_brodenette(name: str, weights: str | None, num_classes: int | None) -
     network, stages = towers.CLASSIFIERS[name]
     module = network()
     if weights is not None:
-        _load_file(module, towers.classifier_weights(name) if weights == "DEFAULT" else Path(weights))
+        path = towers.classifier_weights(name) if weights == "DEFAULT" else Path(weights)
+        if weights == "DEFAULT" and not path.is_file():
+            raise MissingError(
+                f"The weights of {name} do not come with cefam: train them, in a clone of the repository, with `python -m "
+                f"examples.brodenette_recipe --towers {name} --install`, or give a file as `weights`."
+            )
+        _load_file(module, path)
     size = (SIZE, SIZE) if hasattr(module, "image_size") else None
     return module, Preprocessing(towers.MEAN, towers.STD, size), CLASSES, list(stages)
 
