@@ -82,7 +82,8 @@ SECTIONS: dict[str, list[Measurement]] = {
     ],
 }
 ZERO_SHOT = [Measurement("with L_sim", DEFAULT, chance=True), Measurement("without L_sim", WITHOUT)]
-METHODS = ("CE-FAM", "random channel", "random map", "center", "luminance")
+ALONE = "CE-FAM: CEFAMRegions"
+CHANCE = "random channel: RandomChannelRegions, random map: RandomMapRegions, center: CenterRegions, luminance: LuminanceRegions"
 
 
 class Study:
@@ -133,7 +134,12 @@ class Study:
         """The folder of the results."""
         checkpoint = self.train(measurement.training)
         extra = (*measurement.options, *options)
-        chance = () if measurement.chance else ("--model.methods", "{CE-FAM: CEFAMRegions}")
+        chance = [
+            "--model.methods",
+            f"{{{ALONE}, {CHANCE}}}" if measurement.chance else f"{{{ALONE}}}",
+            "--model.probe",
+            "null",
+        ]
         name = "_".join([measurement.training.name, *(option.lstrip("-").split(".")[-1] for option in extra)])
         output = self.folder / shards / name
         arguments = ["--model.artefact", checkpoint, "--model.output", output, *extra, *chance]
