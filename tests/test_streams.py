@@ -9,7 +9,7 @@ from PIL import Image
 
 from cefam.commands import main
 from cefam.datamodules import ImagesData
-from cefam.datasets.features import _groups
+from cefam.datasets.photographs import groups
 from cefam.datasets.streams import ShardEpochs, StripedSampler, in_order
 from tests.test_shards import prepared
 
@@ -101,9 +101,9 @@ def name(sample):
 
 
 def test_photographs_to_cache_can_be_sent_to_a_worker(world):
-    ((_, count, pictures),) = _groups(world / "images" / "val")
-    unit = pictures()
-    assert len(unit) == count
+    (group,) = groups(world / "images" / "val")
+    unit = group.open()
+    assert len(unit) == group.count
     assert pickle.loads(pickle.dumps(unit))[0]().mode == unit[0]().mode
 
 

@@ -45,13 +45,14 @@ class CEFAMRegions(RegionMethod):
         """One candidate per stage, by association, descending; see :class:`cefam.methods.RegionMethod`."""
         explainer, encoding = self.explainer, self.encoding(activated)
         regions = explainer.regions(encoding, pairs)
+        among = torch.tensor(self.stages).to(encoding.device)
         if len(self.stages) == 1:  # nothing to choose
             association = regions.maps[0].new_ones(len(pairs), 1, dtype=torch.double)
         else:
-            association = explainer.association(encoding, pairs, regions=regions)[:, self.stages]
+            association = explainer.association(encoding, pairs, regions=regions).index_select(1, among)
         score, order = association.sort(dim=1, descending=True, stable=True)
         score, order = score[:, :num_candidates], order[:, :num_candidates]
-        stage = torch.tensor(self.stages, device=order.device)[order]
+        stage = among[order]
         maps = regions.maps[0].new_empty(*stage.shape, *size)
         for index, region in enumerate(regions.maps):
             row, place = (stage == index).nonzero(as_tuple=True)

@@ -96,9 +96,7 @@ class RandomChannelRegions(RegionMethod):
             channel = (draws[:, len(maps) + stage] * activation.shape[1]).long()
             resized.append(resize_regions(activation[pairs.image, channel].float(), size))
         rows = torch.arange(len(pairs), device=activated.images.device).unsqueeze(1)
-        return _candidates(
-            torch.stack(resized, dim=1)[rows, order], torch.tensor(list(among), device=rows.device)[order]
-        )
+        return _candidates(torch.stack(resized, dim=1)[rows, order], torch.tensor(list(among)).to(rows.device)[order])
 
 
 class CenterRegions(RegionMethod):

@@ -62,7 +62,7 @@ class TCAVRegions(RegionMethod):
             ],
             dim=1,
         )
-        stages = torch.tensor(chosen, device=device).expand(len(pairs), -1)
+        stages = torch.tensor(chosen).to(device).expand(len(pairs), -1)
         score = -torch.arange(len(chosen), device=device, dtype=torch.double).expand(len(pairs), -1)
         return Candidates(maps, score, stages, torch.ones_like(stages, dtype=torch.bool))
 

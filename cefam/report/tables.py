@@ -62,7 +62,7 @@ class _Cell:
 
     def __init__(self) -> None:
         self.pairs = self.undefined = self.expressible = self.near = 0
-        self.values: dict[str, array[float]] = {}
+        self.values: dict[str, Any] = {}  # arrays of doubles
 
     def add(self, record: dict[str, Any]) -> None:
         """Count one record."""
