@@ -13,9 +13,11 @@ from cefam.methods import (
     CenterRegions,
     GradCAMRegions,
     LuminanceRegions,
+    NeuronRegions,
     RandomChannelRegions,
     RandomMapRegions,
 )
+from cefam.methods.associations import Associations, AssociationsAbout
 from cefam.pairs import RegionBatch
 from cefam.report import examples
 from tests.pretend import OnDevice, alike, moved, pretended
@@ -37,6 +39,16 @@ def explained(explainer, images):
     return found
 
 
+def neurons_of(bench):
+    """Every neuron stands for a concept."""
+    found, random = [], torch.Generator().manual_seed(0)
+    for stage, count in enumerate(bench.classifier.channels):
+        concept = torch.randint(0, TEXTS - 2, (count,), generator=random)
+        found.append((stage, torch.arange(count), concept, torch.rand(count, generator=random)))
+    about = AssociationsAbout("m", {}, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words)
+    return Associations.of_stages(about, found)
+
+
 def measured(explainer, batch):
     """All rows of a table, and a contact sheet."""
     bench = Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings))
@@ -48,11 +60,12 @@ def measured(explainer, batch):
         "map": RandomMapRegions(),
         "center": CenterRegions(),
         "light": LuminanceRegions(),
+        "neurons": NeuronRegions(bench, neurons_of(bench)),
     }
     evaluator = RegionEvaluator(methods, explainer.concepts, 2, explainer.settings)
     found = evaluator.evaluate(batch, explainer.classifier(batch.image), keep=[0, 2])
     kept = examples.of_pairs(batch, found, [0, 2], explainer.concepts, explainer.classifier.stage_names)
-    assert [len(example.candidates) for example in kept] == [7, 7]
+    assert [len(example.candidates) for example in kept] == [8, 8]
     return found
 
 

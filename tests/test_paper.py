@@ -197,3 +197,26 @@ def test_roc_areas_are_torchmetrics(seed, levels):
         assert found[column].item() == pytest.approx(float(wanted), abs=1e-6)
     score[0, 0] = torch.nan
     assert presence.roc_areas(score, present, known)[0].isnan()
+
+
+def test_ce_fam_of_some_stages_chooses_among_them(trained, prepared, tmp_path):
+    rows = {
+        "all": "CEFAMRegions",
+        "last": {"class_path": "CEFAMRegions", "init_args": {"stages": ["layer4"]}},
+        "two": {"class_path": "CEFAMRegions", "init_args": {"stages": ["layer4", "layer2"]}},
+        "channel": {"class_path": "RandomChannelRegions", "init_args": {"stages": ["layer3"]}},
+    }
+    assert evaluated(trained, prepared, tmp_path / "r", f"--model.methods={json.dumps(rows)}") == 0
+    found = {}
+    for record in records.read(tmp_path / "r" / "records.csv"):
+        key = (record["image"], record["mask"], record["label"])
+        found.setdefault((record["method"], record["protocol"]), {})[key] = (record["stage"], record["nra"])
+    assert {stage for stage, _ in found["last", "top1"].values()} == {"3"}
+    assert {stage for stage, _ in found["channel", "oracle"].values()} == {"2"}
+    assert {stage for stage, _ in found["two", "top1"].values()} <= {"1", "3"}
+    for key, (stage, nra) in found["all", "top1"].items():
+        if stage == "3":
+            assert found["last", "top1"][key][1] == nra
+        if stage in "13":
+            assert found["two", "top1"][key] == (stage, nra)
+    assert found["last", "top1"] == found["last", "oracle"]
