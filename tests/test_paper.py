@@ -210,7 +210,7 @@ def test_ce_fam_of_some_stages_chooses_among_them(trained, prepared, tmp_path):
     found = {}
     for record in records.read(tmp_path / "r" / "records.csv"):
         key = (record["image"], record["mask"], record["label"])
-        found.setdefault((record["method"], record["protocol"]), {})[key] = (record["stage"], record["nra"])
+        found.setdefault((record["method"], record["protocol"]), {})[key] = (record["stage"], f"{record['nra']:.9g}")
     assert {stage for stage, _ in found["last", "top1"].values()} == {"3"}
     assert {stage for stage, _ in found["channel", "oracle"].values()} == {"2"}
     assert {stage for stage, _ in found["two", "top1"].values()} <= {"1", "3"}
