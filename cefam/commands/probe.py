@@ -6,5 +6,4 @@ from cefam.probe.compute import compute_probe
 
 def run(arguments: list[str]) -> None:
     """Run the verb with these options."""
-    manifest = call("probe", compute_probe, arguments)
-    print(f"{manifest.num_photographs} photographs probed.")
+    call("probe", compute_probe, arguments)

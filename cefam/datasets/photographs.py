@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,13 +105,14 @@ def census(source: str | Path) -> tuple[int, str]:
 
 
 def device_named(name: str) -> torch.device:
-    """A device by its name; "auto": a GPU where there is one.
+    """A device by its name; "auto": a GPU where there is one, each process of a machine another one.
 
     Raises:
         CefamError: where it does not exist.
     """
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = torch.device((gpu if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CefamError(

@@ -85,7 +85,7 @@ class Associations:
         for number in self.stage.unique().tolist() if across != "raw" else ():  # type: ignore[no-untyped-call]
             mine = self.stage == number
             if across == "zscore":
-                score[mine] = (score[mine] - score[mine].mean()) / score[mine].std().clamp_min(1e-12)
+                score[mine] = (score[mine] - score[mine].mean()) / score[mine].std(correction=0).clamp_min(1e-12)
             else:
                 every = score[mine].sort().values  # the rank: the share that is not higher
                 score[mine] = torch.searchsorted(every, score[mine], right=True).double() / len(every)

@@ -166,6 +166,7 @@ def compute_probe(
         raise CefamError(f"pooling must be {', '.join(map(repr, get_args(Pooling)))}, got {pooling!r}.")
     if min(top, batch_size) < 1:
         raise CefamError(f"top and batch_size must be at least 1, got {top} and {batch_size}.")
+    share = _world()
     total, photographs = census(images)
     if total < top:
         raise CefamError(
@@ -180,7 +181,8 @@ def compute_probe(
         if _run(ProbeManifest.read(target)) != run:
             raise ExistsError(f"{target} holds another probe: name another folder, or remove it.")
         return ProbeManifest.read(target)
-    _say_size(about)
+    if share[0] == 0:
+        _say_size(about)
     where = device_named(device)
     loading = {"batch_size": batch_size, "num_workers": num_workers}
     work = _Work(classifier.to(where), vlm.to(where), about, loading, where)
@@ -188,7 +190,6 @@ def compute_probe(
         Unit(f"probe-{first:08d}.safetensors", digest, count, partial(work.write, parts, first))
         for first, digest, count, parts in _parts(groups(images), max(1, total // PARTS))
     ]
-    share = _world()
     with Pass(target, run, share) as finished:
         for _ in finished.over(units, "probe", total):
             pass
