@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import venv
@@ -162,6 +163,7 @@ def test_importing_cefam_loads_neither_torch_nor_lightning():
 
 @pytest.mark.processes
 def test_the_wheel_holds_the_folders_and_works_alone(tmp_path):
+    shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)  # files of an earlier build would get into the wheel
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
