@@ -16,6 +16,7 @@ from cefam.exchange.inert import read_pickle
 from cefam.exchange.neurons import read_descriptions, read_www, write_descriptions, write_www
 from cefam.exchange.published import read_translator
 from cefam.methods import Bench
+from tests.commands import run
 
 WORDS = ["red", "sky", "crane", "wheel", "crane"]
 
@@ -23,10 +24,10 @@ WORDS = ["red", "sky", "crane", "wheel", "crane"]
 class MapConverter(nn.Module):
     """Has the name and the layers of the published translator's class."""
 
-    def __init__(self):
+    def __init__(self, inputs=12, outputs=5, scale=100.0):
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(12, 7), nn.Linear(7, 6), nn.Linear(6, 5)
-        self.tanh, self.scale, self.bias, self.model_type = nn.Tanh(), 100.0, 0, "clip"
+        self.fc1, self.fc2, self.fc3 = nn.Linear(inputs, 7), nn.Linear(7, 6), nn.Linear(6, outputs)
+        self.tanh, self.scale, self.bias, self.model_type = nn.Tanh(), scale, 0, "clip"
 
 
 @pytest.fixture
@@ -56,6 +57,29 @@ def test_a_translator_of_other_stages_is_refused(tmp_path):
     torch.save(MapConverter(), tmp_path / "translator.pth")
     with pytest.raises(CefamError, match=r"does not fit stages of \[4, 9\] channels"):
         read_translator(tmp_path / "translator.pth", [4, 9])
+
+
+def test_the_published_translator_is_imported_and_explains(tmp_path, capsys):
+    torch.manual_seed(0)
+    towers = [
+        "--classifier.class_path", "cefam.load_classifier", "--classifier.init_args.name", "brodenette",
+        "--vlm.class_path", "cefam.load_vlm", "--vlm.init_args.name", "brodenette", "--concepts", "brodenette",
+    ]  # fmt: skip
+    module = MapConverter(240, 64)
+    torch.save(module, tmp_path / "t.pth")
+    files = f"{{all: {tmp_path}/t.pth}}"
+    assert run("import", "--kind", "cefam", "--files", files, *towers, "--folder", tmp_path / "a") == 0
+    trained = Trained.read(tmp_path / "a")
+    assert trained.training == {"imported": "t.pth"}
+    encoding = trained.explainer().encode((torch.rand(2, 3, 96, 96) * 255).byte())
+    first = torch.tanh(module.fc1(torch.cat(encoding.pooled[::-1], dim=1)))
+    torch.testing.assert_close(encoding.embedding, module.fc3(torch.tanh(module.fc2(first))), rtol=1e-4, atol=1e-5)
+    torch.save(MapConverter(240, 64, scale=14.3), tmp_path / "t.pth")
+    assert run("import", "--kind", "cefam", "--files", files, *towers, "--folder", tmp_path / "b") == 1
+    assert "trained with a logit scale of 14.3" in capsys.readouterr().err
+    assert run("import", "--kind", "cefam", "--files", files, *towers[:4], "--folder", tmp_path / "b") == 1
+    assert "set `--vlm`" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 class Bomb:
