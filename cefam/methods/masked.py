@@ -61,7 +61,7 @@ class MaskedShards:
         table = index_of_numbers(self.concepts.numbers)
         self.concepts.check_labels(Manifest.read(self.shards).labels)
         seen = False
-        with Progress() as progress:
+        with Progress(transient=True) as progress:  # a fit runs over the photographs many times
             bar = progress.add_task(self.title, total=self.count)
             for fields in region_loader(self.shards, View(None, None), self.batch_size, 0):
                 batch = RegionBatch(**fields)
