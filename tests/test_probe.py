@@ -122,6 +122,20 @@ def test_the_first_of_equally_active_photographs_comes_first():
     assert top_of(*both, 3)[1].flatten().tolist() == [1, 3, 0]
 
 
+def test_a_transformers_neuron_is_its_class_token_behind_the_final_norm():
+    """As CLIP-Dissect takes it; or the mean or maximum of the map."""
+    classifier = load_classifier("brodenette_vit")
+    images = (torch.rand(2, 3, 96, 96) * 255).byte()
+    output, module = classifier(images), classifier.module
+    with torch.no_grad():
+        tokens = module._process_input(classifier._input(images))
+        tokens = torch.cat([module.class_token.expand(2, -1, -1), tokens], dim=1)
+        encoded = module.encoder(tokens)  # the final norm is its last step
+    torch.testing.assert_close(compute.pooled(output, "published")[0], encoded[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compute.pooled(output, "mean")[0], encoded[:, 1:].mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compute.pooled(output, "max")[0], encoded[:, 1:].amax(dim=1), rtol=1e-4, atol=1e-5)
+
+
 def same(one, other):
     """Two finished probes hold the same numbers."""
     a, b = Probe.read(one), Probe.read(other)
