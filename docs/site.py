@@ -23,6 +23,7 @@ PAGES = {
     "design": ("Design", "docs/design.md"),
     "extending": ("Extending", "docs/extending.md"),
     "methods": ("Methods", "docs/methods.md"),
+    "results": ("Results", "docs/results.md"),
     "conformance": ("Conformance", "docs/conformance.md"),
     "brodenette": ("Brodenette", "docs/brodenette.md"),
     "performance": ("Performance", "docs/performance.md"),
