@@ -272,6 +272,9 @@ def test_a_tower_that_is_not_shipped_says_how_to_make_it():
     for name in set(CLASSIFIERS) - set(SHIPPED):
         with pytest.raises(FileNotFoundError, match=rf"examples.brodenette_recipe --towers {name} --install"):
             load_classifier(name)
+    if not (weights_folder() / "vlm_sigmoid").is_dir():
+        with pytest.raises(FileNotFoundError, match="--towers vlm:brodenette_sigmoid --install"):
+            load_vlm("brodenette_sigmoid")
     with pytest.raises(ValueError, match=r"has no classifier 'brodenette_vitt'. Did you mean 'brodenette_vit'"):
         load_classifier("brodenette_vitt")
 

@@ -200,7 +200,13 @@ def load_vlm(
     if config is not None:
         name = _register(Path(config), name)
     elif name in BRODENETTE:
-        name = f"local-dir:{files('cefam.brodenette') / 'weights' / BRODENETTE[name]}"
+        folder = Path(str(files("cefam.brodenette"))) / "weights" / BRODENETTE[name]
+        if not folder.is_dir():
+            raise MissingError(
+                f"The weights of {name} do not come with cefam: train them, in a clone of the repository, with `python -m "
+                f"examples.brodenette_recipe --towers vlm:{name} --install`."
+            )
+        name = f"local-dir:{folder}"
     elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
         raise CefamError(
             f"open_clip has no model {name!r}.{near(name, open_clip.list_models(), 0.4)} A folder is written 'local-dir:/path', a JSON "
