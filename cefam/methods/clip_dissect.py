@@ -6,7 +6,7 @@ holds the photographs that matter.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,27 @@ EPSILON = 1e-7  # added inside the logarithm; not a lower limit
 NUMBERS = 2**23  # of doubles in the largest intermediate result
 
 
+class Published(NamedTuple):
+    """Constants of a similarity: photographs per neuron, multiplier of P, weight of the prior, first and last membership."""
+
+    top_k: int
+    a: float
+    lam: float
+    p_start: float
+    p_end: float
+
+
+SOFT, HARD = Published(100, 10.0, 1.0, 0.998, 0.97), Published(28, 2.0, 0.6, 1.0, 1.0)
+
+
 def soft_wpmi(
     similarity: Tensor,
     activations: Tensor,
-    top_k: int = 100,
-    a: float = 10.0,
-    lam: float = 1.0,
-    p_start: float = 0.998,
-    p_end: float = 0.97,
+    top_k: int = SOFT.top_k,
+    a: float = SOFT.a,
+    lam: float = SOFT.lam,
+    p_start: float = SOFT.p_start,
+    p_end: float = SOFT.p_end,
 ) -> Tensor:
     """Soft weighted pointwise mutual information, the default of CLIP-Dissect: (N, T), (N, U) -> (U, T), double.
 
@@ -49,9 +62,11 @@ def soft_wpmi(
     return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, p_start, p_end))
 
 
-def wpmi(similarity: Tensor, activations: Tensor, top_k: int = 28, a: float = 2.0, lam: float = 0.6) -> Tensor:
+def wpmi(
+    similarity: Tensor, activations: Tensor, top_k: int = HARD.top_k, a: float = HARD.a, lam: float = HARD.lam
+) -> Tensor:
     """Weighted pointwise mutual information; as :func:`soft_wpmi`, every photograph counts fully."""
-    return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, 1.0, 1.0))
+    return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, HARD.p_start, HARD.p_end))
 
 
 def cos_similarity(similarity: Tensor, activations: Tensor) -> Tensor:
@@ -142,9 +157,7 @@ def _wpmi(similarity: Tensor, rows: Tensor, a: float, lam: float, membership: Te
 def _of_probe(probe: Probe, text: Tensor, stage: int, similarity: Similarity) -> Tensor:
     """Similarities of a stage's neurons (C_l, T) with concepts (T, D)."""
     if similarity in ("soft_wpmi", "wpmi"):
-        top_k, a, lam, start, end = (
-            (100, 10.0, 1.0, 0.998, 0.97) if similarity == "soft_wpmi" else (28, 2.0, 0.6, 1.0, 1.0)
-        )
+        top_k, a, lam, start, end = SOFT if similarity == "soft_wpmi" else HARD
         rows = probe.photograph[stage][:top_k]
         if len(rows) < top_k:
             raise CefamError(

@@ -7,17 +7,16 @@ Everything runs through the public commands; what is there is kept. Prints the t
 """
 
 import argparse
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cefam.brodenette.towers import CLASSIFIERS, classifier_weights, weights_folder
-from cefam.commands import main as cefam
 from cefam.files import write_text
 from cefam.report import results
 from cefam.report.tables import Row, Table
 from cefam.towers.vlm import BRODENETTE
+from examples.kept import kept
 
 SCENES = {"train": 4000, "val": 500, "captioned": 400, "evaluation": 200}  # captioned: Network Dissection and Net2Vec
 SEEDS = (0, 1, 2)
@@ -75,22 +74,12 @@ class Comparison:
     def __init__(self, folder: Path, pair: Pair, quick: bool) -> None:
         self.folder, self.root, self.pair, self.quick = folder / pair.name, folder, pair, quick
 
-    def call(self, made: Path, *arguments: object) -> None:
-        """Run a command of cefam, unless what it makes is there."""
-        if made.is_file():
-            return
-        start = time.monotonic()
-        words = [str(argument) for argument in arguments]
-        if cefam(words):
-            raise SystemExit(f"Stopped at: cefam {' '.join(words)}")
-        print(f"({time.monotonic() - start:.0f} s) cefam {' '.join(words)}", flush=True)
-
     def scenes(self, split: str) -> Path:
         """Shards of a split."""
         target = self.root / "scenes" / split
         masks = [] if split in ("evaluation", "captioned") else ["--masks", "[]"]
         options = ["--source", split, "--count", SCENES[split], "--folder", target, *masks]
-        self.call(target / "manifest.json", "prepare", "--kind", "brodenette", *options)
+        kept(target / "manifest.json", "prepare", "--kind", "brodenette", *options)
         return target
 
     def train(self, training: Training) -> Path:
@@ -101,14 +90,14 @@ class Comparison:
             options = [*self.pair.towers(), "--images", self.scenes(split), "--folder", features / split]
             options += [f"--{stages[0]}", stages[1]] if stages else []
             options += ["--size", 96, "--resize", 96]
-            self.call(features / split / "manifest.json", "features", *options)
+            kept(features / split / "manifest.json", "features", *options)
         run = self.folder / "fit" / training.name
         options = [*self.pair.towers("model."), "--seed_everything", training.seed]
         options += [f"--model.{stages[0]}", stages[1]] if stages else []
         options += [] if training.similarity else ["--model.similarity_weight", 0]
         options += [f"--data.init_args.{split}={features / split}" for split in ("train", "val")]
         options += [f"--trainer.logger.init_args.{k}={v}" for k, v in (("save_dir", run.parent), ("name", run.name))]
-        self.call(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
+        kept(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
         return run / "checkpoints" / "best.ckpt"
 
     def probe(self, stages: Sequence[str]) -> Path:
@@ -126,7 +115,7 @@ class Comparison:
             96,
         ]
         options += ["--classifier.init_args.stages", f"[{', '.join(stages)}]"] if stages else []
-        self.call(target / "manifest.json", "probe", *options)
+        kept(target / "manifest.json", "probe", *options)
         return target
 
     def measure(self, training: Training, everything: bool) -> Path:
@@ -139,7 +128,7 @@ class Comparison:
         options += ["--data.shards", self.scenes("evaluation"), "--model.metrics", "[pointing, iou, auprc]"]
         options += ["--model.presence_scores", "true", "--trainer.logger", "false"]
         options += ["--trainer.limit_test_batches", 2] if self.quick else []
-        self.call(output / "table.csv", "evaluate", *options)
+        kept(output / "table.csv", "evaluate", *options)
         return output
 
 

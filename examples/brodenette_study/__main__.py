@@ -8,15 +8,14 @@ them to ``study.md``.
 
 import argparse
 import csv
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.commands import main as cefam
 from cefam.files import write_text
+from examples.kept import kept
 
 SCENES, VAL_SCENES, EVALUATION_SCENES, EPOCHS = 4000, 500, 200, 60  # those of `cefam demo`
 ALL = ("layer1", "layer2", "layer3", "layer4")
@@ -92,16 +91,6 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def call(self, made: Path, *arguments: object) -> None:
-        """Run a command of cefam, unless what it makes is there."""
-        if made.is_file():
-            return
-        start = time.monotonic()
-        words = [str(argument) for argument in arguments]
-        if cefam(words):
-            raise SystemExit(f"Stopped at: cefam {' '.join(words)}")
-        print(f"({time.monotonic() - start:.0f} s) cefam {' '.join(words)}", flush=True)
-
     def draw(self) -> None:
         """Scenes of all splits; one more evaluation set with masks of compositions."""
         for split, count, masks in (
@@ -112,7 +101,7 @@ class Study:
         ):
             target = self.folder / "scenes" / (f"{split}_zero_shot" if "composition" in masks else split)
             options = ["--source", split, "--count", count, "--masks", masks, "--folder", target]
-            self.call(target / "manifest.json", "prepare", "--kind", "brodenette", *options)
+            kept(target / "manifest.json", "prepare", "--kind", "brodenette", *options)
 
     def train(self, training: Training) -> Path:
         """The checkpoint of a training; features are cached per choice of stages."""
@@ -122,12 +111,12 @@ class Study:
             target = features / split
             options = ["--images", self.folder / "scenes" / split, "--folder", target]
             options += ["--classifier.init_args.stages", stages]
-            self.call(target / "manifest.json", "features", "--config", "features/demo", *options)
+            kept(target / "manifest.json", "features", "--config", "features/demo", *options)
         run = self.folder / "fit" / training.name
         options = ["--trainer.max_epochs", EPOCHS, *training.options, "--model.classifier.init_args.stages", stages]
         options += [f"--data.init_args.{split}={features / split}" for split in ("train", "val")]
         options += [f"--trainer.logger.init_args.{k}={v}" for k, v in (("save_dir", run.parent), ("name", run.name))]
-        self.call(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
+        kept(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
         return run / "checkpoints" / "best.ckpt"
 
     def measure(self, measurement: Measurement, *options: str, shards: str = "evaluation") -> Path:
@@ -144,7 +133,7 @@ class Study:
         output = self.folder / shards / name
         arguments = ["--model.artefact", checkpoint, "--model.output", output, *extra, *chance]
         arguments += ["--data.shards", self.folder / "scenes" / shards]
-        self.call(output / "table.csv", "evaluate", "--config", "evaluate/demo", *arguments)
+        kept(output / "table.csv", "evaluate", "--config", "evaluate/demo", *arguments)
         return output
 
 
