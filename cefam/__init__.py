@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cefam.attribution.explainer import Explainer
-    from cefam.attribution.types import Explanation
     from cefam.concepts import ConceptSet
+    from cefam.explanations import Explanation, Photograph
     from cefam.pairs import ConceptPairs
     from cefam.settings import MethodSettings
     from cefam.towers.classifier import FrozenClassifier
@@ -27,9 +27,10 @@ _HOME = {
     "ConceptPairs": "pairs",
     "ConceptSet": "concepts",
     "Explainer": "attribution.explainer",
-    "Explanation": "attribution.types",
+    "Explanation": "explanations",
     "FrozenClassifier": "towers.classifier",
     "MethodSettings": "settings",
+    "Photograph": "explanations",
     "Trained": "trained",
     "Translator": "translator",
     "VisionLanguageModel": "towers.vlm",
@@ -45,6 +46,7 @@ __all__ = [
     "Explanation",
     "FrozenClassifier",
     "MethodSettings",
+    "Photograph",
     "Trained",
     "Translator",
     "VisionLanguageModel",

@@ -245,10 +245,10 @@ class ConceptSet:
         write_tensors(path, {"embeddings": embeddings})
         return embeddings
 
-    def extended(self, words: Sequence[str], vlm: "VisionLanguageModel") -> Self:
-        """This set and further words, embedded: call-time texts compete with the stored set.
+    def extended(self, texts: Sequence[str | Concept], vlm: "VisionLanguageModel") -> Self:
+        """This set and further words or concepts, embedded: call-time texts compete with the stored set.
 
-        (A softmax over one text alone would always be 1.)
+        (A softmax over one text alone would always be 1.) Concepts are numbered anew.
 
         Raises:
             CefamError: where this set was embedded by another VLM.
@@ -261,7 +261,11 @@ class ConceptSet:
                 f"The concepts were embedded by another VLM: its dimension, scale, bias and probability are {stored}, those of the "
                 f"given one {given}. Load the VLM that the translator mimics."
             )
-        more = type(self).from_words(words, start=max(self.numbers) + 1)
+        made = [
+            text if isinstance(text, Concept) else next(concepts_of([text], DEFAULT_TEMPLATE, "concept"))
+            for text in texts
+        ]
+        more = type(self)(tuple(replace(c, number=n) for n, c in enumerate(made, start=max(self.numbers) + 1)))
         warn_of_equal_prompts(self.concepts + more.concepts, "The concepts with the new texts")
         embeddings = more._encoded(vlm.freeze())
         return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))

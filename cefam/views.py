@@ -165,6 +165,15 @@ class View:
         return Placement(top * vertical, left * horizontal, tall * vertical, wide * horizontal)
 
 
+def usual_view(picture: Image.Image, side: int) -> View:
+    """The view of a photograph for a tower of this size: whole if it has that size, else cut as ImageNet is evaluated.
+
+    >>> usual_view(Image.new("RGB", (640, 480)), 224), usual_view(Image.new("RGB", (96, 96)), 96)
+    (View(resize=256, crop=224), View(resize=None, crop=None))
+    """
+    return View(None, None) if picture.size == (side, side) else View(round(side * 256 / 224), side)
+
+
 class TrainingView:
     """The training view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip.
 

@@ -18,6 +18,7 @@ LAYERS = (
     ("errors", "categories"),
     ("settings", "files", "reading", "pictures", "pairs"),
     ("vocabularies", "concepts", "views", "translator", "metrics", "schedule", "passes", "brodenette"),
+    ("explanations",),
     ("towers",),
     ("attribution",),
     ("datasets", "trained"),

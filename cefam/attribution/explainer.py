@@ -4,8 +4,8 @@ Everything after the scores works on (image, concept) pairs, ragged and batched.
 file of its own: ``encoding`` (run the networks), ``weights`` (regions), ``choice`` (which stage), ``contribution``.
 """
 
-from collections.abc import Sequence
-from typing import Self, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -14,16 +14,21 @@ from cefam.attribution.batching import Layout
 from cefam.attribution.choice import association
 from cefam.attribution.contribution import contribution
 from cefam.attribution.encoding import Encoding, Networks, single_precision
+from cefam.attribution.explanation import explain
+from cefam.attribution.flip import why_not
 from cefam.attribution.scores import log_probability
-from cefam.attribution.types import ConceptExplanation, Contribution, Explanation, Regions
+from cefam.attribution.types import Contribution, Regions
 from cefam.attribution.weights import channel_weights, fuse
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
+from cefam.explanations import Explanation, Photograph
+from cefam.explanations.comparison import Comparison
 from cefam.pairs import ConceptPairs
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
 from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.translator import Translator
+from cefam.vocabularies import Concept
 
 
 class Explainer:
@@ -33,7 +38,8 @@ class Explainer:
         classifier: the frozen classifier.
         translator: trained for this classifier's stages.
         concepts: a concept set with embeddings.
-        vlm: only needed for :meth:`with_texts`.
+        vlm: only needed for :meth:`with_texts`, and to say what the VLM itself scores.
+        doubts: numbers of concepts that should not be trusted, with the reason (``cefam doctor``).
         settings: how the method is computed; ``None``: the published defaults.
         changes: settings that differ from these, by name (:class:`cefam.settings.MethodSettings`).
 
@@ -60,10 +66,12 @@ class Explainer:
         concepts: ConceptSet,
         vlm: VisionLanguageModel | None = None,
         settings: MethodSettings | None = None,
+        doubts: Mapping[int, str] | None = None,
         **changes: Unpack[SettingsChanges],
     ) -> None:
         self.networks = Networks(classifier, translator, concepts)
         self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm
+        self.doubts = dict(doubts or {})
         self.settings = (settings or MethodSettings()).changed(**changes)
 
     @classmethod
@@ -82,16 +90,16 @@ class Explainer:
         concepts = ConceptSet(named.concepts, text_embeddings, float(logit_scale), float(logit_bias), probability)
         return cls(classifier, translator, concepts, **changes)
 
-    def with_texts(self, words: Sequence[str]) -> "Explainer":
-        """An explainer that also knows these words; their indices follow the stored concepts'.
+    def with_texts(self, texts: Sequence[str | Concept]) -> "Explainer":
+        """An explainer that also knows these words or concepts; their indices follow the stored concepts'.
 
         Raises:
             CefamError: without a vision-language model, or with another one than the translator's.
         """
         if self.vlm is None:
             raise CefamError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
-        concepts = self.concepts.extended(words, self.vlm)
-        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings)
+        concepts = self.concepts.extended(texts, self.vlm)
+        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts)
 
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the networks on images (B, 3, H, W); see :meth:`cefam.attribution.encoding.Networks.encode`."""
@@ -206,65 +214,95 @@ class Explainer:
             self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
         )
 
-    @torch.no_grad()
     def explain(
         self,
-        images: Tensor,
+        images: Tensor | Sequence[Photograph],
         top_k: int = 8,
+        target: int | Tensor | None = None,
+        concepts: Sequence[str | int] | ConceptSet | None = None,
         num_channels: int | None = None,
         derivative: Derivative | None = None,
+        every_stage: bool = False,
     ) -> list[Explanation]:
-        """Explain each image's most probable class by its ``top_k`` best-scoring concepts.
+        """Explain a class of each image by concepts, their regions and contributions.
 
         Args:
-            images: (B, 3, H, W).
-            top_k: concepts per image.
+            images: (B, 3, H, W), or photographs, whose names and sizes the explanations then have.
+            top_k: the number of best-scoring concepts that are explained, of each image.
+            target: the class, one for all or (B,); ``None``: each image's most probable one.
+            concepts: which ones may be explained, as texts or indices; ``None``: all. New texts need the ``vlm``; they are scored
+                together with the stored ones.
             num_channels: K of association and contribution; ``None``: as in the settings.
             derivative: of the regions; ``None``: as in the settings.
+            every_stage: whether contributions are computed at every stage, not at the chosen one alone.
 
         Returns:
             One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
+
+        Raises:
+            CefamError: for a class that does not exist, new texts without a VLM, or ``top_k`` below 1.
         """
-        encoding = self.encode(images)
-        scores = self.scores(encoding)
-        best = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
-        image = torch.arange(len(images), device=images.device).repeat_interleave(best.shape[1])
-        pairs = ConceptPairs(image, best.flatten())
-        regions = self.regions(encoding, pairs, derivative)
-        associations = self.association(encoding, pairs, num_channels, regions)
-        stage = associations.argmax(dim=1)
-        contributions: list[float | None] = [None] * len(pairs)
-        if all(stage.resumable for stage in self.classifier.stages):
-            found = self.contribution(encoding, pairs, None, num_channels, stage, regions)
-            contributions = found.value.tolist()
-        parts = [
-            ConceptExplanation(
-                concept=self.concepts.concepts[concept],
-                score=score,
-                similarity=similarity,
-                stage=chosen,
-                association=of_stages,
-                region=regions.maps[chosen][row],
-                contribution=contributions[row],
-            )
-            for row, (concept, score, similarity, chosen, of_stages) in enumerate(
-                zip(
-                    pairs.concept.tolist(),
-                    scores.gather(1, best).flatten().tolist(),
-                    encoding.similarity.gather(1, best).flatten().tolist(),
-                    stage.tolist(),
-                    associations.tolist(),
-                    strict=True,
-                )
-            )
-        ]
-        probability, target = self.classifier.probabilities(encoding.output.logits).max(dim=1)
-        explanations = []
-        for index, (c, p) in enumerate(zip(target.tolist(), probability.tolist(), strict=True)):
-            mine = parts[index * best.shape[1] : (index + 1) * best.shape[1]]
-            mine.sort(key=lambda part: -abs(part.contribution or 0))
-            explanations.append(Explanation(c, self.classifier.class_name(c), p, mine))
-        return explanations
+        asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
+        settings = asker._with(derivative, num_channels)
+        return explain(asker, images, top_k, target, candidates, settings, every_stage)
+
+    @torch.no_grad()
+    def why_not(
+        self,
+        photograph: Photograph,
+        other: int,
+        top_k: int = 8,
+        target: int | None = None,
+        concepts: Sequence[str | int] | ConceptSet | None = None,
+    ) -> Comparison:
+        """Compare the predicted class with another one (Fig. 7).
+
+        Args:
+            photograph: one.
+            other: a class that it was not taken for.
+            top_k: concepts with the largest effect that are shown for each class.
+            target: compared in place of the predicted class.
+            concepts: as for :meth:`explain`.
+
+        Returns:
+            Both explanations, and, for the concepts that speak most for the one rather than the other, how much of their region must
+            be hidden before the decision changes.
+
+        Raises:
+            CefamError: where both classes are the same, or one does not exist.
+        """
+        asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
+        return why_not(asker, photograph, other, top_k, target, candidates)
+
+    def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
+        """An explainer that knows these concepts, too, and the indices that they have there."""
+        found, new = self.matched(concepts)
+        asker = self.with_texts(new) if new else self
+        return asker, list(dict.fromkeys([*found, *range(len(self.concepts), len(asker.concepts))]))
+
+    def matched(self, concepts: Sequence[str | int] | ConceptSet) -> tuple[list[int], list[str | Concept]]:
+        """Indices of those concepts that are known, and the others: by word, of a ConceptSet by word and prompt."""
+        known: dict[Any, list[int]] = {}
+        by_prompt = isinstance(concepts, ConceptSet)
+        for index, concept in enumerate(self.concepts.concepts):
+            known.setdefault((concept.word, concept.prompt) if by_prompt else concept.word.lower(), []).append(index)
+        found: list[int] = []
+        new: list[str | Concept] = []
+        if isinstance(concepts, ConceptSet):
+            for concept in concepts.concepts:
+                same = known.get((concept.word, concept.prompt), [])
+                found += same
+                new += [] if same else [concept]
+            return found, new
+        for text in dict.fromkeys(concepts):
+            if isinstance(text, int):
+                _check_range("concept", torch.tensor([text]), len(self.concepts))
+                found.append(text)
+            elif text.strip().lower() in known:
+                found += known[text.strip().lower()]
+            else:
+                new.append(text)
+        return found, new
 
 
 def _check_range(what: str, index: Tensor, count: int) -> None:

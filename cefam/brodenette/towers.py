@@ -39,7 +39,9 @@ def build_resnet() -> nn.Module:
             shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=2, bias=False), nn.BatchNorm2d(width))
         layers[STAGES[stage]] = BasicBlock(before, width, 1 if before == width else 2, shortcut)
     layers.update(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(WIDTHS[-1], len(CLASSES)))
-    return nn.Sequential(layers)
+    network = nn.Sequential(layers)
+    network.image_size = SIZE  # type: ignore[assignment]  # what it is probed with, and photographs are cut to
+    return network
 
 
 def build_vit() -> nn.Module:

@@ -32,6 +32,9 @@ VERBS = {
     "evaluate": Verb("cefam.commands.evaluate:run", "measure the regions of several methods against masks"),
     "table": Verb("cefam.commands.table:run", "tables from the records of one or several evaluations"),
     "figure": Verb("cefam.commands.figure:run", "figures for print from the results of an evaluation"),
+    "explain": Verb(
+        "cefam.commands.explain:run", "a page for a photograph: which concepts, where, and how much each counts"
+    ),
     "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }

@@ -1,6 +1,7 @@
 """How options are parsed: by jsonargparse, but a wrong option ends in one sentence, with near names."""
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -95,23 +96,52 @@ def _at_home(value: Any) -> Any:
     return value
 
 
+def with_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """The arguments with the values that follow an option for a list of strings made one list, as the parser takes it.
+
+    >>> def draw(methods: list[str] | None = None, out: str = "") -> None: ...
+    >>> with_lists(draw, ["--methods", "a b", "c", "--out", "x.png"])
+    ['--methods', '["a b", "c"]', '--out', 'x.png']
+    """
+    hints = {name: str(parameter.annotation) for name, parameter in inspect.signature(function).parameters.items()}
+    lists = {f"--{name}" for name, hint in hints.items() if "list[str]" in hint or "Sequence[str]" in hint}
+    found: list[str] = []
+    at = 0
+    while at < len(arguments):
+        word, at = arguments[at], at + 1
+        found.append(word)
+        if word in lists:
+            end = next((n for n in range(at, len(arguments)) if arguments[n].startswith("--")), len(arguments))
+            values, at = arguments[at:end], end
+            written = len(values) == 1 and values[0].startswith("[")
+            found += values if written or not values else [json.dumps(values, ensure_ascii=False)]
+    return found
+
+
 class OptionParser(OneSentence, ArgumentParser):
     """For functions."""
 
 
-def call(verb: str, function: Callable[..., Any], arguments: list[str], positional: str = "") -> Any:
+def call(
+    verb: str, function: Callable[..., Any], arguments: list[str], positional: str = "", values: str = "folders"
+) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
+
+    ``--why-not`` is the same as ``--why_not``; an option that takes a list may be followed by its values: ``--concept fur wing``.
 
     Args:
         verb: for messages.
         function: what the verb does.
         arguments: of the command line.
         positional: a parameter whose values stand on the command line without a name.
+        values: what they are.
     """
+    arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
+    arguments = with_lists(function, arguments)
     parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     if positional:
-        parser.add_argument(positional, nargs="+", type=str, help="one or several folders")
+        parser.add_argument(positional, nargs="+", type=str, help=f"one or several {values}")
     parser.add_function_arguments(function, fail_untyped=False, skip={positional} if positional else None)
     parsed = parser.parse_args(arguments)
     expand_home(parsed)

@@ -225,7 +225,7 @@ def _build_brodenette(name: str, weights: str | None, num_classes: int | None) -
                 f"examples.brodenette_recipe --towers {name} --install`, or give a file as `weights`."
             )
         _load_file(module, path)
-    size = (SIZE, SIZE) if hasattr(module, "image_size") else None
+    size = (SIZE, SIZE) if "vit" in name else None  # the ResNets take any size
     return module, Preprocessing(towers.MEAN, towers.STD, size), CLASSES, list(stages)
 
 

@@ -1,0 +1,173 @@
+"""Putting an explanation together: which concepts, their regions, their contributions, and what the reader should know."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.encoding import Encoding
+from cefam.attribution.scores import log_probability, similarity
+from cefam.attribution.types import Regions
+from cefam.concepts import FEW
+from cefam.errors import CefamError
+from cefam.explanations import ConceptExplanation, Explanation, Photograph
+from cefam.explanations.photograph import stacked
+from cefam.pairs import ConceptPairs
+from cefam.settings import MethodSettings
+from cefam.towers.vlm import encode_images
+
+if TYPE_CHECKING:
+    from cefam.attribution.explainer import Explainer
+
+CLASSES = 5  # most probable classes that an explanation names
+
+
+def explain(
+    explainer: "Explainer",
+    images: Tensor | Sequence[Photograph],
+    top_k: int,
+    target: int | Tensor | None,
+    candidates: Sequence[int] | None,
+    settings: MethodSettings,
+    every_stage: bool,
+) -> list[Explanation]:
+    """The explanations of a batch; :meth:`cefam.attribution.explainer.Explainer.explain`."""
+    if top_k < 1:
+        raise CefamError(f"top_k must be at least 1, got {top_k}.")
+    photographs, views = _given(images, explainer)
+    if not photographs:
+        return []
+    classifier, encoding = explainer.classifier, explainer.encode(views)
+    scores = explainer.scores(encoding)
+    best = _best(scores, top_k, candidates)
+    count = best.shape[1]
+    pairs = ConceptPairs(torch.arange(len(best), device=best.device).repeat_interleave(count), best.flatten())
+    regions = explainer.regions(encoding, pairs, settings.derivative)
+    associations = explainer.association(encoding, pairs, settings.num_channels, regions)
+    stage = associations.argmax(dim=1)
+    probabilities = classifier.probabilities(encoding.output.logits)
+    predicted = probabilities.argmax(dim=1)
+    targets = predicted if target is None else torch.as_tensor(target).to(predicted).expand(len(predicted))
+    masked = _contributions(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
+    teacher = _teacher(explainer, views)
+    baseline = encoding.similarity.mean(dim=1).tolist()
+    parts = []
+    for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
+        concept, similar = explainer.concepts.concepts[index], float(encoding.similarity[image, index])
+        part = ConceptExplanation(
+            concept=concept,
+            score=float(scores[image, index]),
+            similarity=similar,
+            stage=int(stage[row]),
+            association=associations[row].tolist(),
+            maps=[of_stage[row].cpu() for of_stage in regions.maps],
+            photograph=photographs[image],
+            present=similar >= baseline[image],
+            distrust=explainer.doubts.get(concept.number, ""),
+            **masked[row],
+            vlm_similarity=float(teacher[0][image, index]) if teacher else None,
+            vlm_score=float(teacher[1][image, index]) if teacher else None,
+        )
+        parts.append(part)
+    found = []
+    for image, photograph in enumerate(photographs):
+        mine = parts[image * count : (image + 1) * count]
+        mine.sort(key=lambda part: (-abs(part.contribution or 0.0), -part.score))
+        leading = probabilities[image].topk(min(CLASSES, classifier.num_classes))
+        of_target, of_image = int(targets[image]), int(predicted[image])
+        found.append(
+            Explanation(
+                target=of_target,
+                target_name=classifier.class_name(of_target),
+                probability=float(probabilities[image, of_target]),
+                concepts=mine,
+                photograph=photograph,
+                predicted=of_image,
+                predicted_name=classifier.class_name(of_image),
+                classes=[
+                    (classifier.class_name(c), p)
+                    for c, p in zip(leading.indices.tolist(), leading.values.tolist(), strict=True)
+                ],
+                stages=classifier.stage_names,
+                settings={**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k},
+                baseline=baseline[image],
+                warnings=_warnings(explainer, mine),
+            )
+        )
+    return found
+
+
+def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
+    """Photographs, and their views on the device of the classifier."""
+    if isinstance(images, Tensor):
+        return [Photograph.of_view(view, f"image {index}") for index, view in enumerate(images)], images
+    photographs = list(images)
+    where = next((value.device for value in explainer.translator.parameters()), torch.device("cpu"))
+    return photographs, stacked(photographs).to(where) if photographs else torch.empty(0, device=where)
+
+
+def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tensor:
+    """Indices of the best-scoring concepts (B, k), among some or all."""
+    if candidates is None:
+        return scores.topk(min(top_k, scores.shape[1]), dim=1).indices
+    if not candidates:
+        raise CefamError("No concept was given to explain: name at least one, or leave `concepts` out.")
+    among = torch.tensor(candidates).to(scores.device)
+    return among[scores[:, among].topk(min(top_k, len(candidates)), dim=1).indices]
+
+
+def _contributions(
+    explainer: "Explainer",
+    encoding: Encoding,
+    pairs: ConceptPairs,
+    targets: Tensor,
+    settings: MethodSettings,
+    regions: Regions,
+    stage: Tensor,
+    every_stage: bool,
+) -> list[dict[str, Any]]:
+    """Contribution and curve at the chosen stage of every pair, and, if wanted, the contributions at all stages."""
+    stages = explainer.classifier.stages
+    if not all(each.resumable for each in stages):
+        return [{"contribution": None, "curve": []}] * len(pairs)
+    masked = [stage] if not every_stage else [torch.full_like(stage, index) for index in range(len(stages))]
+    found = [explainer.contribution(encoding, pairs, targets, settings.num_channels, each, regions) for each in masked]
+    rows = []
+    for row, chosen in enumerate(stage.tolist()):
+        here = found[chosen if every_stage else 0]
+        each = [float(of_stage.value[row]) for of_stage in found] if every_stage else None
+        rows.append({"contribution": float(here.value[row]), "curve": here.curve[row].tolist(), "contributions": each})
+    return rows
+
+
+def _teacher(explainer: "Explainer", views: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What the VLM itself says of the views, where it is at hand: similarities and scores (B, T)."""
+    if explainer.vlm is None:
+        return None
+    concepts = explainer.concepts
+    embedding = encode_images(explainer.vlm, views).float()
+    text = concepts.require_embeddings().to(embedding)
+    said = similarity(embedding, text, concepts.logit_scale, concepts.logit_bias)
+    return said, log_probability(said, concepts.probability).exp()
+
+
+def _warnings(explainer: "Explainer", parts: Sequence[ConceptExplanation]) -> list[str]:
+    """What the reader of an explanation should know, in sentences."""
+    found = []
+    count = len(explainer.concepts)
+    if explainer.concepts.probability == "softmax" and count < FEW:
+        found.append(f"Only {count} concepts compete: their probabilities say little.")
+    passed = [stage.name for stage in explainer.classifier.stages if not stage.resumable]
+    if passed:
+        found.append(
+            f"Something by-passes {', '.join(passed)}: contributions cannot be computed, concepts are sorted by score."
+        )
+    doubtful = [part.concept.word for part in parts if part.distrust]
+    if doubtful:
+        found.append(f"Not to be trusted here, says `cefam doctor`: {', '.join(doubtful)}.")
+    if parts and not any(part.present for part in parts):
+        found.append(
+            "All of these concepts are less similar to the image than the average one: they are called absent."
+        )
+    return found

@@ -1,0 +1,107 @@
+"""What must be hidden for a decision to change: a region masked patch by patch (Fig. 7)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.batching import chunks, room
+from cefam.errors import CefamError
+from cefam.explanations import ConceptExplanation, Photograph
+from cefam.explanations.comparison import Comparison, Flip, differences
+from cefam.views import resize_regions
+
+if TYPE_CHECKING:
+    from cefam.attribution.explainer import Explainer
+
+GRID = 14  # patches a side: 16 pixels at 224
+DRAWS = 10  # of random patches
+POOL = 32  # best-scoring concepts among which those with the largest effect are sought
+SHOWN = 4  # concepts whose region is hidden
+MEGABYTE = 2**20
+
+
+def why_not(
+    explainer: "Explainer",
+    photograph: Photograph,
+    other: int,
+    top_k: int,
+    target: int | None,
+    concepts: list[int] | None,
+) -> Comparison:
+    """The comparison of two classes; :meth:`cefam.attribution.explainer.Explainer.why_not`."""
+    pool = max(top_k, min(POOL, len(concepts or explainer.concepts.concepts)))
+    chosen = explainer.explain([photograph], pool, target, concepts)[0]
+    numbers = [explainer.concepts.numbers.index(part.concept.number) for part in chosen]
+    rival = explainer.explain([photograph], pool, other, numbers)[0]
+    if chosen.target == other:
+        raise CefamError(f"The photograph is taken for {chosen.target_name}: name a class that it is not taken for.")
+    leading = [part for part, _ in differences(chosen, rival) if part.contribution is None or part.contribution > 0]
+    flips = [flip(explainer, photograph, part, chosen.target, other) for part in leading[:SHOWN]]
+    flips.sort(key=lambda each: (each.at is None, each.at or 0))
+    for explanation in (chosen, rival):
+        del explanation.concepts[top_k:]
+    return Comparison(chosen, rival, flips)
+
+
+def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanation, predicted: int, other: int) -> Flip:
+    """Hide a concept's region in its view, the strongest patch first, until another class comes first.
+
+    A hidden patch has the mean color of the view. (The classifier has hardly seen such pictures: random patches stand beside.)
+    """
+    where = next((value.device for value in explainer.translator.parameters()), torch.device("cpu"))
+    view = photograph.view.to(where)
+    size = (view.shape[-2], view.shape[-1])
+    grid = (min(GRID, size[0]), min(GRID, size[1]))
+    region = resize_regions(part.maps[part.stage].float().unsqueeze(0).to(where), size)
+    strength = F.adaptive_avg_pool2d(region, grid).flatten()
+    order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
+    probabilities = _hidden(explainer, view, order, grid)
+    at, becomes = _changed(probabilities, predicted)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(DRAWS if len(order) else 0):
+        drawn = torch.randperm(len(strength), generator=generator)[: len(order)].to(where)
+        found.append(_changed(_hidden(explainer, view, drawn, grid), predicted)[0])
+    times = [time for time in found if time is not None]
+    return Flip(
+        part=part,
+        probabilities=probabilities[:, [predicted, other]].cpu(),
+        patches=len(order),
+        grid=len(strength),
+        at=at,
+        becomes="" if becomes is None else explainer.classifier.class_name(becomes),
+        view=_masked(view, order[: len(order) if at is None else at].unsqueeze(0), grid)[0].cpu(),
+        random=sum(times) / len(times) if times else None,
+        random_share=len(times) / DRAWS,
+    )
+
+
+def _changed(probabilities: Tensor, predicted: int) -> tuple[int | None, int | None]:
+    """After how many patches another class comes first, and which."""
+    first = probabilities.argmax(dim=1)
+    changed = (first != predicted).nonzero().flatten()
+    return (int(changed[0]), int(first[changed[0]])) if len(changed) else (None, None)
+
+
+def _hidden(explainer: "Explainer", view: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Probabilities of all classes with the first 0 .. N patches hidden (N + 1, classes), double."""
+    classifier = explainer.classifier
+    counts = torch.arange(len(order) + 1).tolist()
+    size = 4 * classifier.stages[0].elements
+    fit = room(explainer.settings.memory_limit, size, max(size, MEGABYTE), view.device)
+    found = []
+    for chunk in chunks(len(counts), fit):
+        steps = counts[chunk]
+        views = torch.cat([_masked(view, order[:count].unsqueeze(0), grid) for count in steps])
+        found.append(classifier.probabilities(classifier(views).logits))
+    return torch.cat(found)
+
+
+def _masked(view: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Views with patches hidden: (3, h, w), (V, n) -> (V, 3, h, w)."""
+    hidden = torch.zeros(len(patches), grid[0] * grid[1]).to(view.device).scatter_(1, patches, 1.0)
+    mask = F.interpolate(hidden.view(-1, 1, *grid), view.shape[-2:], mode="nearest") > 0
+    mean = view.float().mean(dim=(-2, -1), keepdim=True).to(view.dtype)
+    return torch.where(mask, mean, view)

@@ -1,0 +1,109 @@
+"""What explain, summarize and doctor share: an artefact ready to explain, photographs of files and folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cefam.attribution.explainer import Explainer
+from cefam.concepts import ConceptSet
+from cefam.datasets.photographs import device_named
+from cefam.datasets.sources.images import list_images
+from cefam.errors import CefamError, MissingError
+from cefam.explanations import Photograph
+from cefam.explanations.stored import KINDS
+from cefam.towers.naming import class_number
+from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
+from cefam.trained import Trained, load_source
+from cefam.views import View
+
+DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way)."""
+
+    explainer: Explainer
+    view: View | int
+
+    def photograph(self, path: Path) -> Photograph:
+        """Read a photograph."""
+        return Photograph.open(path, self.view)
+
+    def target(self, name: str | int | None) -> int | None:
+        """A class by name or index."""
+        classifier = self.explainer.classifier
+        return None if name is None else class_number(classifier.class_names, classifier.num_classes, name)
+
+
+def open_artefact(
+    artefact: str | None, texts: Sequence[str] | ConceptSet | None, device: str, resize: int | None, crop: int | None
+) -> tuple[Opened, list[int] | None]:
+    """Read an artefact; the VLM, too, where new texts need it, or it is at hand. The second value: which concepts may be explained.
+
+    Raises:
+        MissingError: without an artefact, where there is no demo to take.
+    """
+    if artefact is None and not DEMO.is_file():
+        raise MissingError(
+            f"No `--artefact` was given, and there is no demo ({DEMO}) to take: name a folder of `cefam export` or a checkpoint of `cefam "
+            f"fit`, or run `cefam demo` first."
+        )
+    trained = Trained.read(artefact or DEMO)
+    source = (trained.vlm_identity or {}).get("source")
+    vlm: VisionLanguageModel | None = None
+    if _at_hand(source):
+        vlm = load_source("vision-language model", source)
+    explainer = trained.explainer(vlm)
+    candidates = None
+    if texts is not None:
+        if vlm is None and explainer.matched(texts)[1]:
+            vlm = load_source("vision-language model", source)
+            explainer = trained.explainer(vlm)
+        explainer, candidates = explainer.with_candidates(texts)
+    where = device_named(device)
+    for module in (explainer.classifier, explainer.translator, explainer.vlm):
+        if module is not None:
+            module.to(where)
+    side = crop or min(explainer.classifier.input_size)
+    return Opened(explainer, side if resize is None else View(resize, side)), candidates
+
+
+def _at_hand(source: Any) -> bool:
+    """Whether a VLM comes from a file or folder, so that loading it asks no network."""
+    options = (source or {}).get("init_args", {}) if isinstance(source, dict) else {}
+    name, weights = str(options.get("name", "")), options.get("pretrained")
+    return name in BRODENETTE or name.startswith("local-dir:") or (weights is not None and Path(str(weights)).is_file())
+
+
+def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
+    """Photographs of files and folders, each with a name that no other has.
+
+    Raises:
+        MissingError: for a file or folder that does not exist.
+    """
+    found: list[tuple[str, Path]] = []
+    for given in images:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found += [(each.relative_to(path).as_posix(), each) for each, _ in list_images(path)]
+        elif path.exists():
+            found.append((path.name, path))
+        else:
+            raise MissingError(f"There is no photograph or folder {given}.")
+    names = [name for name, _ in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CefamError(f"Two photographs are called {twice}: explain them in two runs.")
+    return found
+
+
+def page_name(name: str) -> str:
+    """The file of a photograph's page in a folder: flat, so that links are short."""
+    return f"{name.replace('/', '__')}.html"
+
+
+def is_file_name(out: str | None) -> bool:
+    """Whether a place names a file of an explanation, not a folder."""
+    return out is not None and Path(out).suffix.lower() in KINDS

@@ -1,0 +1,198 @@
+"""``cefam explain``: which concepts a classifier sees in photographs, where, and how much each of them counts."""
+
+import json as json_
+import sys
+import webbrowser
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from cefam.commands._explaining import Opened, is_file_name, open_artefact, page_name, photographs_of
+from cefam.commands._options import call
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError, ExistsError
+from cefam.explanations import Explanation
+from cefam.explanations.comparison import Comparison
+from cefam.explanations.page import index, page
+from cefam.explanations.stored import check_place
+from cefam.explanations.text import lines, percent
+from cefam.files import write_text
+from cefam.passes import Pass, Unit
+
+FOLDER = "runs/explain"
+STYLES = {"title": "bold", "for": "blue", "against": "dark_orange", "absent": "dim", "": ""}
+COLUMNS = ["photograph", "class", "probability", "concepts"]
+LEADING = 3  # concepts that an index names
+
+
+def explain(
+    images: list[str],
+    artefact: str | None = None,
+    concepts: str | None = None,
+    concept: list[str] | None = None,
+    target: str | None = None,
+    why_not: str | None = None,
+    out: str | None = None,
+    open: bool = False,  # noqa: A002
+    json: str | None = None,
+    top_k: int = 8,
+    every_stage: bool = False,
+    num_channels: int | None = None,
+    colormap: Literal["viridis", "cividis", "inferno", "grey"] = "viridis",
+    resize: int | None = None,
+    crop: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> list[Path]:
+    """Explain photographs: a summary here, and a page for each.
+
+    Args:
+        images: files, or folders of them.
+        artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
+        concepts: a concept set by name or file, among which the best-scoring are explained; null: those of the artefact.
+        concept: texts that are explained, whatever they score. New ones need the vision-language model.
+        target: the class, by name or index, that is explained; null: the predicted one.
+        why_not: a class that the photograph was not taken for: both classes side by side, and what would change the decision.
+        out: a .html, .png, .svg, .json, .csv or .npz file for one photograph; a folder for several; null: runs/explain.
+        open: open the page in a browser.
+        json: also write the explanations as JSON, one a line if there are several; "-": to the terminal, instead of the summary.
+        top_k: concepts per photograph.
+        every_stage: contributions at every stage, not at the concept's own alone.
+        num_channels: K, how many channels are masked; null: as in training.
+        colormap: that a page opens with.
+        resize: short side of a photograph before the central crop; null: 8/7 of the crop.
+        crop: side of what the networks see; null: what the classifier was made for.
+        overwrite: replace files that are there.
+        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+    """
+    if concepts is not None and concept:
+        raise CefamError("Name either `--concepts`, a set to choose from, or `--concept`, the texts to explain.")
+    found = photographs_of(images)
+    single = len(found) == 1 and (out is None or is_file_name(out))
+    if is_file_name(out) and not single:
+        raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
+    place = Path(out or (Path(FOLDER) / page_name(found[0][0]) if single else FOLDER))
+    _check(place, single, json, overwrite, why_not)
+    texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
+    opened, candidates = open_artefact(artefact, texts, device, resize, crop)
+    wanted, other = opened.target(target), opened.target(why_not)
+    count = max(top_k, len(candidates or [])) if concept else top_k
+    options = {
+        "top_k": count,
+        "target": wanted,
+        "concepts": candidates,
+        "num_channels": num_channels,
+        "every_stage": every_stage,
+    }
+    if other is not None:
+        compared = opened.explainer.why_not(opened.photograph(found[0][1]), other, count, wanted, candidates)
+        made = [compared.save(place)]
+        _tell(compared, json)
+    elif single:
+        done = _explained(opened, found[0][1], options)
+        made = [done.save(place, overwrite, **({"colormap": colormap} if place.suffix.lower() == ".html" else {}))]
+        _tell(done, json)
+    else:
+        made = _folder(opened, found, options, place, json, colormap)
+    if json != "-":
+        print(f"{made[-1]}")
+    if open:
+        webbrowser.open(made[-1].resolve().as_uri())
+    return made
+
+
+def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None) -> None:
+    """Refuse places that cannot be written before the work begins."""
+    if why_not is not None and not (single and place.suffix.lower() == ".html"):
+        raise CefamError(f"`--why-not` compares two classes of one photograph in one .html file, got {place}.")
+    if single:
+        check_place(place, overwrite)
+    elif (place / "index.html").exists() and not overwrite:
+        raise ExistsError(f"{place} already holds explanations: name another folder, or pass `--overwrite true`.")
+    if json not in (None, "-") and Path(json).exists() and not overwrite:
+        raise ExistsError(f"{json} already exists: name another file, or pass `--overwrite true`.")
+
+
+def _explained(opened: Opened, path: Path, options: dict[str, Any]) -> Explanation:
+    return opened.explainer.explain([opened.photograph(path)], **options)[0]
+
+
+def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
+    """The summary in the terminal, or JSON in its place, or beside it."""
+    if json is not None:
+        _write_json([explanation.to_dict()], json)
+    if json != "-":
+        for each in (
+            [explanation] if isinstance(explanation, Explanation) else [explanation.predicted, explanation.other]
+        ):
+            show(each)
+        if isinstance(explanation, Comparison):
+            print(*(flip.sentence for flip in explanation.flips), sep="\n")
+
+
+def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:
+    """One explanation, or one a line, to a file or the terminal."""
+    text = "".join(json_.dumps(each, ensure_ascii=False) + "\n" for each in explanations)
+    if place == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(Path(place), text)
+
+
+def show(explanation: Explanation) -> None:
+    """Print a summary, in colors where the terminal has them, as wide as the terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for line, kind in lines(explanation, console.width):
+        console.print(Text(line, STYLES[kind]), no_wrap=True, overflow="crop")
+
+
+def _folder(
+    opened: Opened,
+    found: list[tuple[str, Path]],
+    options: dict[str, Any],
+    folder: Path,
+    json: str | None,
+    colormap: str,
+) -> list[Path]:
+    """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
+    identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
+    run = ["explain", identity, opened.view, options, colormap, json is not None]
+    with Pass(folder, run) as work:
+        units = [
+            Unit(page_name(name), f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
+                 partial(_write, opened, name, path, options, colormap, json is not None))
+            for name, path in found
+        ]  # fmt: skip
+        entries = list(work.over(units, "explain", len(units)))
+        write_text(folder / "index.html", index("Explanations", entries, COLUMNS))
+        work.forget()
+    if json is not None:
+        _write_json([entry["explanation"] for entry in entries], json)
+    return [*(folder / unit.file for unit in units), folder / "index.html"]
+
+
+def _write(
+    opened: Opened, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
+) -> dict[str, Any]:
+    """One page; what the index says of it, and all of it, where that is wanted."""
+    done = _explained(opened, path, options)
+    write_text(target, page(done, colormap))
+    leading = ", ".join(part.concept.word for part in done.concepts[:LEADING])
+    return {
+        "link": quote(target.name),
+        "photograph": name,
+        "class": done.target_name,
+        "probability": percent(done.probability),
+        "concepts": leading,
+        "explanation": done.to_dict() if whole else None,
+    }
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("explain", explain, arguments, positional="images", values="photographs, or folders of them")

@@ -1,0 +1,112 @@
+"""Why one class and not another: two explanations side by side, and what must be hidden for the decision to change. Data only."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cefam.explanations.stored import row
+from cefam.explanations.text import percent, summary
+from cefam.explanations.types import ConceptExplanation, Explanation
+from cefam.files import write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Flip:
+    """A concept's region, hidden patch by patch, the strongest first.
+
+    Args:
+        part: the concept.
+        probabilities: of the predicted and of the other class, with 0 .. N patches hidden (N + 1, 2).
+        patches: N, those where the region is not 0; of ``grid`` in all.
+        grid: patches of the view.
+        at: how many were hidden when another class came first, or ``None``.
+        becomes: the class that then came first.
+        view: the view with these patches hidden, or with all N (3, h, w).
+        random: how many of the same number of random patches it took, on average over the draws in which it happened; ``None``: it never
+            happened.
+        random_share: in what share of the draws it happened.
+    """
+
+    part: ConceptExplanation
+    probabilities: Tensor = field(repr=False)
+    patches: int
+    grid: int
+    at: int | None
+    becomes: str
+    view: Tensor = field(repr=False)
+    random: float | None
+    random_share: float
+
+    @property
+    def sentence(self) -> str:
+        """What happened."""
+        word = self.part.concept.word
+        before, after = (
+            percent(float(self.probabilities[n, 0])) for n in (0, self.patches if self.at is None else self.at)
+        )
+        if not self.patches:
+            return f"{word}: the region is empty, nothing can be hidden."
+        if self.at is None:
+            hidden = f"its whole region ({self.patches} of {self.grid} patches)"
+            found = f"{word}: hiding {hidden} does not change the decision ({before} -> {after})."
+        else:
+            found = f"{word}: with {self.at} of {self.grid} patches hidden the decision becomes {self.becomes} ({before} -> {after})."
+        if self.random is None:
+            return f"{found} As many random patches never change it."
+        return f"{found} Of random draws of as many patches {100 * self.random_share:.0f} % change it, after {self.random:.0f} on average."
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The predicted class beside another one.
+
+    Args:
+        predicted: explanation of the class that the classifier chose.
+        other: explanation of the class that it did not choose, by the same concepts.
+        flips: of the concepts that speak most for the one rather than the other; the one that changes the decision soonest comes first.
+    """
+
+    predicted: Explanation
+    other: Explanation
+    flips: list[Flip]
+
+    def __str__(self) -> str:
+        found = [summary(self.predicted), summary(self.other), f"Why not {self.other.target_name}:"]
+        return "\n".join([*found, *(f"  {flip.sentence}" for flip in self.flips)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain types but the pictures."""
+        return {
+            "predicted": self.predicted.to_dict(),
+            "other": self.other.to_dict(),
+            "flips": [
+                {
+                    "concept": row(flip.part, self.predicted),
+                    "sentence": flip.sentence,
+                    "probabilities": flip.probabilities.tolist(),
+                    "at": flip.at,
+                    "becomes": flip.becomes,
+                    "patches": flip.patches,
+                    "grid": flip.grid,
+                    "random": flip.random,
+                    "random_share": flip.random_share,
+                }
+                for flip in self.flips
+            ],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page."""
+        from cefam.explanations.page import comparison
+
+        write_text(Path(path), comparison(self))
+        return Path(path)
+
+
+def differences(predicted: Explanation, other: Explanation) -> list[tuple[ConceptExplanation, ConceptExplanation]]:
+    """The same concept in both explanations, those first that speak most for the one rather than the other."""
+    theirs = {part.concept.number: part for part in other}
+    both = [(part, theirs[part.concept.number]) for part in predicted if part.concept.number in theirs]
+    return sorted(both, key=lambda pair: -((pair[0].contribution or 0.0) - (pair[1].contribution or 0.0)))

@@ -1,0 +1,265 @@
+"""An explanation as one HTML file: complete without scripts, and asking nothing of any network."""
+
+import base64
+import hashlib
+import html
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cefam.explanations import maps
+from cefam.explanations.comparison import Comparison
+from cefam.explanations.photograph import Photograph
+from cefam.explanations.stored import as_csv, as_json
+from cefam.explanations.text import percent, signed, title
+from cefam.explanations.types import HALF, ConceptExplanation, Explanation
+
+FIGURES = 8  # concepts whose region is shown without a script
+STOPS = 17  # of a color scale
+ALPHA = "0 .6 .85 .95 1"  # opacity of a map over its value: nothing is drawn where nothing is seen
+THUMBNAIL = 128  # pixels, in a notebook
+PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
+
+
+@cache
+def environment() -> Environment:
+    """The templates; everything that is filled in is escaped."""
+    # Pages hold data of a user: a name that is missing is an error here, not an empty place.
+    return Environment(
+        loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+    )
+
+
+@cache
+def text_of(name: str) -> Markup:
+    """A style sheet or script of ours, which is not escaped."""
+    return Markup((files("cefam.explanations") / "templates" / name).read_text(encoding="utf-8"))
+
+
+def fingerprint(script: str) -> str:
+    """What a Content-Security-Policy names a script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def as_data(value: Any) -> Markup:
+    """JSON that cannot end the element it stands in."""
+    return Markup(
+        json.dumps(value, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    )
+
+
+def data_uri(text: str, kind: str) -> Markup:
+    """A file inside the page."""
+    return Markup(f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
+
+
+def page(explanation: Explanation, colormap: str = "viridis") -> str:
+    """The page of an explanation.
+
+    Args:
+        explanation: of one image.
+        colormap: that the page opens with, "viridis", "cividis", "inferno" or "grey".
+
+    Raises:
+        CefamError: for another color map.
+    """
+    import cefam
+
+    largest = maps.scale(explanation)
+    parts = [_part(part, explanation, largest) for part in explanation]
+    colors = {name: _tables(name) for name in maps.COLORMAPS}
+    shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)]
+    kept = ("word", "stage", "association", "curve", "present", "maps", "shares")
+    place, (height, width) = explanation.photograph.placement, explanation.photograph.size
+    share = {
+        "left": 100 * place.left / width,
+        "top": 100 * place.top / height,
+        "width": 100 * place.width / width,
+        "height": 100 * place.height / height,
+    }
+    script = text_of("page.js")
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            it=explanation,
+            parts=parts,
+            place={key: f"{value:.4f}" for key, value in share.items()},
+            largest=largest,
+            teacher=bool(explanation.concepts) and all(part.vlm_score is not None for part in explanation),
+            every=bool(explanation.concepts) and all(part.contributions is not None for part in explanation),
+            photograph=Markup(maps.jpeg(explanation.photograph)),
+            legend=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in shades.tolist())),
+            tables=colors[colormap],
+            alpha=ALPHA,
+            colormap=colormap,
+            colormaps=maps.COLORMAPS,
+            figures=FIGURES,
+            stem=Path(explanation.name).stem or "explanation",
+            json_uri=data_uri(as_json(explanation), "application/json"),
+            csv_uri=data_uri(as_csv(explanation), "text/csv"),
+            data=as_data(
+                {
+                    "parts": [{key: part[key] for key in kept} for part in parts],
+                    "stages": explanation.stages,
+                    "largest": largest,
+                    "colormaps": colors,
+                }
+            ),
+            css=text_of("base.css") + text_of("page.css"),
+            script=script,
+            script_hash=fingerprint(script),
+            percent=percent,
+            signed=signed,
+            version=cefam.__version__,
+        )
+    )
+
+
+def comparison(compared: Comparison) -> str:
+    """The page of two classes side by side."""
+    import cefam
+
+    photograph = compared.predicted.photograph
+    sides = []
+    for explanation in (compared.predicted, compared.other):
+        most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
+        bars = [(part, 100 * (part.contribution or 0.0) / most) for part in explanation]
+        sides.append((explanation, bars))
+    flips = []
+    for flip in compared.flips:
+        hidden = Photograph.of_view(flip.view, photograph.name)
+        flips.append((flip, Markup(maps.png(hidden.picture)), _steps(flip.probabilities.tolist())))
+    return (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            it=compared,
+            sides=sides,
+            flips=flips,
+            photograph=Markup(maps.jpeg(photograph)),
+            json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
+            css=text_of("base.css"),
+            percent=percent,
+            signed=signed,
+            version=cefam.__version__,
+        )
+    )
+
+
+def _steps(probabilities: list[list[float]]) -> list[str]:
+    """Two curves as points in a square of 100."""
+    last = max(len(probabilities) - 1, 1)
+    return [
+        " ".join(f"{100 * n / last:.1f},{100 - 100 * row[side]:.1f}" for n, row in enumerate(probabilities))
+        for side in (0, 1)
+    ]
+
+
+def _part(part: ConceptExplanation, explanation: Explanation, largest: float) -> dict[str, Any]:
+    """What the page says of a concept; its maps as images."""
+    densities = [maps.density(part, stage, explanation.baseline) for stage in range(len(part.maps))]
+    tops = [float(values.max()) or 1.0 for values in densities]
+    # Each image has all of its 256 shades; the page darkens it to the common scale.
+    pictures = [maps.png(maps.grey(values, top)) for values, top in zip(densities, tops, strict=True)]
+    most = max((abs(other.contribution or 0.0) for other in explanation), default=0.0) or 1.0
+    return {
+        "word": part.concept.word,
+        "category": part.concept.category,
+        "score": part.score,
+        "similarity": part.similarity,
+        "vlm_score": part.vlm_score,
+        "stage": part.stage,
+        "stage_name": explanation.stages[part.stage],
+        "association": part.association,
+        "contribution": part.contribution,
+        "contributions": part.contributions,
+        "curve": part.curve,
+        "bar": 100 * (part.contribution or 0.0) / most,
+        "present": part.present,
+        "distrust": part.distrust,
+        "maps": pictures,
+        "shares": [round(top / largest, 4) for top in tops],
+        "shown": Markup(pictures[part.stage]),
+        "where": where(part),
+    }
+
+
+def where(part: ConceptExplanation) -> str:
+    """A region in words, for those who do not see it."""
+    found = part.maps[part.stage].cpu().numpy()
+    if not found.max() > 0:
+        return "nowhere"
+    row, column = np.unravel_index(int(found.argmax()), found.shape)
+    name = PLACES[3 * int(row) // found.shape[0]][3 * int(column) // found.shape[1]]
+    return f"strongest at the {name}, {100 * float((found > HALF * found.max()).mean()):.0f} % of the view above half of that"
+
+
+def _tables(colormap: str) -> list[str]:
+    """Red, green and blue of a color map as an SVG filter takes them."""
+    shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)] / 255
+    return [" ".join(f"{value:.3f}" for value in shades[:, channel]) for channel in range(3)]
+
+
+def notebook(explanation: Explanation) -> str:
+    """A static summary for a notebook: pictures in PNG, no script, readable on any background."""
+    largest = maps.scale(explanation)
+    most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
+    rows = "".join(_row(part, explanation, largest, most) for part in explanation)
+    notes = "".join(f"<p>! {html.escape(warning)}</p>" for warning in explanation.warnings)
+    picture = maps.png(_thumbnail(explanation))
+    scope = f"cefam-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+    return (
+        f'<div class="{scope}"><style>.{scope} td, .{scope} th {{ text-align: left; padding: 2px 8px; color: inherit; background: none; }}'
+        f".{scope} p {{ margin: 4px 0; }}</style><p><b>{html.escape(title(explanation))}</b></p>"
+        f'<img alt="the photograph" src="{picture}">{notes}<table><thead><tr><th>region</th><th>concept</th><th>contribution</th>'
+        f"<th></th><th>probability</th><th>stage</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(part: ConceptExplanation, explanation: Explanation, largest: float, most: float) -> str:
+    value = part.contribution or 0.0
+    color = "#d98324" if value < 0 else "#4393d3"  # readable on white and on black
+    bar = f'<div style="height: 12px; width: {100 * abs(value) / most:.0f}px; background: {color}"></div>'
+    word = (
+        html.escape(part.concept.word)
+        + ("" if part.present else " (absent)")
+        + (" (doubtful)" if part.distrust else "")
+    )
+    picture = maps.png(_thumbnail(explanation, part, largest))
+    return (
+        f'<tr><td><img alt="{html.escape(where(part))}" src="{picture}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
+        f"<td>{bar}</td><td>{part.score:.2g}</td><td>{html.escape(explanation.stages[part.stage])}</td></tr>"
+    )
+
+
+def _thumbnail(explanation: Explanation, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
+    """The photograph, small, with a region over it."""
+    from PIL import Image
+
+    photograph = explanation.photograph
+    small = photograph.picture.copy()
+    if part is not None:
+        values = maps.density(part, part.stage, explanation.baseline)
+        region = maps.grey(photograph.to_size(values.unsqueeze(0))[0], largest).resize(small.size)
+        colored = region.convert("P")
+        colored.putpalette(maps.palette("viridis").tobytes())
+        opacity = region.point([min(200, 3 * value) for value in range(256)])
+        small = Image.composite(colored.convert("RGB"), small, opacity)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return small
+
+
+def index(title_: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
+    """A page that links others: a row per entry, whose "link" is under its first column."""
+    return (
+        environment()
+        .get_template("index.html")
+        .render(title=title_, entries=entries, columns=columns, css=text_of("base.css"))
+    )

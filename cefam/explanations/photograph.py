@@ -1,0 +1,105 @@
+"""Photograph: a picture, the view of it that the networks see, and where that view lies."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cefam.errors import CefamWarning
+from cefam.pictures import open_picture, to_pixels
+from cefam.views import Placement, View, to_photograph, usual_view
+
+LONG_SIDE = 4096  # of a photograph that is explained; a larger one is reduced first
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """A picture to be explained.
+
+    Args:
+        name: for people; of a file, its path.
+        pixels: (3, H, W), uint8.
+        view: what the networks see, (3, h, w): uint8, or as the classifier wants it.
+        placement: where the view lies in the picture.
+
+    >>> photograph = Photograph.of(Image.new("RGB", (64, 48)), View(32, 32), "grey")
+    >>> tuple(photograph.pixels.shape), tuple(photograph.view.shape), photograph.to_size(torch.ones(1, 4, 4)).shape
+    ((3, 48, 64), (3, 32, 32), torch.Size([1, 48, 64]))
+    """
+
+    name: str
+    pixels: Tensor
+    view: Tensor
+    placement: Placement
+
+    @classmethod
+    def of(cls, picture: Image.Image, view: View | int, name: str) -> "Photograph":
+        """A picture that is open already.
+
+        Args:
+            picture: of any size; one of more than 4,096 pixels a side is reduced, with a warning.
+            view: how it is cut; a number: the usual way, to this many pixels a side (:func:`cefam.views.usual_view`).
+            name: for people.
+        """
+        view = usual_view(picture, view) if isinstance(view, int) else view
+        if max(picture.size) > LONG_SIDE:
+            width, height = picture.size
+            picture = picture.copy()
+            picture.thumbnail((LONG_SIDE, LONG_SIDE))
+            message = f"{name} has {width} x {height} pixels: it is reduced to {picture.width} x {picture.height}."
+            warnings.warn(message, CefamWarning, stacklevel=2)
+        pixels = to_pixels(picture)
+        return cls(name, pixels, view(picture), view.placement(*pixels.shape[-2:]))
+
+    @classmethod
+    def open(cls, path: str | Path, view: View | int) -> "Photograph":
+        """A file; of an animation, its first frame.
+
+        Raises:
+            CefamError: where it cannot be read.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is reduced, and that is said
+            picture = open_picture(Path(path), str(path))
+        if getattr(picture, "n_frames", 1) > 1:
+            message = f"{path} has {picture.n_frames} frames: the first one is explained."  # type: ignore[attr-defined]
+            warnings.warn(message, CefamWarning, stacklevel=2)
+        return cls.of(picture, view, str(path))
+
+    @classmethod
+    def of_view(cls, view: Tensor, name: str) -> "Photograph":
+        """A view (3, h, w) whose photograph is not known: it is its own. Values beyond [0, 1] are normalized ones."""
+        pixels = view.detach().cpu()
+        if pixels.is_floating_point():
+            low, high = float(pixels.min()), float(pixels.max())
+            if low < 0 or high > 1:
+                pixels = (pixels - low) / max(high - low, 1e-12)
+            pixels = (pixels * 255).round().byte()
+        if len(pixels) != 3:
+            pixels = pixels[:1].expand(3, -1, -1)
+        height, width = pixels.shape[-2:]
+        return cls(name, pixels, view, Placement(0.0, 0.0, float(height), float(width)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        """The picture, RGB."""
+        return Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
+
+    def to_size(self, regions: Tensor) -> Tensor:
+        """Regions of the view (P, h, w) on the photograph (P, H, W); 0 outside the view."""
+        return to_photograph(regions, self.placement, self.size)
+
+
+def stacked(photographs: Sequence[Photograph]) -> Tensor:
+    """The views of several photographs (B, 3, h, w)."""
+    return torch.stack([photograph.view for photograph in photographs])

@@ -1,0 +1,64 @@
+"""An explanation in a terminal: a line per concept, with a bar to the right of its sign."""
+
+from cefam.explanations.types import ConceptExplanation, Explanation
+
+BAR = 16  # cells of the longest bar
+WIDTH = 80
+FOR, AGAINST = "█", "▒"  # told apart without color
+
+
+def summary(explanation: Explanation, width: int = WIDTH) -> str:
+    """Class, probability, and the concepts with their contributions, in lines of at most ``width``."""
+    return "\n".join(line for line, _ in lines(explanation, width))
+
+
+def lines(explanation: Explanation, width: int = WIDTH) -> list[tuple[str, str]]:
+    """The lines of a summary, each with what it is: "title", "for", "against", "absent" or ""."""
+    found = [(_cut(title(explanation), width), "title")]
+    largest = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
+    longest = max((len(part.concept.word) for part in explanation), default=0)
+    # Sign, number and score need 27 places; a narrow terminal loses the bar first, then the ends of the words.
+    bar = max(0, min(BAR, width - 28 - min(longest, 12)))
+    room = max(4, min(longest, width - 28 - bar))
+    for part in explanation:
+        kind = "absent" if not part.present else "against" if (part.contribution or 0.0) < 0 else "for"
+        found.append((_cut(_line(part, room, bar, largest), width), kind))
+    found += [(_cut(f"! {warning}", width), "") for warning in explanation.warnings]
+    return found
+
+
+def title(explanation: Explanation) -> str:
+    """The explained class; where another one is more probable, that, too."""
+    words = f"{explanation.name}: {explanation.target_name} ({percent(explanation.probability)})"
+    if explanation.target != explanation.predicted:
+        words += f", predicted {explanation.predicted_name} ({percent(explanation.classes[0][1])})"
+    return words
+
+
+def percent(share: float) -> str:
+    """A probability in percent, with the digits that it needs.
+
+    >>> percent(0.1234), percent(0.00001), percent(1.0)
+    ('12.3 %', '< 0.1 %', '100.0 %')
+    """
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def signed(value: float | None) -> str:
+    """A contribution with its sign, or a dash.
+
+    >>> signed(0.25), signed(-1.5), signed(None)
+    ('+0.250', '-1.500', '-')
+    """
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _line(part: ConceptExplanation, room: int, bar: int, largest: float) -> str:
+    value = part.contribution or 0.0
+    drawn = (AGAINST if value < 0 else FOR) * round(bar * abs(value) / largest)
+    mark = "  absent" if not part.present else "  doubtful" if part.distrust else ""
+    return f"  {_cut(part.concept.word, room):{room}} {signed(part.contribution):>7} {drawn:{bar}} p {part.score:.2g}{mark}".rstrip()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"

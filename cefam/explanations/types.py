@@ -1,0 +1,153 @@
+"""What an explanation holds: a class, and the concepts that speak for or against it, each with its region. Data only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from cefam.explanations.photograph import Photograph
+from cefam.vocabularies import Concept
+
+if TYPE_CHECKING:
+    from cefam.explanations.stored import Rle
+
+HALF = 0.5  # a region's pixels are those above this share of its largest value, where a mask is wanted
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptExplanation:
+    """One concept in one image.
+
+    Args:
+        concept: what it is.
+        score: its probability, in [0, 1].
+        similarity: S^t, as the VLM scales it.
+        stage: from 0, the one with the largest association.
+        association: L values, how much each stage matters to the score.
+        maps: R^l, one (H_l, W_l) per stage, not negative.
+        contribution: signed share of the class probability, masked at ``stage``; positive: the concept speaks for the class.
+            ``None`` where a stage is by-passed.
+        curve: share of the class probability that is lost after 0 .. K masked channels.
+        contributions: at every stage, where that was asked for.
+        vlm_similarity: what the VLM itself says, where it is at hand.
+        vlm_score: its probability.
+        present: whether the image is at least as similar to this concept as to the average one.
+        distrust: why this concept should not be trusted, or "".
+        photograph: that the maps belong to.
+    """
+
+    concept: Concept
+    score: float
+    similarity: float
+    stage: int
+    association: list[float]
+    maps: list[Tensor] = field(repr=False)
+    contribution: float | None
+    curve: list[float] = field(repr=False)
+    photograph: Photograph = field(repr=False)
+    contributions: list[float] | None = None
+    vlm_similarity: float | None = None
+    vlm_score: float | None = None
+    present: bool = True
+    distrust: str = ""
+
+    @property
+    def region(self) -> Tensor:
+        """The map of the chosen stage at the size of the photograph (H, W)."""
+        return self.photograph.to_size(self.maps[self.stage].unsqueeze(0))[0]
+
+    def mask(self, threshold: float = HALF) -> Tensor:
+        """Where the region is above a share of its largest value: (H, W), boolean."""
+        region = self.region
+        return region > threshold * max(float(region.max()), 1e-30)
+
+    def rle(self, threshold: float = HALF) -> "Rle":
+        """:meth:`mask` in COCO's uncompressed run-length encoding."""
+        from cefam.explanations.stored import run_lengths
+
+        return run_lengths(self.mask(threshold))
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One image.
+
+    Args:
+        target: the explained class.
+        target_name: its name, or its number where names are not known.
+        probability: of that class.
+        concepts: by absolute contribution, descending; where there is none, by score.
+        photograph: the picture.
+        predicted: the most probable class.
+        predicted_name: its name.
+        classes: names and probabilities of the most probable classes.
+        stages: names of the stages.
+        settings: how it was computed, in plain types.
+        baseline: similarity of the image with the average concept: what is below it is called absent.
+        warnings: what the reader should know, in sentences.
+
+    ``str()`` is a summary for a terminal, ``_repr_html_`` one for a notebook; :meth:`save` writes files.
+    """
+
+    target: int
+    target_name: str
+    probability: float
+    concepts: list[ConceptExplanation]
+    photograph: Photograph = field(repr=False)
+    predicted: int
+    predicted_name: str
+    classes: list[tuple[str, float]] = field(repr=False)
+    stages: list[str] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
+    baseline: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Name of the photograph."""
+        return self.photograph.name
+
+    def __str__(self) -> str:
+        from cefam.explanations.text import summary
+
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        from cefam.explanations.page import notebook
+
+        return notebook(self)
+
+    def __iter__(self) -> Iterator[ConceptExplanation]:
+        return iter(self.concepts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain types; regions as run lengths of their masks."""
+        from cefam.explanations.stored import plain
+
+        return plain(self)
+
+    def arrays(self) -> dict[str, Any]:
+        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w), which lie
+        on the view as Quantus wants them, and per concept ``numbers``, ``scores``, ``contributions``; ``target``.
+        """  # noqa: D205
+        from cefam.explanations.stored import arrays
+
+        return arrays(self)
+
+    def save(self, path: str | Path, overwrite: bool = False, **options: Any) -> Path:
+        """Write a file; its kind is its extension: .html, .png, .svg, .json, .csv or .npz.
+
+        Args:
+            path: the file.
+            overwrite: replace one that is there.
+            options: of the page: ``colormap``.
+
+        Raises:
+            ExistsError: where it exists.
+            CefamError: for another extension.
+        """
+        from cefam.explanations.stored import save
+
+        return save(self, Path(path), overwrite, **options)

@@ -1,0 +1,42 @@
+"""Classes by their names."""
+
+from collections.abc import Sequence
+
+from cefam.errors import CefamError, near
+
+
+def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> int:
+    """The index of a class that is given by name or index.
+
+    Args:
+        names: of the classes, where they are known.
+        count: number of classes.
+        wanted: a name, in any case, or an index.
+
+    Raises:
+        CefamError: for a class that does not exist (near names are given), or a name that several classes have.
+
+    >>> class_number(["goldfinch", "canary"], 2, "Canary"), class_number(None, 10, "7")
+    (1, 7)
+    """
+    text = str(wanted).strip()
+    found = [index for index, name in enumerate(names or []) if name.lower() == text.lower()]
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
+        raise CefamError(
+            f"{len(found)} classes are called {text!r}: name one by its index, {', '.join(map(str, found))}."
+        )
+    if text.isdecimal():
+        if int(text) < count:
+            return int(text)
+        raise CefamError(f"There is no class {text}: there are {count}, counted from 0.")
+    if not names:
+        raise CefamError(
+            f"The names of this classifier's classes are not known: give the index of {text!r}, below {count}."
+        )
+    by_case = {name.lower(): name for name in names}
+    hint = near(text.lower(), by_case)
+    raise CefamError(
+        f"There is no class {text!r}.{hint} The classifier has {count} classes, from {names[0]!r} to {names[-1]!r}."
+    )
