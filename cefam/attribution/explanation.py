@@ -70,32 +70,45 @@ def explain(
             vlm_score=float(teacher[1][image, index]) if teacher else None,
         )
         parts.append(part)
-    found = []
-    for image, photograph in enumerate(photographs):
-        mine = parts[image * count : (image + 1) * count]
-        mine.sort(key=lambda part: (-abs(part.contribution or 0.0), -part.score))
-        leading = probabilities[image].topk(min(CLASSES, classifier.num_classes))
-        of_target, of_image = int(targets[image]), int(predicted[image])
-        found.append(
-            Explanation(
-                target=of_target,
-                target_name=classifier.class_name(of_target),
-                probability=float(probabilities[image, of_target]),
-                concepts=mine,
-                photograph=photograph,
-                predicted=of_image,
-                predicted_name=classifier.class_name(of_image),
-                classes=[
-                    (classifier.class_name(c), p)
-                    for c, p in zip(leading.indices.tolist(), leading.values.tolist(), strict=True)
-                ],
-                stages=classifier.stage_names,
-                settings={**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k},
-                baseline=baseline[image],
-                warnings=_warnings(explainer, mine),
-            )
+    about = {**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k}
+    return [
+        _of_image(
+            explainer,
+            photograph,
+            parts[image * count : (image + 1) * count],
+            probabilities[image],
+            int(targets[image]),
+            {"baseline": baseline[image], "settings": about},
         )
-    return found
+        for image, photograph in enumerate(photographs)
+    ]
+
+
+def _of_image(
+    explainer: "Explainer",
+    photograph: Photograph,
+    parts: list[ConceptExplanation],
+    probabilities: Tensor,
+    target: int,
+    about: dict[str, Any],
+) -> Explanation:
+    """The explanation of one image from its concepts and class probabilities (classes,)."""
+    name = explainer.classifier.class_name
+    leading = probabilities.topk(min(CLASSES, len(probabilities)))
+    predicted = int(leading.indices[0])
+    return Explanation(
+        target=target,
+        target_name=name(target),
+        probability=float(probabilities[target]),
+        concepts=sorted(parts, key=lambda part: (-abs(part.contribution or 0.0), -part.score)),
+        photograph=photograph,
+        predicted=predicted,
+        predicted_name=name(predicted),
+        classes=[(name(c), p) for c, p in zip(leading.indices.tolist(), leading.values.tolist(), strict=True)],
+        stages=explainer.classifier.stage_names,
+        warnings=_warnings(explainer, parts),
+        **about,
+    )
 
 
 def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:

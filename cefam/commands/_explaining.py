@@ -11,7 +11,7 @@ from cefam.datasets.photographs import device_named
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError, MissingError
 from cefam.explanations import Photograph
-from cefam.explanations.stored import KINDS
+from cefam.explanations.explanation import KINDS
 from cefam.towers.naming import class_number
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained, load_source

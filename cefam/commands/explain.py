@@ -15,9 +15,10 @@ from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
+from cefam.explanations.explanation import check_place
 from cefam.explanations.page import index, page
-from cefam.explanations.stored import check_place
 from cefam.explanations.text import lines, percent
+from cefam.explanations.types import Findings
 from cefam.files import write_text
 from cefam.passes import Pass, Unit
 
@@ -141,7 +142,7 @@ def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:
         write_text(Path(place), text)
 
 
-def show(explanation: Explanation) -> None:
+def show(explanation: Findings) -> None:
     """Print a summary, in colors where the terminal has them, as wide as the terminal."""
     from rich.console import Console
     from rich.text import Text

@@ -1,14 +1,19 @@
-"""Why one class and not another: two explanations side by side, and what must be hidden for the decision to change. Data only."""
+"""Why one class and not another: two explanations side by side, and what must be hidden for the decision to change."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from torch import Tensor
 
-from cefam.explanations.stored import row
-from cefam.explanations.text import percent, summary
-from cefam.explanations.types import ConceptExplanation, Explanation
+from cefam.explanations import maps
+from cefam.explanations.page import data_uri, environment, text_of
+from cefam.explanations.photograph import Photograph
+from cefam.explanations.stored import plain, row
+from cefam.explanations.text import percent, signed, summary
+from cefam.explanations.types import ConceptExplanation, Findings
 from cefam.files import write_text
 
 
@@ -68,8 +73,8 @@ class Comparison:
         flips: of the concepts that speak most for the one rather than the other; the one that changes the decision soonest comes first.
     """
 
-    predicted: Explanation
-    other: Explanation
+    predicted: Findings
+    other: Findings
     flips: list[Flip]
 
     def __str__(self) -> str:
@@ -79,8 +84,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain types but the pictures."""
         return {
-            "predicted": self.predicted.to_dict(),
-            "other": self.other.to_dict(),
+            "predicted": plain(self.predicted),
+            "other": plain(self.other),
             "flips": [
                 {
                     "concept": row(flip.part, self.predicted),
@@ -99,14 +104,52 @@ class Comparison:
 
     def save(self, path: str | Path) -> Path:
         """Write the page."""
-        from cefam.explanations.page import comparison
-
-        write_text(Path(path), comparison(self))
+        write_text(Path(path), page(self))
         return Path(path)
 
 
-def differences(predicted: Explanation, other: Explanation) -> list[tuple[ConceptExplanation, ConceptExplanation]]:
+def differences(predicted: Findings, other: Findings) -> list[tuple[ConceptExplanation, ConceptExplanation]]:
     """The same concept in both explanations, those first that speak most for the one rather than the other."""
     theirs = {part.concept.number: part for part in other}
     both = [(part, theirs[part.concept.number]) for part in predicted if part.concept.number in theirs]
     return sorted(both, key=lambda pair: -((pair[0].contribution or 0.0) - (pair[1].contribution or 0.0)))
+
+
+def page(compared: Comparison) -> str:
+    """The page of two classes side by side."""
+    import cefam
+
+    photograph = compared.predicted.photograph
+    sides = []
+    for explanation in (compared.predicted, compared.other):
+        most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
+        bars = [(part, 100 * (part.contribution or 0.0) / most) for part in explanation]
+        sides.append((explanation, bars))
+    flips = []
+    for flip in compared.flips:
+        hidden = Photograph.of_view(flip.view, photograph.name)
+        flips.append((flip, Markup(maps.png(hidden.picture)), _steps(flip.probabilities.tolist())))
+    return (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            it=compared,
+            sides=sides,
+            flips=flips,
+            photograph=Markup(maps.jpeg(photograph)),
+            json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
+            css=text_of("base.css"),
+            percent=percent,
+            signed=signed,
+            version=cefam.__version__,
+        )
+    )
+
+
+def _steps(probabilities: list[list[float]]) -> list[str]:
+    """Two curves as points in a square of 100."""
+    last = max(len(probabilities) - 1, 1)
+    return [
+        " ".join(f"{100 * n / last:.1f},{100 - 100 * row[side]:.1f}" for n, row in enumerate(probabilities))
+        for side in (0, 1)
+    ]

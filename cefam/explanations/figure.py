@@ -5,13 +5,13 @@ from matplotlib.figure import Figure
 
 from cefam.explanations.maps import density, scale
 from cefam.explanations.text import signed, title
-from cefam.explanations.types import ConceptExplanation, Explanation
+from cefam.explanations.types import ConceptExplanation, Findings
 
 FOR, AGAINST = "#2166ac", "#e08214"  # blue and orange: told apart by everyone, and in grey by the sign
 REGIONS, BARS = 4, 12
 
 
-def draw(explanation: Explanation, regions: int = REGIONS) -> Figure:
+def draw(explanation: Findings, regions: int = REGIONS) -> Figure:
     """Photograph and bars in the first row, the regions of the first concepts in the second, all on one scale."""
     shown = explanation.concepts[:regions]
     columns = max(len(shown), 3)

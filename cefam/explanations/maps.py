@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cefam.errors import CefamError, near
 from cefam.explanations.photograph import Photograph
-from cefam.explanations.types import ConceptExplanation, Explanation
+from cefam.explanations.types import ConceptExplanation, Findings
 
 COLORMAPS = ("viridis", "cividis", "inferno", "grey")  # lightness grows evenly in all of them
 PHOTOGRAPH_SIDE = 1024  # of the picture in a page
@@ -28,7 +28,7 @@ def density(part: ConceptExplanation, stage: int, baseline: float) -> Tensor:
     return region * region.numel() * dimmed
 
 
-def scale(explanation: Explanation) -> float:
+def scale(explanation: Findings) -> float:
     """The largest density of the shown maps, which all are drawn against; above 0."""
     largest = max((float(density(part, part.stage, explanation.baseline).max()) for part in explanation), default=0.0)
     return largest if largest > 0 else 1.0

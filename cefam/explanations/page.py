@@ -14,11 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cefam.explanations import maps
-from cefam.explanations.comparison import Comparison
-from cefam.explanations.photograph import Photograph
 from cefam.explanations.stored import as_csv, as_json
 from cefam.explanations.text import percent, signed, title
-from cefam.explanations.types import HALF, ConceptExplanation, Explanation
+from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
 FIGURES = 8  # concepts whose region is shown without a script
 STOPS = 17  # of a color scale
@@ -59,7 +57,7 @@ def data_uri(text: str, kind: str) -> Markup:
     return Markup(f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
 
 
-def page(explanation: Explanation, colormap: str = "viridis") -> str:
+def page(explanation: Findings, colormap: str = "viridis") -> str:
     """The page of an explanation.
 
     Args:
@@ -122,47 +120,7 @@ def page(explanation: Explanation, colormap: str = "viridis") -> str:
     )
 
 
-def comparison(compared: Comparison) -> str:
-    """The page of two classes side by side."""
-    import cefam
-
-    photograph = compared.predicted.photograph
-    sides = []
-    for explanation in (compared.predicted, compared.other):
-        most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
-        bars = [(part, 100 * (part.contribution or 0.0) / most) for part in explanation]
-        sides.append((explanation, bars))
-    flips = []
-    for flip in compared.flips:
-        hidden = Photograph.of_view(flip.view, photograph.name)
-        flips.append((flip, Markup(maps.png(hidden.picture)), _steps(flip.probabilities.tolist())))
-    return (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            it=compared,
-            sides=sides,
-            flips=flips,
-            photograph=Markup(maps.jpeg(photograph)),
-            json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
-            css=text_of("base.css"),
-            percent=percent,
-            signed=signed,
-            version=cefam.__version__,
-        )
-    )
-
-
-def _steps(probabilities: list[list[float]]) -> list[str]:
-    """Two curves as points in a square of 100."""
-    last = max(len(probabilities) - 1, 1)
-    return [
-        " ".join(f"{100 * n / last:.1f},{100 - 100 * row[side]:.1f}" for n, row in enumerate(probabilities))
-        for side in (0, 1)
-    ]
-
-
-def _part(part: ConceptExplanation, explanation: Explanation, largest: float) -> dict[str, Any]:
+def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> dict[str, Any]:
     """What the page says of a concept; its maps as images."""
     densities = [maps.density(part, stage, explanation.baseline) for stage in range(len(part.maps))]
     tops = [float(values.max()) or 1.0 for values in densities]
@@ -207,7 +165,7 @@ def _tables(colormap: str) -> list[str]:
     return [" ".join(f"{value:.3f}" for value in shades[:, channel]) for channel in range(3)]
 
 
-def notebook(explanation: Explanation) -> str:
+def notebook(explanation: Findings) -> str:
     """A static summary for a notebook: pictures in PNG, no script, readable on any background."""
     largest = maps.scale(explanation)
     most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
@@ -223,7 +181,7 @@ def notebook(explanation: Explanation) -> str:
     )
 
 
-def _row(part: ConceptExplanation, explanation: Explanation, largest: float, most: float) -> str:
+def _row(part: ConceptExplanation, explanation: Findings, largest: float, most: float) -> str:
     value = part.contribution or 0.0
     color = "#d98324" if value < 0 else "#4393d3"  # readable on white and on black
     bar = f'<div style="height: 12px; width: {100 * abs(value) / most:.0f}px; background: {color}"></div>'
@@ -239,7 +197,7 @@ def _row(part: ConceptExplanation, explanation: Explanation, largest: float, mos
     )
 
 
-def _thumbnail(explanation: Explanation, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
+def _thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
     """The photograph, small, with a region over it."""
     from PIL import Image
 

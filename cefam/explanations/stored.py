@@ -1,45 +1,19 @@
-"""Explanations as files: JSON, CSV, NumPy arrays, pictures for a paper, pages."""
+"""Explanations in other forms: plain types, JSON, CSV, NumPy arrays."""
 
 import csv
 import io
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
 
-from cefam.errors import CefamError, ExistsError
-from cefam.explanations.types import HALF, ConceptExplanation, Explanation
-from cefam.files import replacing, write_text
+from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
 FORMAT, VERSION = "cefam explanation", 1
 
 
-class Rle(TypedDict):
-    """A mask in COCO's run-length encoding: ``size`` (H, W); ``counts`` of 0s and 1s in turn, down the columns."""
-
-    size: list[int]
-    counts: list[int]
-
-
-def run_lengths(mask: Tensor) -> Rle:
-    """Encode a mask (H, W).
-
-    >>> import torch
-    >>> run_lengths(torch.tensor([[0, 1], [0, 1]], dtype=torch.bool))
-    {'size': [2, 2], 'counts': [2, 2]}
-    """
-    flat = mask.cpu().numpy().astype(np.int8).flatten(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    bounds = np.concatenate([[0], edges, [len(flat)]])
-    counts = np.diff(bounds).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if len(flat) and flat[0] else counts}
-
-
-def plain(explanation: Explanation) -> dict[str, Any]:
+def plain(explanation: Findings) -> dict[str, Any]:
     """An explanation in plain types; :meth:`Explanation.to_dict`."""
     return {
         "format": FORMAT,
@@ -61,7 +35,7 @@ def plain(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def row(part: ConceptExplanation, explanation: Explanation) -> dict[str, Any]:
+def row(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
     """A concept without its region and curve."""
     return {
         "number": part.concept.number,
@@ -80,12 +54,12 @@ def row(part: ConceptExplanation, explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def as_json(explanation: Explanation) -> str:
+def as_json(explanation: Findings) -> str:
     """The explanation as JSON."""
     return json.dumps(plain(explanation), indent=1, ensure_ascii=False)
 
 
-def as_csv(explanation: Explanation) -> str:
+def as_csv(explanation: Findings) -> str:
     """A line per concept; an association and, where it is known, a contribution per stage in columns of their own."""
     written = io.StringIO()
     rows = []
@@ -102,7 +76,7 @@ def as_csv(explanation: Explanation) -> str:
     return written.getvalue()
 
 
-def arrays(explanation: Explanation) -> dict[str, np.ndarray]:
+def arrays(explanation: Findings) -> dict[str, np.ndarray]:
     """NumPy arrays; :meth:`Explanation.arrays`."""
     photograph = explanation.photograph
     size = (photograph.view.shape[-2], photograph.view.shape[-1])
@@ -120,53 +94,3 @@ def arrays(explanation: Explanation) -> dict[str, np.ndarray]:
         "contributions": np.array([np.nan if p.contribution is None else p.contribution for p in explanation]),
         "target": np.array(explanation.target),
     }
-
-
-def _save_arrays(explanation: Explanation, path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays(explanation))  # type: ignore[arg-type]
-
-
-def _save_figure(explanation: Explanation, path: Path) -> None:
-    from cefam.explanations.figure import draw
-
-    with replacing(path) as temporary:
-        draw(explanation).savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
-
-
-def _save_page(explanation: Explanation, path: Path, colormap: str = "viridis") -> None:
-    from cefam.explanations.page import page
-
-    write_text(path, page(explanation, colormap))
-
-
-KINDS: dict[str, Callable[..., None]] = {
-    ".html": _save_page,
-    ".png": _save_figure,
-    ".svg": _save_figure,
-    ".json": lambda explanation, path: write_text(path, as_json(explanation)),
-    ".csv": lambda explanation, path: write_text(path, as_csv(explanation)),
-    ".npz": _save_arrays,
-}
-
-
-def check_place(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
-
-    Raises:
-        ExistsError: where it exists.
-        CefamError: for an unknown extension.
-    """
-    if path.suffix.lower() not in KINDS:
-        raise CefamError(
-            f"{path} has the extension {path.suffix!r}: an explanation is saved as one of {', '.join(KINDS)}."
-        )
-    if path.exists() and not overwrite:
-        raise ExistsError(f"{path} already exists: name another file, or pass `--overwrite true`.")
-
-
-def save(explanation: Explanation, path: Path, overwrite: bool = False, **options: Any) -> Path:
-    """Write an explanation; :meth:`Explanation.save`."""
-    check_place(path, overwrite)
-    KINDS[path.suffix.lower()](explanation, path, **options)
-    return path

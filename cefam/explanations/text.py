@@ -1,18 +1,18 @@
 """An explanation in a terminal: a line per concept, with a bar to the right of its sign."""
 
-from cefam.explanations.types import ConceptExplanation, Explanation
+from cefam.explanations.types import ConceptExplanation, Findings
 
 BAR = 16  # cells of the longest bar
 WIDTH = 80
 FOR, AGAINST = "█", "▒"  # told apart without color
 
 
-def summary(explanation: Explanation, width: int = WIDTH) -> str:
+def summary(explanation: Findings, width: int = WIDTH) -> str:
     """Class, probability, and the concepts with their contributions, in lines of at most ``width``."""
     return "\n".join(line for line, _ in lines(explanation, width))
 
 
-def lines(explanation: Explanation, width: int = WIDTH) -> list[tuple[str, str]]:
+def lines(explanation: Findings, width: int = WIDTH) -> list[tuple[str, str]]:
     """The lines of a summary, each with what it is: "title", "for", "against", "absent" or ""."""
     found = [(_cut(title(explanation), width), "title")]
     largest = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
@@ -27,7 +27,7 @@ def lines(explanation: Explanation, width: int = WIDTH) -> list[tuple[str, str]]
     return found
 
 
-def title(explanation: Explanation) -> str:
+def title(explanation: Findings) -> str:
     """The explained class; where another one is more probable, that, too."""
     words = f"{explanation.name}: {explanation.target_name} ({percent(explanation.probability)})"
     if explanation.target != explanation.predicted:

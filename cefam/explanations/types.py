@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from cefam.explanations.photograph import Photograph
+from cefam.explanations.rle import Rle, run_lengths
 from cefam.vocabularies import Concept
-
-if TYPE_CHECKING:
-    from cefam.explanations.stored import Rle
 
 HALF = 0.5  # a region's pixels are those above this share of its largest value, where a mask is wanted
 
@@ -63,16 +60,14 @@ class ConceptExplanation:
         region = self.region
         return region > threshold * max(float(region.max()), 1e-30)
 
-    def rle(self, threshold: float = HALF) -> "Rle":
+    def rle(self, threshold: float = HALF) -> Rle:
         """:meth:`mask` in COCO's uncompressed run-length encoding."""
-        from cefam.explanations.stored import run_lengths
-
         return run_lengths(self.mask(threshold))
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
-    """One image.
+class Findings:
+    """What is found in one image; :class:`cefam.Explanation` adds how it is shown.
 
     Args:
         target: the explained class.
@@ -87,8 +82,6 @@ class Explanation:
         settings: how it was computed, in plain types.
         baseline: similarity of the image with the average concept: what is below it is called absent.
         warnings: what the reader should know, in sentences.
-
-    ``str()`` is a summary for a terminal, ``_repr_html_`` one for a notebook; :meth:`save` writes files.
     """
 
     target: int
@@ -109,45 +102,5 @@ class Explanation:
         """Name of the photograph."""
         return self.photograph.name
 
-    def __str__(self) -> str:
-        from cefam.explanations.text import summary
-
-        return summary(self)
-
-    def _repr_html_(self) -> str:
-        from cefam.explanations.page import notebook
-
-        return notebook(self)
-
     def __iter__(self) -> Iterator[ConceptExplanation]:
         return iter(self.concepts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything in plain types; regions as run lengths of their masks."""
-        from cefam.explanations.stored import plain
-
-        return plain(self)
-
-    def arrays(self) -> dict[str, Any]:
-        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w), which lie
-        on the view as Quantus wants them, and per concept ``numbers``, ``scores``, ``contributions``; ``target``.
-        """  # noqa: D205
-        from cefam.explanations.stored import arrays
-
-        return arrays(self)
-
-    def save(self, path: str | Path, overwrite: bool = False, **options: Any) -> Path:
-        """Write a file; its kind is its extension: .html, .png, .svg, .json, .csv or .npz.
-
-        Args:
-            path: the file.
-            overwrite: replace one that is there.
-            options: of the page: ``colormap``.
-
-        Raises:
-            ExistsError: where it exists.
-            CefamError: for another extension.
-        """
-        from cefam.explanations.stored import save
-
-        return save(self, Path(path), overwrite, **options)
