@@ -1,5 +1,6 @@
 """What must be hidden for a decision to change: a region masked patch by patch (Fig. 7)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from cefam.attribution.explainer import Explainer
 
 GRID = 14  # patches a side: 16 pixels at 224
-DRAWS = 10  # of random patches
+STEPS = 20  # in which they are hidden, at most
+DRAWS = 5  # of random patches
 POOL = 32  # best-scoring concepts among which those with the largest effect are sought
-SHOWN = 4  # concepts whose region is hidden
+SHOWN = 3  # concepts whose region is hidden
 MEGABYTE = 2**20
 
 
@@ -46,7 +48,7 @@ def why_not(
 
 
 def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanation, predicted: int, other: int) -> Flip:
-    """Hide a concept's region in its view, the strongest patch first, until another class comes first.
+    """Hide a concept's region in its view, the strongest patches first, until another class comes first.
 
     A hidden patch has the mean color of the view. (The classifier has hardly seen such pictures: random patches stand beside.)
     """
@@ -57,16 +59,19 @@ def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanatio
     region = resize_regions(part.maps[part.stage].float().unsqueeze(0).to(where), size)
     strength = F.adaptive_avg_pool2d(region, grid).flatten()
     order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
-    probabilities = _hidden(explainer, view, order, grid)
-    at, becomes = _changed(probabilities, predicted)
+    counts = torch.linspace(0, len(order), min(len(order), STEPS) + 1).round().long().tolist()
+    probabilities = _hidden(explainer, view, order, counts, grid)
+    step, becomes = _changed(probabilities, predicted)
+    at = None if step is None else counts[step]
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(DRAWS if len(order) else 0):
         drawn = torch.randperm(len(strength), generator=generator)[: len(order)].to(where)
-        found.append(_changed(_hidden(explainer, view, drawn, grid), predicted)[0])
-    times = [time for time in found if time is not None]
+        found.append(_changed(_hidden(explainer, view, drawn, counts, grid), predicted)[0])
+    times = [counts[step] for step in found if step is not None]
     return Flip(
         part=part,
+        counts=counts,
         probabilities=probabilities[:, [predicted, other]].cpu(),
         patches=len(order),
         grid=len(strength),
@@ -79,16 +84,17 @@ def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanatio
 
 
 def _changed(probabilities: Tensor, predicted: int) -> tuple[int | None, int | None]:
-    """After how many patches another class comes first, and which."""
+    """At which step another class comes first, and which."""
     first = probabilities.argmax(dim=1)
     changed = (first != predicted).nonzero().flatten()
     return (int(changed[0]), int(first[changed[0]])) if len(changed) else (None, None)
 
 
-def _hidden(explainer: "Explainer", view: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Probabilities of all classes with the first 0 .. N patches hidden (N + 1, classes), double."""
+def _hidden(
+    explainer: "Explainer", view: Tensor, order: Tensor, counts: Sequence[int], grid: tuple[int, int]
+) -> Tensor:
+    """Probabilities of all classes with this many of the first patches hidden (S, classes), double."""
     classifier = explainer.classifier
-    counts = torch.arange(len(order) + 1).tolist()
     size = 4 * classifier.stages[0].elements
     fit = room(explainer.settings.memory_limit, size, max(size, MEGABYTE), view.device)
     found = []

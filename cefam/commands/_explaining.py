@@ -27,9 +27,9 @@ class Opened:
     explainer: Explainer
     view: View | int
 
-    def photograph(self, path: Path) -> Photograph:
+    def photograph(self, path: Path, name: str | None = None) -> Photograph:
         """Read a photograph."""
-        return Photograph.open(path, self.view)
+        return Photograph.open(path, self.view, name)
 
     def target(self, name: str | int | None) -> int | None:
         """A class by name or index."""

@@ -92,7 +92,7 @@ def explain(
         made = [compared.save(place)]
         _tell(compared, json)
     elif single:
-        done = _explained(opened, found[0][1], options)
+        done = _explained(opened, *found[0], options)
         made = [done.save(place, overwrite, **({"colormap": colormap} if place.suffix.lower() == ".html" else {}))]
         _tell(done, json)
     else:
@@ -116,8 +116,8 @@ def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not
         raise ExistsError(f"{json} already exists: name another file, or pass `--overwrite true`.")
 
 
-def _explained(opened: Opened, path: Path, options: dict[str, Any]) -> Explanation:
-    return opened.explainer.explain([opened.photograph(path)], **options)[0]
+def _explained(opened: Opened, name: str, path: Path, options: dict[str, Any]) -> Explanation:
+    return opened.explainer.explain([opened.photograph(path, name)], **options)[0]
 
 
 def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
@@ -181,7 +181,7 @@ def _write(
     opened: Opened, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
 ) -> dict[str, Any]:
     """One page; what the index says of it, and all of it, where that is wanted."""
-    done = _explained(opened, path, options)
+    done = _explained(opened, name, path, options)
     write_text(target, page(done, colormap))
     leading = ", ".join(part.concept.word for part in done.concepts[:LEADING])
     return {

@@ -19,11 +19,12 @@ from cefam.files import write_text
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """A concept's region, hidden patch by patch, the strongest first.
+    """A concept's region, hidden patch by patch, the strongest first, in some steps.
 
     Args:
         part: the concept.
-        probabilities: of the predicted and of the other class, with 0 .. N patches hidden (N + 1, 2).
+        counts: how many patches are hidden at every step, from 0 to N.
+        probabilities: of the predicted and of the other class at every step (S, 2).
         patches: N, those where the region is not 0; of ``grid`` in all.
         grid: patches of the view.
         at: how many were hidden when another class came first, or ``None``.
@@ -35,6 +36,7 @@ class Flip:
     """
 
     part: ConceptExplanation
+    counts: list[int]
     probabilities: Tensor = field(repr=False)
     patches: int
     grid: int
@@ -48,9 +50,8 @@ class Flip:
     def sentence(self) -> str:
         """What happened."""
         word = self.part.concept.word
-        before, after = (
-            percent(float(self.probabilities[n, 0])) for n in (0, self.patches if self.at is None else self.at)
-        )
+        last = -1 if self.at is None else self.counts.index(self.at)
+        before, after = (percent(float(self.probabilities[step, 0])) for step in (0, last))
         if not self.patches:
             return f"{word}: the region is empty, nothing can be hidden."
         if self.at is None:
@@ -90,6 +91,7 @@ class Comparison:
                 {
                     "concept": row(flip.part, self.predicted),
                     "sentence": flip.sentence,
+                    "counts": flip.counts,
                     "probabilities": flip.probabilities.tolist(),
                     "at": flip.at,
                     "becomes": flip.becomes,

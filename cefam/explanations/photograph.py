@@ -22,7 +22,7 @@ class Photograph:
     """A picture to be explained.
 
     Args:
-        name: for people; of a file, its path.
+        name: for people.
         pixels: (3, H, W), uint8.
         view: what the networks see, (3, h, w): uint8, or as the classifier wants it.
         placement: where the view lies in the picture.
@@ -57,8 +57,8 @@ class Photograph:
         return cls(name, pixels, view(picture), view.placement(*pixels.shape[-2:]))
 
     @classmethod
-    def open(cls, path: str | Path, view: View | int) -> "Photograph":
-        """A file; of an animation, its first frame.
+    def open(cls, path: str | Path, view: View | int, name: str | None = None) -> "Photograph":
+        """A file; of an animation, its first frame. Its name, if none is given, is that of the file.
 
         Raises:
             CefamError: where it cannot be read.
@@ -66,10 +66,12 @@ class Photograph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is reduced, and that is said
             picture = open_picture(Path(path), str(path))
-        if getattr(picture, "n_frames", 1) > 1:
-            message = f"{path} has {picture.n_frames} frames: the first one is explained."  # type: ignore[attr-defined]
+            with Image.open(path) as stored:
+                frames = getattr(stored, "n_frames", 1)
+        if frames > 1:
+            message = f"{path} has {frames} frames: the first one is explained."
             warnings.warn(message, CefamWarning, stacklevel=2)
-        return cls.of(picture, view, str(path))
+        return cls.of(picture, view, name or Path(path).name)
 
     @classmethod
     def of_view(cls, view: Tensor, name: str) -> "Photograph":

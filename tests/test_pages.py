@@ -1,0 +1,177 @@
+"""Pages in a real browser: what they show, what the scripts add, and that nothing is asked of any network."""
+
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from cefam import ConceptSet, Explainer, Photograph, Translator, load_classifier, load_vlm
+from cefam.brodenette import describe, draw
+from tests.conftest import fill
+
+CHROMIUM = os.environ.get("CEFAM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium: install it, or name it in CEFAM_CHROMIUM"
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of the system."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def explained():
+    """200 concepts of one scene, a small translator that was not trained."""
+    classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
+    words = ConceptSet.brodenette().words
+    concepts = ConceptSet.from_words([*words, *(f"{word} number {n}" for n, word in enumerate(words * 2))]).embed(vlm)
+    explainer = Explainer(classifier, fill(Translator(classifier.channels, 64), 3), concepts, vlm, num_channels=2)
+    picture = Image.fromarray(draw(describe("test", 1)).image)
+    return explainer.explain([Photograph.of(picture, 96, "scene.png")], top_k=200)[0]
+
+
+@pytest.fixture(scope="module")
+def address(explained, tmp_path_factory):
+    """The page's file as an address."""
+    path = explained.save(tmp_path_factory.mktemp("page") / "page.html")
+    assert path.stat().st_size < 2 * 2**20
+    return path.as_uri()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Open the page in a context of these options; what it asked for and complained of is checked at the end."""
+    contexts, asked, said = [], [], []
+
+    def opened(**options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [url for url in asked if not url.startswith(("data:", address))] == []
+    assert said == []
+
+
+def test_it_is_complete_without_scripts(open_page, explained):
+    page = open_page(java_script_enabled=False)
+    assert page.locator("#concepts tbody tr").count() == 200
+    for part in explained.concepts[:3]:
+        assert page.get_by_text(f"{part.contribution:+.3f}").first.is_visible()
+    assert page.locator(".grid figure").count() == 8
+    assert not page.locator("#tools").is_visible()
+    assert page.locator("a[download]").count() == 2
+    page.get_by_text("Settings and files").click()
+    assert page.get_by_text("num channels").is_visible()
+
+
+def test_it_opens_within_a_second_or_two(open_page):
+    page = open_page()
+    times = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+    assert times < 5000  # a second where the machine is idle; here two tests may run at once
+
+
+def test_the_region_of_the_concept_that_is_pointed_at(open_page, explained):
+    page = open_page()
+    row = page.locator("#concepts tbody tr").nth(4)
+    before = page.locator("#map").get_attribute("src")
+    row.hover()
+    assert page.locator("#said strong").inner_text() == explained.concepts[4].concept.word
+    assert page.locator("#map").get_attribute("src") != before
+    row.focus()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#said strong").inner_text() == explained.concepts[5].concept.word
+    assert page.locator("tr[aria-selected=true]").count() == 1
+
+
+def test_it_is_touched(open_page, explained):
+    page = open_page(has_touch=True, viewport={"width": 390, "height": 800})
+    page.locator("#concepts tbody tr").nth(2).tap()
+    assert page.locator("#said strong").inner_text() == explained.concepts[2].concept.word
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_stages_threshold_colors_and_scale(open_page, explained):
+    page = open_page()
+    part = explained.concepts[0]
+    buttons = page.locator("#stages button")
+    assert buttons.all_inner_texts() == [
+        f"{n} {a:.2f}" for n, a in zip(explained.stages, part.association, strict=True)
+    ]
+    buttons.nth(1).click()
+    assert explained.stages[1] in page.locator("#said").inner_text()
+    assert page.locator("#curve polyline").count() == 1
+    usual = page.locator("#alpha").get_attribute("tableValues")
+    page.locator("#threshold").fill("40")
+    assert page.locator("#alpha").get_attribute("tableValues") != usual
+    page.locator("#threshold").fill("0")
+    assert page.locator("#alpha").get_attribute("tableValues").split() == [
+        str(float(v)).removesuffix(".0") for v in usual.split()
+    ]
+    page.locator("#opacity").fill("10")
+    assert page.locator("#map").evaluate("image => getComputedStyle(image).opacity") == "0.1"
+    shades = page.locator("#colors feFuncR").get_attribute("tableValues")
+    page.locator("#colormap").select_option("grey")
+    assert page.locator("#colors feFuncR").get_attribute("tableValues") != shades
+    page.locator("#own").check()
+    assert page.locator("#map").evaluate("image => image.style.getPropertyValue('--share')") == "1"
+
+
+def test_sorting(open_page, explained):
+    page = open_page()
+    page.locator("th button", has_text="probability").click()
+    first = page.locator("#concepts tbody tr").first.locator("th").inner_text()
+    best = max(explained, key=lambda part: part.score)
+    assert first.startswith(best.concept.word)
+    page.locator("th button", has_text="concept").click()
+    page.locator("th button", has_text="concept").click()
+    words = [text.split(" concept")[0] for text in page.locator("#concepts tbody th").all_inner_texts()]
+    assert words == sorted(words, key=str.lower)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_themes(open_page, scheme):
+    page = open_page(color_scheme=scheme)
+    ink, paper = (
+        page.evaluate(f"getComputedStyle(document.body).{name}.match(/\\d+/g).slice(0, 3).map(Number)")
+        for name in ("color", "backgroundColor")
+    )
+
+    def luminance(color):
+        linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in color]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
+    assert (light + 0.05) / (dark + 0.05) > 7  # WCAG AAA
+    assert (luminance(paper) < 0.1) == (scheme == "dark")
+
+
+def test_files_are_saved_out_of_the_page(open_page, explained):
+    page = open_page()
+    page.get_by_text("Settings and files").click()
+    with page.expect_download() as saved:
+        page.get_by_text("JSON", exact=True).click()
+    assert saved.value.suggested_filename == "scene.json"
+    assert explained.concepts[0].concept.word in saved.value.path().read_text()
