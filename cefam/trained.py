@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from cefam import __version__
+from cefam import __version__, doubts
 from cefam.attribution.explainer import Explainer
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError, MissingError
@@ -43,6 +43,7 @@ class Trained:
         vlm_identity: what that model is, in plain types (``VisionLanguageModel.identity``), or ``None``.
         settings: how the method is computed.
         training: how the translator was trained, in plain types, for the model card.
+        doubts: numbers of concepts that should not be trusted, with the reason (:mod:`cefam.doubts`).
 
     >>> import tempfile
     >>> from cefam import load_classifier, load_vlm
@@ -60,6 +61,7 @@ class Trained:
     vlm_identity: dict[str, Any] | None = None
     settings: MethodSettings = field(default_factory=MethodSettings)
     training: dict[str, Any] = field(default_factory=dict)
+    doubts: dict[int, str] = field(default_factory=dict)
 
     def explainer(self, vlm: VisionLanguageModel | None = None, settings: MethodSettings | None = None) -> Explainer:
         """The explainer of this translator.
@@ -73,7 +75,7 @@ class Trained:
         """
         if vlm is not None and self.vlm_identity is not None:
             check_identity("vision-language model", self.vlm_identity, vlm.freeze().identity(), VLM_KEYS)
-        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings)
+        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts)
 
     def describe(self) -> dict[str, Any]:
         """Everything but tensors, in plain types."""
@@ -157,7 +159,8 @@ class Trained:
         translator = Translator(**about["translator"])
         translator.load_state_dict(stored.weights)
         settings = MethodSettings.from_dict(about["settings"])
-        trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"])
+        found = doubts.read(path, concepts.identity)
+        trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"], found)
         trained.check(about)
         return trained
 

@@ -44,7 +44,7 @@ def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
     assert all(0 < int(row["pairs"]) < of_all[0] for row in table if "common" in row["protocol"])
     times = json.loads((finished / "demo.json").read_text())
     assert list(times) == [
-        "draw train", "draw val", "draw evaluation", "features train", "features val", "probe", "fit", "evaluate",
+        "draw train", "draw val", "draw evaluation", "features train", "features val", "probe", "fit", "evaluate", "explain",
     ]  # fmt: skip
     assert all(step["seconds"] >= 0 for step in times.values())
 

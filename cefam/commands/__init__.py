@@ -35,6 +35,10 @@ VERBS = {
     "explain": Verb(
         "cefam.commands.explain:run", "a page for a photograph: which concepts, where, and how much each counts"
     ),
+    "summarize": Verb("cefam.commands.summarize:run", "the concepts that carry a class, or a whole set of photographs"),
+    "doctor": Verb(
+        "cefam.commands.doctor:run", "is everything here that cefam needs, and which concepts can be trusted"
+    ),
     "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }

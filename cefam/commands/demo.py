@@ -11,9 +11,10 @@ from typing import Any
 
 from cefam.commands._options import call
 from cefam.errors import CefamError
-from cefam.files import write_text
+from cefam.files import replacing, write_text
 
 BATCH = 128  # of the training
+SCENE = "scene.png"  # of the classifier's test split, which is explained at the end
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
     evaluate += ["--model.output", str(folder / "evaluation"), "--data.shards", str(folder / "scenes" / "evaluation")]
     evaluate += ["--model.probe", str(folder / "probe")]
     yield Step("evaluate", evaluate, folder / "evaluation" / "table.txt")
+    explain = ["explain", str(folder / SCENE), "--artefact", str(best), "--overwrite", "true"]
+    yield Step("explain", [*explain, "--out", str(folder / "page.html")], folder / "page.html")
 
 
 def demo(
     folder: str = "runs/demo", scenes: int = 4000, evaluation_scenes: int = 200, epochs: int = 60, seed: int = 0
 ) -> None:
-    """Draw scenes, cache features, train a translator and measure its regions next to other methods' and chance rows, without any download.
+    """Draw scenes, train a translator, measure its regions next to other methods, and explain a scene, without any download.
 
     What is finished is kept: the demo can be stopped and started again.
 
@@ -72,13 +75,7 @@ def demo(
     Raises:
         CefamError: for a number below 1, or a folder that holds a demo with other options, or anything else.
     """
-    for name, value in (("scenes", scenes), ("evaluation_scenes", evaluation_scenes), ("epochs", epochs)):
-        if value < 1:
-            raise CefamError(f"{name} must be at least 1, got {value}.")
-    if not 0 <= seed < 2**32:
-        raise CefamError(f"seed must lie between 0 and 2^32 - 1, got {seed}.")
-    if scenes < BATCH:
-        raise CefamError(f"scenes must be at least {BATCH}, one batch, got {scenes}.")
+    _check_numbers(scenes, evaluation_scenes, epochs, seed)
     root = Path(folder)
     journal = root / "demo.json"
     if not journal.is_file() and root.is_dir() and any(root.iterdir()):
@@ -95,11 +92,33 @@ def demo(
             )
         if known and step.made.is_file() and ("seconds" in known or step.name != "fit"):
             continue
+        if step.name == "explain":
+            _draw_scene(root / SCENE)
         done[step.name] = {"command": step.command}
         write_text(journal, json.dumps(done, indent=1))
         done[step.name]["seconds"] = round(_run(step, again=known is not None), 1)
         write_text(journal, json.dumps(done, indent=1))
     _summary(root, done)
+
+
+def _check_numbers(scenes: int, evaluation_scenes: int, epochs: int, seed: int) -> None:
+    for name, value in (("scenes", scenes), ("evaluation_scenes", evaluation_scenes), ("epochs", epochs)):
+        if value < 1:
+            raise CefamError(f"{name} must be at least 1, got {value}.")
+    if not 0 <= seed < 2**32:
+        raise CefamError(f"seed must lie between 0 and 2^32 - 1, got {seed}.")
+    if scenes < BATCH:
+        raise CefamError(f"scenes must be at least {BATCH}, one batch, got {scenes}.")
+
+
+def _draw_scene(path: Path) -> None:
+    """Draw the scene that is explained."""
+    from PIL import Image
+
+    from cefam.brodenette import describe, draw
+
+    with replacing(path) as temporary:
+        Image.fromarray(draw(describe("test", 1)).image).save(temporary, "png")
 
 
 def _run(step: Step, again: bool) -> float:
@@ -135,6 +154,7 @@ def _summary(root: Path, done: dict[str, dict[str, Any]]) -> None:
         ("table (txt, md, csv)", "evaluation/table.txt"),
         ("a line per pair", "evaluation/records.csv"),
         ("regions and masks", "evaluation/contact_sheet.png"),
+        ("the page of a scene", "page.html"),
         ("training curves", "fit/metrics.csv"),
         ("the translator", "fit/checkpoints/best.ckpt"),
     ):

@@ -171,7 +171,7 @@ def notebook(explanation: Findings) -> str:
     most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
     rows = "".join(_row(part, explanation, largest, most) for part in explanation)
     notes = "".join(f"<p>! {html.escape(warning)}</p>" for warning in explanation.warnings)
-    picture = maps.png(_thumbnail(explanation))
+    picture = maps.png(thumbnail(explanation))
     scope = f"cefam-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
     return (
         f'<div class="{scope}"><style>.{scope} td, .{scope} th {{ text-align: left; padding: 2px 8px; color: inherit; background: none; }}'
@@ -190,14 +190,14 @@ def _row(part: ConceptExplanation, explanation: Findings, largest: float, most: 
         + ("" if part.present else " (absent)")
         + (" (doubtful)" if part.distrust else "")
     )
-    picture = maps.png(_thumbnail(explanation, part, largest))
+    picture = maps.png(thumbnail(explanation, part, largest))
     return (
         f'<tr><td><img alt="{html.escape(where(part))}" src="{picture}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
         f"<td>{bar}</td><td>{part.score:.2g}</td><td>{html.escape(explanation.stages[part.stage])}</td></tr>"
     )
 
 
-def _thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
+def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
     """The photograph, small, with a region over it."""
     from PIL import Image
 

@@ -1,0 +1,126 @@
+"""What is wrong with concepts: those that cannot be told apart, that the translator did not learn, or that are seen where they are not."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.explainer import Explainer
+from cefam.attribution.scores import similarity
+from cefam.errors import CefamError
+from cefam.towers.vlm import encode_images
+
+ALIKE = 0.95  # correlation over images from which two concepts are one
+LEARNED = 0.3  # correlation with the VLM below which a concept was not learned
+FALSE = 0.5  # share of images without it in which a concept may be called present
+FEWEST = 10  # images that a correlation or a rate needs
+
+
+@dataclass
+class Measured:
+    """Similarities over images.
+
+    Args:
+        explainer: that was asked.
+        said: S minus its mean over the concepts, (N, T).
+        vlm: the same of the VLM, or ``None``.
+        there: 1 where a concept is in an image, 0 where it is not, -1 where that is not known, (N, T), or ``None``.
+    """
+
+    explainer: Explainer
+    said: Tensor
+    vlm: Tensor | None
+    there: Tensor | None
+    problems: dict[int, list[str]] = field(default_factory=dict)
+
+    def doubt(self, index: int, reason: str) -> None:
+        """Add a reason not to trust a concept."""
+        self.problems.setdefault(self.explainer.concepts.numbers[index], []).append(reason)
+
+
+def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Measured:
+    """Ask an explainer, and its VLM where it is at hand.
+
+    Args:
+        explainer: with its concepts.
+        batches: views (B, 3, h, w), and which concepts are in them (B, T), as in :class:`Measured`, or ``None``.
+
+    Raises:
+        CefamError: for fewer than ten images: nothing can be said from them.
+    """
+    concepts, said, vlm, there = explainer.concepts, [], [], []
+    text = concepts.require_embeddings()
+    for views, known in batches:
+        said.append(_centered(explainer.encode(views).similarity))
+        if explainer.vlm is not None:
+            embedding = encode_images(explainer.vlm, views).float()
+            vlm.append(_centered(similarity(embedding, text.to(embedding), concepts.logit_scale, 0.0)))
+        if known is not None:
+            there.append(known)
+    count = sum(len(each) for each in said)
+    if count < FEWEST:
+        raise CefamError(f"Concepts are judged from at least {FEWEST} photographs, got {count}.")
+    return Measured(explainer, torch.cat(said), torch.cat(vlm) if vlm else None, torch.cat(there) if there else None)
+
+
+def _centered(similarities: Tensor) -> Tensor:
+    """Over the average concept of each image: that is what presence is judged by."""
+    return (similarities - similarities.mean(dim=1, keepdim=True)).cpu()
+
+
+def judge(measured: Measured) -> dict[int, str]:
+    """Reasons not to trust a concept, by number."""
+    _equal_prompts(measured)
+    _alike(measured)
+    if measured.vlm is not None:
+        for index, value in enumerate(correlations(measured.said, measured.vlm).tolist()):
+            if value < LEARNED:
+                measured.doubt(index, f"the translator does not follow the VLM (correlation {value:.2f})")
+    if measured.there is not None:
+        for index, rate in enumerate(false_positives(measured.said, measured.there).tolist()):
+            if rate > FALSE:
+                measured.doubt(index, f"it is called present in {100 * rate:.0f} % of the photographs without it")
+    return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items())}
+
+
+def _equal_prompts(measured: Measured) -> None:
+    prompts = measured.explainer.concepts.prompts
+    counts = Counter(prompts)
+    for index, prompt in enumerate(prompts):
+        if counts[prompt] > 1:
+            measured.doubt(index, f"{counts[prompt]} concepts have the prompt {prompt!r}")
+
+
+def _alike(measured: Measured, rows: int = 512) -> None:
+    """Concepts whose similarities rise and fall together; the closeness of their texts alone says little."""
+    unit = _unit(measured.said)
+    words, prompts = measured.explainer.concepts.words, measured.explainer.concepts.prompts
+    for start in range(0, unit.shape[1], rows):
+        together = unit[:, start : start + rows].T @ unit
+        for row, column in (together > ALIKE).nonzero().tolist():
+            one, other = start + row, column
+            if one != other and prompts[one] != prompts[other]:
+                measured.doubt(
+                    one, f"it cannot be told from {words[other]!r} (correlation {together[row, column]:.2f})"
+                )
+
+
+def _unit(values: Tensor) -> Tensor:
+    """Columns without their mean, of length 1."""
+    moved = values.double() - values.double().mean(dim=0)
+    return moved / moved.norm(dim=0).clamp_min(1e-12)
+
+
+def correlations(one: Tensor, other: Tensor) -> Tensor:
+    """Pearson's correlation, column by column: (N, T), (N, T) -> (T,)."""
+    return (_unit(one) * _unit(other)).sum(dim=0)
+
+
+def false_positives(said: Tensor, there: Tensor) -> Tensor:
+    """Share of the images without a concept in which it is called present (T,); 0 where hardly any image lacks it."""
+    absent = there == 0
+    count = absent.sum(dim=0)
+    rate = ((said >= 0) & absent).sum(dim=0) / count.clamp_min(1)
+    return torch.where(count >= FEWEST, rate, torch.zeros_like(rate))

@@ -1,0 +1,193 @@
+"""``cefam doctor``: is everything here that cefam needs, and which concepts can be trusted."""
+
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cefam import checkup, doubts
+from cefam.commands._explaining import DEMO, Opened, open_artefact, photographs_of
+from cefam.commands._options import call
+from cefam.datasets.contract import Manifest, Sample, is_shards
+from cefam.datasets.shards import read_shard
+from cefam.errors import CefamError, ExistsError
+from cefam.explanations import Photograph
+from cefam.explanations.photograph import stacked
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "timm", "webdataset", "wandb", "jsonargparse",
+    "transformers", "captum", "grad-cam",
+)  # fmt: skip
+BATCH = 32
+
+
+def doctor(
+    artefact: str | None = None,
+    images: list[str] | None = None,
+    count: int = 1000,
+    resize: int | None = None,
+    crop: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> None:
+    """Check the environment; with photographs, also which concepts of an artefact can be trusted.
+
+    What is found about concepts is kept beside the artefact, and said in every explanation.
+
+    Args:
+        artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
+        images: photographs that the translator was not trained on: files, folders, or shards (whose masks tell what is there).
+        count: at most so many photographs.
+        resize: short side of a photograph before the central crop; null: 8/7 of the crop.
+        crop: side of what the networks see; null: what the classifier was made for.
+        overwrite: judge concepts again that were judged before.
+        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+    """
+    if count < checkup.FEWEST:
+        raise CefamError(f"count must be at least {checkup.FEWEST}, got {count}.")
+    place = doubts.place_of(artefact or DEMO)
+    if images and place.exists() and not overwrite:
+        raise ExistsError(f"{place} already exists: pass `--overwrite true` to judge the concepts again.")
+    print("Environment")
+    problems = [*_environment(), *_self_test()]
+    if artefact is not None or images:
+        print("\nConcepts")
+        opened, _ = open_artefact(artefact, None, device, resize, crop)
+        print(f"  {len(opened.explainer.concepts)} concepts, {len(opened.explainer.doubts)} doubted before")
+        if opened.explainer.vlm is None:
+            print("  the VLM is not at hand: the translator is not compared with it")
+        if images:
+            _judge(opened, images, count, artefact or str(DEMO))
+        else:
+            print("  no photographs (`--images`): concepts were not judged")
+    if problems:
+        raise CefamError(f"{len(problems)} problem(s): {' '.join(problems)}")
+    print("\nEverything that was checked is in order.")
+
+
+def _environment() -> Iterator[str]:
+    """Print versions, devices and weights; the problems."""
+    print(f"  Python {platform.python_version()} on {platform.platform()}")
+    for name in PACKAGES:
+        try:
+            print(f"  {name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"  {name}: not installed")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            print(f"  cuda:{index}: {torch.cuda.get_device_name(index)}")
+    else:
+        print(f"  no GPU; {torch.get_num_threads()} threads")
+    yield from _weights()
+
+
+def _weights() -> Iterator[str]:
+    """Print which weights are here, and where the others go."""
+    from cefam.brodenette.towers import CLASSIFIERS, classifier_weights, weights_folder
+    from cefam.towers.vlm import BRODENETTE
+
+    places = {f"classifier {name}": classifier_weights(name) for name in CLASSIFIERS}
+    places |= {
+        f"VLM {name}": weights_folder() / folder / "open_clip_model.safetensors" for name, folder in BRODENETTE.items()
+    }
+    for name, place in places.items():
+        print(f"  weights of {name}: {'found' if place.is_file() else f'missing, they go to {place}'}")
+        if not place.is_file() and name in ("classifier brodenette", "VLM brodenette"):
+            yield f"The weights of {name} are missing ({place}): install cefam again."
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    held = sorted(path.name for path in hub.glob("*.pth")) if hub.is_dir() else []
+    print(f"  torchvision's weights go to {hub}: {', '.join(held) or 'none there'}")
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return
+    cached = sorted(path.name for path in Path(HF_HUB_CACHE).glob("models--*"))
+    print(f"  timm's and open_clip's weights go to {HF_HUB_CACHE}: {', '.join(cached) or 'none there'}")
+
+
+def _self_test() -> Iterator[str]:
+    """Run the small towers that come with cefam on drawn scenes."""
+    from cefam import ConceptSet, Explainer, Translator, load_classifier, load_vlm
+    from cefam.brodenette import CLASSES, describe, draw
+
+    start = time.monotonic()
+    classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
+    scenes = [describe("test", index) for index in range(40)]
+    images = torch.stack([torch.from_numpy(draw(scene).image.copy()).permute(2, 0, 1) for scene in scenes])
+    found = [CLASSES[index] for index in classifier(images).logits.argmax(dim=1).tolist()]
+    right = sum(name == scene.label for name, scene in zip(found, scenes, strict=True))
+    explainer = Explainer(
+        classifier, Translator(classifier.channels, 64), ConceptSet.brodenette().embed(vlm), vlm, num_channels=4
+    )
+    part = explainer.explain(images[:1], top_k=1)[0].concepts[0]
+    finite = all(bool(region.isfinite().all()) for region in part.maps)
+    print(f"  self-test: {right} of 40 scenes named, a concept explained, {time.monotonic() - start:.1f} s")
+    if right < 28 or not finite:  # 87 % are right on average: fewer than 28 never happen by chance
+        yield f"The self-test failed ({right} of 40 scenes named): the installed torch computes something else."
+
+
+def _judge(opened: Opened, images: list[str], count: int, artefact: str) -> None:
+    """Judge the concepts, print the doubts, and keep them."""
+    explainer = opened.explainer
+    measured = checkup.measure(explainer, _batches(opened, images, count))
+    reasons = checkup.judge(measured)
+    words = {concept.number: concept.word for concept in explainer.concepts.concepts}
+    print(f"  judged from {len(measured.said)} photographs; do not trust {len(reasons)}:")
+    for number, reason in reasons.items():
+        print(f"  {words[number]}: {reason}")
+    about = {"photographs": len(measured.said), "vlm": measured.vlm is not None, "masks": measured.there is not None}
+    place = doubts.write(artefact, explainer.concepts.identity, reasons, about)
+    print(f"  kept in {place}")
+
+
+def _batches(opened: Opened, images: list[str], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Views, and what is known to be in them."""
+    from rich.progress import track
+
+    where = next(opened.explainer.translator.parameters()).device
+    known, photographs = [], []
+    for sample in track(list(_samples(opened, images, count)), "doctor"):
+        photograph, present = sample()
+        photographs.append(photograph)
+        known.append(present)
+        if len(photographs) == BATCH:
+            yield stacked(photographs).to(where), _together(known)
+            known, photographs = [], []
+    if photographs:
+        yield stacked(photographs).to(where), _together(known)
+
+
+def _together(known: list[Tensor | None]) -> Tensor | None:
+    found = [each for each in known if each is not None]
+    return torch.stack(found) if len(found) == len(known) else None
+
+
+def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
+    """Functions that give a photograph and what is known to be in it."""
+    if len(images) == 1 and is_shards(images[0]):
+        manifest = Manifest.read(images[0])
+        samples = [s for place, number in manifest.counts(images[0]).items() for s in read_shard(place, number)]
+        return [lambda sample=sample: _of_sample(opened, sample) for sample in samples[:count]]
+    return [lambda path=path: (opened.photograph(path), None) for _, path in photographs_of(images)[:count]]
+
+
+def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor | None]:
+    """A photograph of a shard, and which concepts its masks show."""
+    concepts = opened.explainer.concepts.concepts
+    photograph = Photograph.of(sample.picture(), opened.view, sample.id)
+    if not sample.masks:
+        return photograph, None
+    shown = {label for mask in sample.masks for label in mask.labels}
+    marked = {mask.category for mask in sample.masks}
+    states = [1 if c.number in shown else 0 if c.category in marked else -1 for c in concepts]
+    return photograph, torch.tensor(states)
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("doctor", doctor, arguments)

@@ -1,0 +1,164 @@
+"""``cefam summarize``: the concepts that carry a class, or a whole set of photographs."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cefam.commands._explaining import Opened, open_artefact, photographs_of
+from cefam.commands._options import call
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError, ExistsError
+from cefam.explanations import maps
+from cefam.explanations.overview import Example, Overview, record
+from cefam.explanations.page import thumbnail, where
+from cefam.explanations.text import signed
+from cefam.files import write_text
+from cefam.passes import Pass, Unit
+from cefam.towers.naming import class_number
+
+BATCH = 8  # photographs of a unit of work
+CARDS = 24  # concepts with pictures
+PARTS = "parts"  # the folder of a run's unfinished work
+
+
+def summarize(
+    images: list[str],
+    artefact: str | None = None,
+    concepts: str | None = None,
+    target: str | None = None,
+    out: str = "runs/summary",
+    top_k: int = 8,
+    num_channels: int | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Path:
+    """Summarize the explanations of many photographs. A stopped run is taken up where it stopped.
+
+    Folders that are called like classes (or, if there is one per class, all folders in order) tell the photographs' labels.
+
+    Args:
+        images: files, or folders of them.
+        artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
+        concepts: a concept set by name or file, among which the best-scoring are explained; null: those of the artefact.
+        target: the class, by name or index, that is explained in all photographs; null: the predicted one in each.
+        out: the folder for summary.html, summary.csv and summary.json.
+        top_k: concepts per photograph.
+        num_channels: K, how many channels are masked; null: as in training.
+        resize: short side of a photograph before the central crop; null: 8/7 of the crop.
+        crop: side of what the networks see; null: what the classifier was made for.
+        overwrite: replace a summary that is there.
+        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+    """
+    found, folder = photographs_of(images), Path(out)
+    if (folder / "summary.html").exists() and not overwrite:
+        raise ExistsError(f"{folder} already holds a summary: name another folder, or pass `--overwrite true`.")
+    if top_k < 1:
+        raise CefamError(f"top_k must be at least 1, got {top_k}.")
+    texts = None if concepts is None else ConceptSet.load(concepts)
+    opened, candidates = open_artefact(artefact, texts, device, resize, crop)
+    wanted = opened.target(target)
+    labels = _labels(opened, [name for name, _ in found])
+    options = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
+    records = _records(opened, found, labels, options, folder)
+    classifier = opened.explainer.classifier
+    names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
+    title = "All photographs" if wanted is None else f"What carries {names[wanted]}"
+    doubtful = [c.word for c in opened.explainer.concepts.concepts if c.number in opened.explainer.doubts]
+    notes = [f"Not to be trusted, says `cefam doctor`: {', '.join(doubtful)}."] if doubtful else []
+    overview = Overview(title, records, names, notes)
+    pictures = _pictures(opened, overview, dict(found), options)
+    write_text(folder / "summary.json", json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
+    write_text(folder / "summary.csv", overview.to_csv())
+    write_text(folder / "summary.html", overview.page(pictures, CARDS))
+    _print(overview)
+    print(folder / "summary.html")
+    return folder / "summary.html"
+
+
+def _labels(opened: Opened, names: list[str]) -> list[int | None]:
+    """The class of each photograph by the folder it lies in, where that tells it."""
+    classifier = opened.explainer.classifier
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    known: dict[str, int] = {}
+    for folder in folders:
+        try:
+            known[folder] = class_number(classifier.class_names, classifier.num_classes, folder.replace("_", " "))
+        except CefamError:
+            continue
+    if not known and len(folders) == classifier.num_classes:
+        known = {folder: index for index, folder in enumerate(folders)}
+    return [known.get(name.split("/")[0]) if "/" in name else None for name in names]
+
+
+def _records(
+    opened: Opened,
+    found: list[tuple[str, Path]],
+    labels: list[int | None],
+    options: dict[str, Any],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """A record per photograph."""
+    identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
+    with Pass(folder / PARTS, ["summarize", identity, opened.view, options]) as work:
+        units = []
+        for start in range(0, len(found), BATCH):
+            part, known = found[start : start + BATCH], labels[start : start + BATCH]
+            digest = json.dumps([[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in part])
+            units.append(Unit(f"{start:08d}.json", digest, len(part), partial(_explain, opened, part, known, options)))
+        records: list[dict[str, Any]] = []
+        for entry in work.over(units, "summarize", len(found)):
+            records += json.loads((folder / PARTS / entry["file"]).read_text())
+        return records
+
+
+def _explain(
+    opened: Opened,
+    part: list[tuple[str, Path]],
+    labels: list[int | None],
+    options: dict[str, Any],
+    target: Path,
+) -> dict[str, Any]:
+    photographs = [opened.photograph(path, name) for name, path in part]
+    done = opened.explainer.explain(photographs, **options)
+    records = [record(name, each, label) for (name, _), each, label in zip(part, done, labels, strict=True)]
+    write_text(target, json.dumps(records))
+    return {}
+
+
+def _pictures(
+    opened: Opened, overview: Overview, paths: dict[str, Path], options: dict[str, Any]
+) -> dict[int, list[Example]]:
+    """Regions of the leading concepts in the photographs where their contribution was largest."""
+    numbers = {concept.number: index for index, concept in enumerate(opened.explainer.concepts.concepts)}
+    found: dict[int, list[Example]] = {}
+    for carrier in overview.carriers[:CARDS]:
+        photographs = [opened.photograph(paths[name], name) for name in carrier.largest]
+        asked = {**options, "concepts": [numbers[carrier.number]], "top_k": 1}
+        for explanation in opened.explainer.explain(photographs, **asked):
+            part = explanation.concepts[0]
+            text = f"{explanation.name} {signed(part.contribution)}"
+            picture = maps.png(thumbnail(explanation, part, maps.scale(explanation)))
+            found.setdefault(carrier.number, []).append((text, picture, f"{carrier.word}: {where(part)}"))
+    return found
+
+
+def _print(overview: Overview) -> None:
+    """The leading concepts, in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=overview.title, box=None)
+    for name in ("concept", "mean contribution", "spread", "in", "stage"):
+        table.add_column(name, justify="left" if name in ("concept", "stage") else "right")
+    for each in overview.carriers[:10]:
+        stage = next(iter(each.stages))
+        table.add_row(each.word, signed(each.mean), f"{each.spread:.3f}", f"{100 * each.share:.0f} %", stage)
+    Console(highlight=False).print(table)
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("summarize", summarize, arguments, positional="images", values="photographs, or folders of them")

@@ -1,0 +1,60 @@
+"""Doubts: concepts of an artefact that should not be trusted, found by ``cefam doctor``, and read wherever it explains."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cefam.files import write_text
+from cefam.reading import read_description, read_text
+
+ADVICE = "run `cefam doctor` again, or remove it"
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """What was found wrong with concepts.
+
+    Args:
+        concepts: identity of the concept set.
+        reasons: why not to trust a concept, by its number (a string, as in JSON).
+        measured: how it was measured, in plain types.
+    """
+
+    concepts: str
+    reasons: dict[str, str]
+    measured: dict[str, Any] = field(default_factory=dict)
+    format: str = "cefam doubts"
+    version: int = 1
+
+    def by_number(self) -> dict[int, str]:
+        """Reasons by number."""
+        return {int(number): reason for number, reason in self.reasons.items()}
+
+
+def place_of(artefact: str | Path) -> Path:
+    """Where the doubts about an artefact lie: in its folder, or beside its checkpoint."""
+    path = Path(artefact)
+    return path / "doubts.json" if path.is_dir() else path.with_name(f"{path.name}.doubts.json")
+
+
+def read(artefact: str | Path, concepts: str) -> dict[int, str]:
+    """The doubts about an artefact's concepts, by number; none where nothing was measured, or for another set.
+
+    Raises:
+        CefamError: where the file is something else.
+    """
+    place = place_of(artefact)
+    if not place.is_file():
+        return {}
+    found = read_description(read_text(place), Doubts, place, ADVICE, lambda doubts: bool(doubts.by_number()) or True)
+    return found.by_number() if found.concepts == concepts else {}
+
+
+def write(artefact: str | Path, concepts: str, reasons: Mapping[int, str], measured: Mapping[str, Any]) -> Path:
+    """Write the doubts about an artefact."""
+    place = place_of(artefact)
+    found = Doubts(concepts, {str(number): reason for number, reason in reasons.items()}, dict(measured))
+    write_text(place, json.dumps(asdict(found), indent=1, ensure_ascii=False))
+    return place
