@@ -10,11 +10,13 @@ from torch import Tensor
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import similarity
 from cefam.errors import CefamError
+from cefam.explanations.text import percent
 from cefam.towers.vlm import encode_images
 
 ALIKE = 0.95  # correlation over images from which two concepts are one
 LEARNED = 0.3  # correlation with the VLM below which a concept was not learned
-FALSE = 0.5  # share of images without it in which a concept may be called present
+FALSE = 0.5  # share of images without it in which a concept may be called present,
+GAIN = 0.2  # unless it is called so in this much more of those with it
 FEWEST = 10  # images that a correlation or a rate needs
 
 
@@ -79,9 +81,11 @@ def judge(measured: Measured) -> dict[int, str]:
             if value < LEARNED:
                 measured.doubt(index, f"the translator does not follow the VLM (correlation {value:.2f})")
     if measured.there is not None:
-        for index, rate in enumerate(false_positives(measured.said, measured.there).tolist()):
-            if rate > FALSE:
-                measured.doubt(index, f"it is called present in {100 * rate:.0f} % of the photographs without it")
+        false, true = called_present(measured.said, measured.there)
+        for index, (without, having) in enumerate(zip(false.tolist(), true.tolist(), strict=True)):
+            if without > FALSE and not having - without >= GAIN:  # NaN: hardly any image has it
+                rates = f"{percent(without)} of the photographs without it, and in {percent(having)} of those with it"
+                measured.doubt(index, f"it is called present in {rates}")
     return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items())}
 
 
@@ -110,7 +114,8 @@ def _alike(measured: Measured, rows: int = 512) -> None:
 def _unit(values: Tensor) -> Tensor:
     """Columns without their mean, of length 1."""
     moved = values.double() - values.double().mean(dim=0)
-    return moved / moved.norm(dim=0).clamp_min(1e-12)
+    unit: Tensor = moved / moved.norm(dim=0).clamp_min(1e-12)
+    return unit
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:
@@ -118,9 +123,12 @@ def correlations(one: Tensor, other: Tensor) -> Tensor:
     return (_unit(one) * _unit(other)).sum(dim=0)
 
 
-def false_positives(said: Tensor, there: Tensor) -> Tensor:
-    """Share of the images without a concept in which it is called present (T,); 0 where hardly any image lacks it."""
-    absent = there == 0
-    count = absent.sum(dim=0)
-    rate = ((said >= 0) & absent).sum(dim=0) / count.clamp_min(1)
-    return torch.where(count >= FEWEST, rate, torch.zeros_like(rate))
+def called_present(said: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of the images without and of those with a concept in which it is called present (T,), (T,); NaN for fewer than ten."""
+    rates = []
+    for state in (0, 1):
+        chosen = there == state
+        count = chosen.sum(dim=0)
+        rate = ((said >= 0) & chosen).sum(dim=0) / count
+        rates.append(rate.masked_fill(count < FEWEST, torch.nan))
+    return rates[0], rates[1]

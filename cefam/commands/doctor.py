@@ -176,12 +176,10 @@ def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
     return [lambda path=path: (opened.photograph(path), None) for _, path in photographs_of(images)[:count]]
 
 
-def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor | None]:
+def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor]:
     """A photograph of a shard, and which concepts its masks show."""
     concepts = opened.explainer.concepts.concepts
     photograph = Photograph.of(sample.picture(), opened.view, sample.id)
-    if not sample.masks:
-        return photograph, None
     shown = {label for mask in sample.masks for label in mask.labels}
     marked = {mask.category for mask in sample.masks}
     states = [1 if c.number in shown else 0 if c.category in marked else -1 for c in concepts]
