@@ -21,7 +21,7 @@ LAYERS = (
     ("explanations",),
     ("towers",),
     ("attribution", "doubts"),
-    ("datasets", "trained", "checkup"),
+    ("datasets", "trained", "checkup", "interventions"),
     ("probe",),
     ("methods",),
     ("evaluator",),

@@ -39,6 +39,9 @@ VERBS = {
     "doctor": Verb(
         "cefam.commands.doctor:run", "is everything here that cefam needs, and which concepts can be trusted"
     ),
+    "contribution-benchmark": Verb(
+        "cefam.commands.contribution_benchmark:run", "contributions against the true effects of edits of drawn scenes"
+    ),
     "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        verbs = "\n".join(f"  {name:10} {verb.help}" for name, verb in VERBS.items())
+        verbs = "\n".join(f"  {name:22} {verb.help}" for name, verb in VERBS.items())
         print(USAGE.format(verbs=verbs, configs="\n".join(f"  {name}" for name in shipped_configs())))
         return 0
     if arguments[0] == "--version":

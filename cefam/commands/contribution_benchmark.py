@@ -1,0 +1,112 @@
+"""``cefam contribution-benchmark``: contributions against the interventional effects of concepts in drawn scenes."""
+
+import json
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from cefam.commands._options import call
+from cefam.errors import CefamError, ExistsError, MissingError
+from cefam.files import write_text
+from cefam.interventions import benchmark
+from cefam.passes import Pass, Unit
+from cefam.trained import Trained
+
+LOOKS = "looks.jsonl"  # every look at a set of scenes, beside the folders of its runs
+RESULTS, TABLE = "benchmark.json", "benchmark.md"
+
+
+def contribution_benchmark(
+    artefact: str,
+    folder: str,
+    split: Literal["development", "confirmation", "final"] = "development",
+    scenes: int = 60,
+    development: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Change one concept of a drawn scene at a time, and compare its effect on the class with what explanations say.
+
+    A stopped run is taken up where it stopped. Every finished run is noted in looks.jsonl beside the folder.
+
+    Args:
+        artefact: trained for a classifier of Brodenette: a folder of `cefam export`, or a checkpoint.
+        folder: where records and table go.
+        split: disjoint sets of scenes; only "development" may choose thresholds.
+        scenes: how many.
+        development: the folder of a development run, whose thresholds are taken; needed for the other splits.
+        overwrite: replace a table that is there.
+    """
+    if scenes < 2:
+        raise CefamError(f"scenes must be at least 2, got {scenes}.")
+    target = Path(folder)
+    if (target / RESULTS).exists() and not overwrite:
+        raise ExistsError(f"{folder} already holds a benchmark: name another folder, or pass `--overwrite true`.")
+    thresholds = _thresholds(split, development)
+    trained = Trained.read(artefact)
+    _check(trained)
+    explainer = trained.explainer()
+    identity = [trained.classifier.fingerprint, trained.concepts.identity, trained.settings.to_dict()]
+    with Pass(target / "scenes", ["contribution-benchmark", identity, split]) as work:
+        units = [
+            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, split, index))
+            for index in range(scenes)
+        ]
+        entries = list(work.over(units, f"contributions, {split}", scenes))
+    records = [json.loads((target / "scenes" / entry["file"]).read_text()) for entry in entries]
+    rows = benchmark.rows(records, thresholds)
+    text = benchmark.table(rows, records)
+    about = {"split": split, "scenes": scenes, "classifier": trained.classifier.source, "thresholds": development}
+    write_text(target / TABLE, text)
+    write_text(target / RESULTS, json.dumps({**about, "rows": benchmark.plain(rows)}, indent=1))
+    _note(target, about)
+    print(text)
+    print(target / TABLE)
+    return target / TABLE
+
+
+def _thresholds(split: str, development: str | None) -> dict[str, float] | None:
+    if split == "development":
+        return None
+    if development is None:
+        raise CefamError("Thresholds are fixed on development scenes: name the folder of that run as `--development`.")
+    place = Path(development) / RESULTS
+    if not place.is_file():
+        raise MissingError(
+            f"There is no benchmark in {development} (no {RESULTS}): run it on the development scenes first."
+        )
+    return benchmark.read_thresholds(place)
+
+
+def _check(trained: Trained) -> None:
+    """Refuse what knows other classes or concepts than Brodenette."""
+    from cefam.brodenette import CLASSES, LABELS
+
+    if trained.classifier.class_names != list(CLASSES):
+        raise CefamError(
+            "The classifier does not know Brodenette's classes: only drawn scenes can be edited. See `cefam demo`."
+        )
+    words = {concept.number: concept.word for concept in trained.concepts.concepts}
+    missing = [label.name for label in LABELS if words.get(label.number) != label.name]
+    if missing:
+        raise CefamError(
+            f"The artefact's concepts are not Brodenette's ({missing[0]!r} has another number or is missing): train with `--model.concepts brodenette`."
+        )
+
+
+def _examine(explainer: Any, split: str, index: int, target: Path) -> dict[str, Any]:
+    write_text(target, json.dumps(benchmark.examine(explainer, split, index)))
+    return {}
+
+
+def _note(target: Path, about: dict[str, Any]) -> None:
+    """A line in the log of looks."""
+    place = target.parent / LOOKS
+    before = place.read_text() if place.is_file() else ""
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "folder": target.name, **about})
+    write_text(place, f"{before}{line}\n")
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("contribution-benchmark", contribution_benchmark, arguments)

@@ -1,0 +1,91 @@
+"""How well contributions agree with interventional effects: signs, orders, ranks; with intervals over scenes."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+REPEATS = 1000
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval from a bootstrap over scenes."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def signs(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
+    """Right signs and all, of concepts that speak for the class and of those that speak against it: (2, 2), [for / against][right, all].
+
+    Effects within the noise have no sign. A value of 0 is right for none.
+    """
+    counts = np.zeros((2, 2))
+    for row, sign in enumerate((1, -1)):
+        chosen = sign * effect > noise
+        counts[row] = float((sign * value[chosen] > 0).sum()), float(chosen.sum())
+    return counts
+
+
+def balanced(counts: np.ndarray) -> float:
+    """Mean of both shares of right signs: always saying "for" gives one half. NaN where one kind is missing."""
+    right, every = counts[:, 0], counts[:, 1]
+    return float((right / every).mean()) if (every > 0).all() else float("nan")
+
+
+def ordered(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
+    """Pairs of one scene's concepts whose effects differ by more than the noise: rightly ordered (ties: one half) and all, (2,)."""
+    larger = effect.unsqueeze(1) - effect.unsqueeze(0) > noise
+    difference = value.unsqueeze(1) - value.unsqueeze(0)
+    right = (difference > 0).double() + 0.5 * (difference == 0).double()
+    return np.array([float(right[larger].sum()), float(larger.sum())])
+
+
+def spearman(value: Tensor, effect: Tensor) -> float:
+    """Rank correlation of one scene's concepts; NaN where all values or all effects are equal.
+
+    >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0]))
+    1.0
+    """
+    ranks = [_ranks(each) for each in (value, effect)]
+    moved = [each - each.mean() for each in ranks]
+    scale = float(moved[0].norm() * moved[1].norm())
+    return round(float((moved[0] * moved[1]).sum()) / scale, 12) if scale > 0 else float("nan")
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks, equal values sharing their mean rank."""
+    below = (values.unsqueeze(1) > values.unsqueeze(0)).sum(dim=1)
+    same = (values.unsqueeze(1) == values.unsqueeze(0)).sum(dim=1)
+    return below.double() + (same.double() - 1) / 2
+
+
+def estimate(per_scene: Sequence[np.ndarray], total: Callable[[np.ndarray], float], seed: int = 0) -> Estimate:
+    """A statistic of the scenes' summed counts, with its interval.
+
+    Args:
+        per_scene: counts of every scene, of one shape.
+        total: from their sum over scenes to the value.
+        seed: of the bootstrap.
+    """
+    counts = np.stack(per_scene)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, len(counts), (REPEATS, len(counts)))
+    values = [total(counts[rows].sum(axis=0)) for rows in drawn]
+    low, high = np.nanquantile(values, (0.025, 0.975)) if not np.isnan(values).all() else (np.nan, np.nan)
+    return Estimate(total(counts.sum(axis=0)), float(low), float(high))
+
+
+def share(counts: np.ndarray) -> float:
+    """First count over the second; NaN where there is nothing."""
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Mean over scenes of a value that each has; NaN is skipped."""
+    return estimate([np.array([0.0 if np.isnan(v) else v, float(not np.isnan(v))]) for v in values], share, seed)

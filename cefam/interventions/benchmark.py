@@ -1,0 +1,224 @@
+"""The contribution benchmark: scenes, their interventional effects, what every rule says, and a table of how well they agree."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.explainer import Explainer
+from cefam.brodenette.scenes import describe
+from cefam.interventions import agreement
+from cefam.interventions.checks import THRESHOLDS, Predictions, check, curves, sensitivity
+from cefam.interventions.effects import Effects, measure
+from cefam.interventions.rules import CONTROLS, REFERENCES, RULES, Asked, Rule, last_stages
+from cefam.towers.classifier import FrozenClassifier
+
+MAPPINGS = ("name", "place")
+SPREAD = 16  # best-scoring concepts whose contributions are spread over their regions
+DILATION = 5  # pixels: of a mask, as FunnyBirds'
+SHUFFLED = "control: shuffled classifier"
+
+
+def rules_for(explainer: Explainer) -> dict[str, Rule]:
+    """All rows but the shuffled classifier's, which is another explainer."""
+    return {**RULES, **last_stages(explainer), **CONTROLS, **REFERENCES}
+
+
+def shuffled(explainer: Explainer) -> Explainer:
+    """The same explainer of a classifier whose weights are in disorder: each tensor's entries at other places."""
+    import copy
+
+    given = copy.deepcopy(explainer.classifier.unfolded().module)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in given.parameters():
+            order = torch.randperm(value.numel(), generator=generator)
+            value.copy_(value.flatten()[order].view_as(value))
+    old = explainer.classifier
+    classifier = FrozenClassifier(
+        given, old.stage_names, old.input_size, preprocessing=old.preprocessing, class_names=old.class_names
+    )
+    return Explainer(classifier, explainer.translator, explainer.concepts, None, explainer.settings)
+
+
+def examine(explainer: Explainer, split: str, index: int) -> dict[str, Any]:
+    """One scene: effects, every rule's importances by both mappings, and FunnyBirds' checks; in plain types."""
+    found = measure(explainer.classifier, describe(split, index))
+    says = Predictions(explainer.classifier, found)
+    rows: dict[str, Any] = {}
+    for name, rule in rules_for(explainer).items():
+        rows[name] = _answers(explainer, rule, found, says)
+    rows[SHUFFLED] = _answers(shuffled(explainer), RULES["contribution (paper's rule)"], found, says)
+    return {
+        "scene": found.scene.name,
+        "right": found.right,
+        "labels": [[each.label.category, each.label.name] for each in found.interventions],
+        "needed": found.needed.tolist(),
+        "effect": found.effect.tolist(),
+        "probability": found.probability.tolist(),
+        "noise": found.noise,
+        "rules": rows,
+    }
+
+
+def _answers(explainer: Explainer, rule: Rule, found: Effects, says: Predictions) -> dict[str, Any]:
+    """A rule's importances of the scene's concepts by both mappings, and what they pass."""
+    importances = importance(explainer, rule, found, found.target)
+
+    def of_target(mapping: str) -> list[float]:
+        return sensitivity(found, lambda target: importance(explainer, rule, found, target)[mapping])
+
+    return {
+        mapping: {
+            "importance": values.tolist(),
+            "checks": check(says, values),
+            "sensitivity": of_target(mapping) if mapping == "name" else [],
+        }
+        for mapping, values in importances.items()
+    }
+
+
+def importance(explainer: Explainer, rule: Rule, found: Effects, target: int) -> dict[str, Tensor]:
+    """Importances of a scene's P concepts, double: by name, and by place.
+
+    By name: what the rule says of the concept. By place: what it says of the best-scoring concepts, each spread over its region, summed
+    inside the concept's mask (dilated), as FunnyBirds maps attributions to parts.
+    """
+    place = {number: index for index, number in enumerate(explainer.concepts.numbers)}
+    named = torch.tensor([place[number] for number in found.numbers])
+    best = explainer.scores(found.image.unsqueeze(0))[0].topk(SPREAD).indices
+    concepts = torch.cat([named, best])
+    where = dict(zip(named.tolist(), found.masks, strict=True))
+    nothing = torch.zeros_like(found.masks[0])
+    masks = torch.stack([where.get(concept, nothing) for concept in concepts.tolist()])
+    values, maps = rule(explainer, Asked(found.image, target, concepts, masks))
+    spread = maps[len(named) :].double()
+    spread = spread / spread.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    total = (values[len(named) :].double().view(-1, 1, 1) * spread).sum(dim=0)
+    wide = F.max_pool2d(found.masks.double().unsqueeze(1), DILATION, 1, DILATION // 2).squeeze(1)
+    return {"name": values[: len(named)].double(), "place": (wide * total).sum(dim=(-2, -1))}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rule under one mapping, over many scenes."""
+
+    rule: str
+    mapping: str
+    sign: agreement.Estimate
+    auc: agreement.Estimate
+    spearman: agreement.Estimate
+    checks: dict[str, float] = field(default_factory=dict)
+    threshold: float = float("nan")
+    oracle: dict[str, float] = field(default_factory=dict)
+    best_threshold: float = float("nan")
+
+
+def rows(records: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None = None) -> list[Row]:
+    """The table.
+
+    Args:
+        records: of :func:`examine`.
+        thresholds: t by "rule/mapping", fixed on development scenes; ``None``: these are the development scenes, which choose it.
+    """
+    made = []
+    for rule in records[0]["rules"]:
+        for mapping in MAPPINGS:
+            mine = [(each, each["rules"][rule][mapping]) for each in records]
+            made.append(_row(rule, mapping, mine, thresholds))
+    return made
+
+
+def _row(
+    rule: str, mapping: str, mine: Sequence[tuple[Mapping[str, Any], Any]], thresholds: Mapping[str, float] | None
+) -> Row:
+    signs, orders, ranks = [], [], []
+    for record, said in mine:
+        value = torch.tensor(said["importance"], dtype=torch.double)
+        effect = torch.tensor(record["effect"], dtype=torch.double)
+        signs.append(agreement.signs(value, effect, record["noise"]))
+        orders.append(agreement.ordered(value, effect, record["noise"]))
+        ranks.append(agreement.spearman(value, effect))
+    over = curves([said["checks"] for _, said in mine])
+    asked = [value for _, said in mine for value in said["sensitivity"]]
+    best = int(np.nanargmax(over["Com"])) if not np.isnan(over["Com"]).all() else 0
+    chosen = best
+    if thresholds is not None:
+        chosen = int(np.abs(THRESHOLDS - thresholds[f"{rule}/{mapping}"]).argmin())
+    ranked = agreement.mean(ranks)
+
+    def at(index: int) -> dict[str, float]:
+        values = {name: float(values[index]) for name, values in over.items()}
+        values["SD"] = values["Cor"] = ranked.value / 2 + 0.5
+        values["TS"] = values["Con"] = float(np.mean(asked)) if asked else float("nan")
+        return values
+
+    return Row(
+        rule=rule,
+        mapping=mapping,
+        sign=agreement.estimate(signs, agreement.balanced),
+        auc=agreement.estimate(orders, agreement.share),
+        spearman=ranked,
+        checks=at(chosen),
+        threshold=float(THRESHOLDS[chosen]),
+        oracle=at(best),
+        best_threshold=float(THRESHOLDS[best]),
+    )
+
+
+COLUMNS = ("CSDC", "PC", "DC", "D", "SD", "TS", "Com", "Cor", "Con")
+
+
+def table(found: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
+    """The table as text (Markdown)."""
+    concepts = sum(len(each["effect"]) for each in records)
+    strong = sum(sum(abs(e) > each["noise"] for e in each["effect"]) for each in records)
+    against = sum(sum(-e > each["noise"] for e in each["effect"]) for each in records)
+    right = sum(each["right"] for each in records)
+    lines = [
+        f"{len(records)} scenes, {right} of them named rightly; {concepts} interventions, {strong} with an effect beyond the noise, "
+        f"{against} of these against the class.",
+        "",
+        f"| rule | mapping | sign agreement, balanced | pairwise AUC | Spearman | {' | '.join(COLUMNS)} | t | Com, oracle t |",
+        f"|---|---|---|---|---|{'---:|' * (len(COLUMNS) + 2)}",
+    ]
+    for row in found:
+        checks = " | ".join(_number(row.checks[name]) for name in COLUMNS)
+        lines.append(
+            f"| {row.rule} | by {row.mapping} | {row.sign} | {row.auc} | {row.spearman} | {checks} | {row.threshold:.2f} | "
+            f"{_number(row.oracle['Com'])} ({row.best_threshold:.2f}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def plain(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows in plain types."""
+    return [
+        {
+            "rule": row.rule,
+            "mapping": row.mapping,
+            "sign": list(row.sign),
+            "auc": list(row.auc),
+            "spearman": list(row.spearman),
+            "checks": row.checks,
+            "threshold": row.threshold,
+            "oracle": row.oracle,
+            "best_threshold": row.best_threshold,
+        }
+        for row in found
+    ]
+
+
+def read_thresholds(path: Path) -> dict[str, float]:
+    """The thresholds that a development run chose, by "rule/mapping"."""
+    return {f"{row['rule']}/{row['mapping']}": row["best_threshold"] for row in json.loads(path.read_text())["rows"]}

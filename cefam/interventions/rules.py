@@ -1,0 +1,179 @@
+"""Rules: ways to say how much a concept counts for a class. One value and one map per (image, concept) pair."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.explainer import Explainer
+from cefam.interventions.effects import log_odds
+from cefam.pairs import ConceptPairs
+from cefam.translator import Translator
+from cefam.views import resize_regions
+
+TOP = 0.05  # share of the picture that is masked where a region is masked in the picture
+FILLS = 5  # colors that a mask is filled with
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One scene's question: its ``image`` (3, H, W), the ``target`` class, P ``concepts`` by index, and ``masks`` (P, H, W) of those
+    whose masks are known (rules that are references look at them; a row without a mask is False throughout).
+    """  # noqa: D205
+
+    image: Tensor
+    target: int
+    concepts: Tensor
+    masks: Tensor
+
+
+Answer = tuple[Tensor, Tensor]  # values (P,), and maps (P, h, w) that are not negative
+Rule = Callable[[Explainer, Asked], Answer]
+
+
+def _pairs(asked: Asked) -> tuple[Tensor, ConceptPairs]:
+    return asked.image.unsqueeze(0), ConceptPairs(torch.zeros_like(asked.concepts), asked.concepts)
+
+
+def contribution(stage: int | None = None, preset: str = "published", derivative: str = "total") -> Rule:
+    """CE-FAM's contribution (section 3.4), at the stage of largest association or at one stage throughout."""
+
+    def rule(explainer: Explainer, asked: Asked) -> Answer:
+        settings = explainer.settings.changed(preset=preset, derivative=derivative)  # type: ignore[arg-type]
+        same = Explainer(explainer.classifier, explainer.translator, explainer.concepts, None, settings)
+        images, pairs = _pairs(asked)
+        encoding = same.encode(images)
+        regions = same.regions(encoding, pairs)
+        where = None if stage is None else torch.full_like(asked.concepts, stage)
+        found = same.contribution(encoding, pairs, asked.target, stage=where, regions=regions)
+        return found.value, _chosen(regions.maps, found.stage, images.shape[-2:])
+
+    return rule
+
+
+def _chosen(maps: list[Tensor], stage: Tensor, size: torch.Size) -> Tensor:
+    """The map of each pair's stage at the size of the picture (P, H, W)."""
+    every = torch.stack([resize_regions(each, size) for each in maps])
+    return every[stage, torch.arange(len(stage))]
+
+
+def _associated(explainer: Explainer, asked: Asked) -> Tensor:
+    """Regions at the stage of largest association (P, H, W)."""
+    images, pairs = _pairs(asked)
+    encoding = explainer.encode(images)
+    regions = explainer.regions(encoding, pairs)
+    stage = explainer.association(encoding, pairs, regions=regions).argmax(dim=1)
+    return _chosen(regions.maps, stage, images.shape[-2:])
+
+
+def score(explainer: Explainer, asked: Asked) -> Answer:
+    """The concept's similarity alone, over that of the average concept: it knows nothing of the class."""
+    found = explainer.encode(asked.image.unsqueeze(0)).similarity[0]
+    return (found - found.mean())[asked.concepts].double(), _associated(explainer, asked)
+
+
+def _class_gradient(explainer: Explainer, asked: Asked) -> tuple[Tensor, Tensor]:
+    """The last stage's map (C, h, w) and the gradient of the class's log-odds with respect to it."""
+    classifier, images = explainer.classifier, asked.image.unsqueeze(0)
+    again = classifier.rerun(classifier(images), images, torch.zeros(1, dtype=torch.long), first=-1)
+    with torch.enable_grad():
+        probability = classifier.probabilities(again.logits)[0, asked.target]
+        value = probability.log() - (-probability).log1p()
+        raw = torch.autograd.grad(value, again.sources[-1])[0]
+    stage = len(classifier.stages) - 1
+    activation = again.activations[-1].detach()
+    return activation[0], classifier.as_map(stage, raw, activation)[0]
+
+
+def class_gradient(explainer: Explainer, asked: Asked) -> Answer:
+    """Inner product of the concept's channel weights with the class's mean gradient, at the last stage."""
+    images, pairs = _pairs(asked)
+    regions = explainer.regions(images, pairs)
+    _, gradient = _class_gradient(explainer, asked)
+    return regions.weights[-1].double() @ gradient.mean(dim=(-2, -1)).double(), resize_regions(
+        regions.maps[-1], images.shape[-2:]
+    )
+
+
+def gradient_activation(explainer: Explainer, asked: Asked) -> Answer:
+    """Gradient x activation of the class at the last stage, averaged over the concept's region."""
+    region = _associated(explainer, asked)
+    activation, gradient = _class_gradient(explainer, asked)
+    effect = resize_regions((activation * gradient).sum(dim=0, keepdim=True), region.shape[-2:])[0]
+    weight = region / region.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    return (weight * effect).sum(dim=(-2, -1)).double(), region
+
+
+def region_masked(explainer: Explainer, asked: Asked) -> Answer:
+    """How far the log-odds fall while the strongest part of the region is filled with other colors in the picture."""
+    region = _associated(explainer, asked)
+    count = max(1, int(TOP * region[0].numel()))
+    edge = region.flatten(1).topk(count).values[:, -1].view(-1, 1, 1)
+    return _filled(explainer, asked, (region >= edge) & (region > 0)), region
+
+
+def true_mask(explainer: Explainer, asked: Asked) -> Answer:
+    """The same with the concept's TRUE mask: what a perfect region would give. A reference, it looks at the truth."""
+    return _filled(explainer, asked, asked.masks), asked.masks.float()
+
+
+def _filled(explainer: Explainer, asked: Asked, mask: Tensor) -> Tensor:
+    """Log-odds before, minus their mean while masks (P, H, W) are filled with colors drawn once for all (P,)."""
+    generator = torch.Generator().manual_seed(0)
+    mean = asked.image.float().mean(dim=(-2, -1)).round().byte()
+    colors = torch.cat(
+        [mean.unsqueeze(0), torch.randint(0, 256, (FILLS - 1, 3), generator=generator, dtype=torch.uint8)]
+    )
+    before = log_odds(explainer.classifier, asked.image.unsqueeze(0), asked.target)
+    after = []
+    for color in colors:
+        views = torch.where(mask.unsqueeze(1), color.view(1, 3, 1, 1), asked.image)
+        after.append(log_odds(explainer.classifier, views, asked.target))
+    return before - torch.stack(after).mean(dim=0)
+
+
+def random_concepts(explainer: Explainer, asked: Asked) -> Answer:
+    """Control: the contribution of another concept, drawn at random."""
+    count = len(explainer.concepts)
+    generator = torch.Generator().manual_seed(int(asked.concepts.sum()) + asked.target)
+    shift = torch.randint(1, count, (len(asked.concepts),), generator=generator)
+    other = Asked(asked.image, asked.target, (asked.concepts + shift) % count, asked.masks)
+    return contribution()(explainer, other)
+
+
+def random_translator(explainer: Explainer, asked: Asked) -> Answer:
+    """Control: a translator that was never trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mine = explainer.translator
+        untrained = Translator(mine.channels, mine.embedding_dim, mine.hidden_dims)
+    return contribution()(
+        Explainer(explainer.classifier, untrained, explainer.concepts, None, explainer.settings), asked
+    )
+
+
+def last_stages(explainer: Explainer) -> dict[str, Rule]:
+    """A contribution rule for every stage of a classifier."""
+    return {
+        f"contribution at {name}": contribution(index) for index, name in enumerate(explainer.classifier.stage_names)
+    }
+
+
+RULES: dict[str, Rule] = {
+    "contribution (paper's rule)": contribution(),
+    "contribution, m^l mask": contribution(preset="paper"),
+    "contribution, branch": contribution(derivative="branch"),
+    "contribution, branch, m^l mask": contribution(preset="paper", derivative="branch"),
+    "score alone": score,
+    "beta . class gradient": class_gradient,
+    "gradient x activation": gradient_activation,
+    "region filled in the picture": region_masked,
+}
+CONTROLS: dict[str, Rule] = {
+    "control: random concepts": random_concepts,
+    "control: random translator": random_translator,
+}
+REFERENCES: dict[str, Rule] = {"reference: true masks filled": true_mask}
+
+__all__ = ["CONTROLS", "REFERENCES", "RULES", "Answer", "Asked", "Rule", "last_stages"]
