@@ -90,7 +90,8 @@ def _check(trained: Trained) -> None:
     missing = [label.name for label in LABELS if words.get(label.number) != label.name]
     if missing:
         raise CefamError(
-            f"The artefact's concepts are not Brodenette's ({missing[0]!r} has another number or is missing): train with `--model.concepts brodenette`."
+            f"The artefact's concepts are not Brodenette's ({missing[0]!r} is another number or missing): train with "
+            "`--model.concepts brodenette`."
         )
 
 
