@@ -51,6 +51,14 @@ def test_a_summary_is_the_mean_of_its_explanations(artefact, world, capsys):
     assert len(Path("s/summary.csv").read_text().splitlines()) == len(written["concepts"]) + 1
 
 
+def test_deletion_stands_beside_random_places(artefact, world):
+    assert summarize(artefact, world / "images/val/class0", "--out", "s", "--deletion", "true") == 0
+    rows = [line for line in Path("s/deletion.md").read_text().splitlines() if line.startswith("| ")]
+    assert [tuple(row.split(" | ")[:2]) for row in rows[1:]] == [
+        (f"| {infill}", curve) for infill in ("mean", "blur", "linear") for curve in ("deletion", "insertion")
+    ]
+
+
 def test_folders_called_like_classes_tell_what_goes_wrong(artefact, world, tmp_path):
     for path in (world / "images/val/class0").iterdir():
         (tmp_path / "set/4").mkdir(parents=True, exist_ok=True)

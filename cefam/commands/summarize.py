@@ -1,21 +1,28 @@
 """``cefam summarize``: the concepts that carry a class, or a whole set of photographs."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from cefam.attribution.deletion import INFILLS, deletion_and_insertion
 from cefam.commands._explaining import Opened, open_artefact, photographs_of
 from cefam.commands._options import call
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
-from cefam.explanations import maps
+from cefam.explanations import Explanation, maps
 from cefam.explanations.overview import Example, Overview, record
 from cefam.explanations.page import thumbnail, where
+from cefam.explanations.photograph import stacked
 from cefam.explanations.text import signed
 from cefam.files import write_text
+from cefam.interventions.agreement import mean
 from cefam.passes import Pass, Unit
 from cefam.towers.naming import class_number
+from cefam.views import resize_regions
 
 BATCH = 8  # photographs of a unit of work
 CARDS = 24  # concepts with pictures
@@ -32,6 +39,7 @@ def summarize(
     num_channels: int | None = None,
     resize: int | None = None,
     crop: int | None = None,
+    deletion: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> Path:
@@ -49,6 +57,7 @@ def summarize(
         num_channels: K, how many channels are masked; null: as in training.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
         crop: side of what the networks see; null: what the classifier was made for.
+        deletion: also hide, and show alone, the region of each photograph's leading concept, beside random places: deletion.md.
         overwrite: replace a summary that is there.
         device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
     """
@@ -62,7 +71,7 @@ def summarize(
     wanted = opened.target(target)
     labels = _labels(opened, [name for name, _ in found])
     options = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
-    records = _records(opened, found, labels, options, folder)
+    records = _records(opened, found, labels, options, folder, deletion)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
     title = "All photographs" if wanted is None else f"What carries {names[wanted]}"
@@ -74,6 +83,9 @@ def summarize(
     write_text(folder / "summary.csv", overview.to_csv())
     write_text(folder / "summary.html", overview.page(pictures, CARDS))
     _print(overview)
+    if deletion:
+        write_text(folder / "deletion.md", _deletion_table(records))
+        print(_deletion_table(records))
     print(folder / "summary.html")
     return folder / "summary.html"
 
@@ -99,15 +111,17 @@ def _records(
     labels: list[int | None],
     options: dict[str, Any],
     folder: Path,
+    deletion: bool,
 ) -> list[dict[str, Any]]:
     """A record per photograph."""
     identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
-    with Pass(folder / PARTS, ["summarize", identity, opened.view, options]) as work:
+    with Pass(folder / PARTS, ["summarize", identity, opened.view, options, deletion]) as work:
         units = []
         for start in range(0, len(found), BATCH):
             part, known = found[start : start + BATCH], labels[start : start + BATCH]
             digest = json.dumps([[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in part])
-            units.append(Unit(f"{start:08d}.json", digest, len(part), partial(_explain, opened, part, known, options)))
+            write = partial(_explain, opened, part, known, options, deletion)
+            units.append(Unit(f"{start:08d}.json", digest, len(part), write))
         records: list[dict[str, Any]] = []
         for entry in work.over(units, "summarize", len(found)):
             records += json.loads((folder / PARTS / entry["file"]).read_text())
@@ -119,13 +133,54 @@ def _explain(
     part: list[tuple[str, Path]],
     labels: list[int | None],
     options: dict[str, Any],
+    deletion: bool,
     target: Path,
 ) -> dict[str, Any]:
     photographs = [opened.photograph(path, name) for name, path in part]
     done = opened.explainer.explain(photographs, **options)
     records = [record(name, each, label) for (name, _), each, label in zip(part, done, labels, strict=True)]
+    if deletion:
+        for one, curves in zip(records, _deleted(opened, done), strict=True):
+            one["deletion"] = curves
     write_text(target, json.dumps(records))
     return {}
+
+
+def _deleted(opened: Opened, done: Sequence[Explanation]) -> list[dict[str, dict[str, float]]]:
+    """Deletion and insertion of each photograph's leading concept, by infill."""
+    views = stacked([each.photograph for each in done])
+    parts = [each.concepts[0] for each in done]
+    size = views.shape[-2:]
+    regions = torch.cat([resize_regions(part.maps[part.stage].unsqueeze(0).float(), size) for part in parts])
+    where = next(opened.explainer.translator.parameters()).device
+    target = torch.tensor([each.target for each in done]).to(where)
+    found: list[dict[str, dict[str, float]]] = [{} for _ in done]
+    for infill in INFILLS:
+        curves = deletion_and_insertion(
+            opened.explainer.classifier, views.to(where), regions.to(where), target, infill, opened.explainer.settings
+        )
+        for row, one in enumerate(found):
+            one[infill] = {name: float(values[row]) for name, values in curves.items()}
+    return found
+
+
+def _deletion_table(records: Sequence[dict[str, Any]]) -> str:
+    """Means over the photographs, with the interval of the difference to random places; in Markdown."""
+    lines = [
+        "Mean class probability while the region of each photograph's leading concept is hidden (deletion) or shown alone (insertion).",
+        "Pictures with holes are new to the classifier: read the difference to random places, and never these numbers alone.",
+        "",
+        "| infill | curve | region | random places | difference, 95 % interval |",
+        "|---|---|---:|---:|---|",
+    ]
+    for infill in INFILLS:
+        for curve in ("deletion", "insertion"):
+            mine = [each["deletion"][infill][curve] for each in records]
+            others = [each["deletion"][infill][f"{curve}, random"] for each in records]
+            difference = mean([a - b for a, b in zip(mine, others, strict=True)])
+            averages = (sum(values) / len(values) for values in (mine, others))
+            lines.append(f"| {infill} | {curve} | {' | '.join(f'{value:.3f}' for value in averages)} | {difference} |")
+    return "\n".join(lines) + "\n"
 
 
 def _pictures(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cefam.errors import CefamError, MissingError, near
+from cefam.towers import hugging_face
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.outputs import Outputs
 from cefam.views import IMAGENET, Preprocessing
@@ -50,9 +51,10 @@ def load_classifier(
     """Load a classifier by name and freeze it.
 
     Args:
-        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"), a timm
-            architecture, with "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"), or one of the small ones that
-            come with the package: "brodenette" (a ResNet), "brodenette_vit", "brodenette_edited", "brodenette_vit_edited".
+        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"); a timm architecture, with
+            "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"); an image classifier of Hugging Face, with "hf:" before
+            its folder or name ("hf:microsoft/resnet-50"); or one of the small ones that come with the package: "brodenette" (a
+            ResNet), "brodenette_vit", "brodenette_edited", "brodenette_vit_edited".
         weights: name of a torchvision weights entry ("IMAGENET1K_V2", "DEFAULT"), a timm tag ("a1_in1k"), or a local
             state dict (.pth, .pt, .safetensors); ``None``: random weights, whose explanations mean nothing.
         stages: names of the tapped submodules in the order they run; ``None``: the family's usual ones.
@@ -79,12 +81,14 @@ def load_classifier(
     ):  # fmt: skip
         if value is not None:
             arguments[option] = value if isinstance(value, str | int) else list(value)
-    build = _build_timm if name.startswith("timm:") else _build_torchvision
-    if name.startswith("brodenette"):
-        build = _build_brodenette
+    build = _build_torchvision
+    for start, other in (("timm:", _build_timm), ("hf:", hugging_face.build), ("brodenette", _build_brodenette)):
+        build = other if name.startswith(start) else build
     if num_classes is not None and num_classes < 1:
         raise CefamError(f"num_classes must be at least 1, got {num_classes}.")
-    module, preprocessing, known_names, usual = build(name.removeprefix("timm:"), weights, num_classes)
+    module, preprocessing, known_names, usual = build(
+        name.removeprefix("timm:").removeprefix("hf:"), weights, num_classes
+    )
     if mean is not None or std is not None:
         preprocessing = replace(
             preprocessing, mean=tuple(mean or preprocessing.mean), std=tuple(std or preprocessing.std)

@@ -1,0 +1,79 @@
+"""Image classifiers in Hugging Face's format: a folder, or a name on the hub, with their class names and preprocessing."""
+
+import os
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from cefam.errors import CefamError, MissingError
+from cefam.views import Preprocessing
+
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def build(
+    name: str, weights: str | None, num_classes: int | None
+) -> tuple[nn.Module, Preprocessing, list[str], list[str]]:
+    """A classifier, its preprocessing, class names (``id2label``) and usual stages.
+
+    Args:
+        name: a folder, or a name on the hub.
+        weights: "DEFAULT", those that come with it; ``None``: random ones.
+        num_classes: must be left out, the config says it.
+
+    Raises:
+        MissingError: without the package transformers, or where the model is not there and cannot be fetched.
+        CefamError: where it is not an image classifier, or needs code of its own.
+    """
+    try:
+        transformers: Any = import_module("transformers")
+    except ImportError as error:
+        raise MissingError(
+            "Classifiers of Hugging Face need the package transformers: `pip install cefam[hf]`."
+        ) from error
+    if weights not in (None, "DEFAULT") or num_classes is not None:
+        raise CefamError(
+            f"{name} brings its own weights and classes: leave `weights` and `num_classes` out (`weights: null` for random weights)."
+        )
+    where = f"Where the hub cannot be reached, name a folder as 'hf:/path'. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name)
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
+        if weights is None:
+            module: Any = transformers.AutoModelForImageClassification.from_config(config)
+        else:
+            # Only safetensors: a pickled file could run code.
+            module = transformers.AutoModelForImageClassification.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MissingError(f"The classifier {name!r} could not be loaded: {reason} {where}") from error
+    count = int(config.num_labels)
+    names = [str(config.id2label[index]) for index in range(count)]
+    preprocessing = _preprocessing(processor, config)
+    if preprocessing.size is not None:
+        module.image_size = preprocessing.size  # what it is probed with
+    return module, preprocessing, names, _stages(module)
+
+
+def _preprocessing(processor: Any, config: Any) -> Preprocessing:
+    """What the image processor does to pixels; its own resizing and cropping is the view's matter."""
+    mean, std = tuple(processor.image_mean or ()), tuple(processor.image_std or ())
+    if not getattr(processor, "do_normalize", True):
+        mean, std = (), ()
+    interpolation = INTERPOLATIONS.get(int(getattr(processor, "resample", 2) or 2), "bilinear")
+    fixed = getattr(config, "image_size", None)  # transformers with position embeddings
+    size = None if fixed is None else (fixed, fixed) if isinstance(fixed, int) else (fixed[0], fixed[1])
+    return Preprocessing(mean, std, size, interpolation)
+
+
+def _stages(module: nn.Module) -> list[str]:
+    """The children of a list called "stages" (ResNet, ConvNeXt), else the last block of the longest list (transformers)."""
+    lists = {name: each for name, each in module.named_modules() if isinstance(each, nn.ModuleList) and len(each)}
+    staged = next((name for name in lists if name.endswith(".stages")), None)
+    if staged is not None:
+        return [f"{staged}.{child}" for child, _ in lists[staged].named_children()]
+    if not lists:
+        return []
+    longest = max(lists, key=lambda name: len(lists[name]))
+    return [f"{longest}.{list(lists[longest].named_children())[-1][0]}"]
