@@ -52,7 +52,8 @@ def test_a_summary_is_the_mean_of_its_explanations(artefact, world, capsys):
 
 
 def test_deletion_stands_beside_random_places(artefact, world):
-    assert summarize(artefact, world / "images/val/class0", "--out", "s", "--deletion", "true") == 0
+    small = ["--resize", 72, "--crop", 64]
+    assert summarize(artefact, world / "images/val/class0", "--out", "s", "--deletion", "true", *small) == 0
     rows = [line for line in Path("s/deletion.md").read_text().splitlines() if line.startswith("| ")]
     assert [tuple(row.split(" | ")[:2]) for row in rows[1:]] == [
         (f"| {infill}", curve) for infill in ("mean", "blur", "linear") for curve in ("deletion", "insertion")
