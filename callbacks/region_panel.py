@@ -1,25 +1,35 @@
 """RegionPanel: regions of the same photographs after every validation, for the logger."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 
 from cefam.errors import CefamError
+from cefam.explanations import Photograph
+from cefam.explanations.photograph import stacked
+from cefam.files import write_text
 from cefam.methods import Activated
 from cefam.pairs import ConceptPairs
-from cefam.pictures import open_picture
 from cefam.report import figures
 from cefam.report.examples import Candidate, Example, to_image
 from cefam.views import View
+
+COLUMNS = ["photograph", "class", "probability", "concept", "score", "stage", "contribution"]
+TABLE = 8  # concepts of a photograph in the table
 
 
 class RegionPanel(L.Callback):
     """Draw the best-scoring concepts of fixed photographs, with the maps of all stages by their association.
 
-    The panel goes to W&B where that logger is on, and always to ``panels/`` in the run's folder.
+    The panel goes to the loggers W&B and TensorBoard where they are on, at the trainer's step, and always to ``panels/`` in the run's
+    folder. At the end of the training the photographs are explained: a table for the same loggers, and ``explanations.csv``.
 
     Args:
         images: paths of the photographs.
@@ -35,7 +45,8 @@ class RegionPanel(L.Callback):
         if every_n_epochs < 1 or top_k < 1:
             raise CefamError(f"every_n_epochs and top_k must be at least 1, got {every_n_epochs} and {top_k}.")
         view = View(resize, crop)
-        self.images = torch.stack([view(open_picture(Path(path), path)) for path in images])
+        self.photographs = [Photograph.open(path, view) for path in images]
+        self.images = stacked(self.photographs)
         self.top_k, self.every_n_epochs = top_k, every_n_epochs
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,4 +82,34 @@ class RegionPanel(L.Callback):
         figures.save(figures.contact_sheet(rows), path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("regions", [str(path)])
+                # W&B drops what is logged for an earlier step of its own counter: this one is the trainer's, as for all metrics.
+                logger.log_image("regions", [str(path)], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                logger.experiment.add_image("regions", pixels, trainer.global_step, dataformats="HWC")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Explain the photographs, on the first process."""
+        folder = trainer.log_dir or trainer.default_root_dir
+        if not trainer.is_global_zero:
+            return
+        model: Any = pl_module
+        explainer = model.evaluator.methods["CE-FAM"].explainer
+        rows = []
+        for explanation in explainer.explain(self.photographs, top_k=TABLE):
+            for part in explanation:
+                rows.append(
+                    [explanation.name, explanation.target_name, explanation.probability, part.concept.word, part.score,
+                     explanation.stages[part.stage], part.contribution]
+                )  # fmt: skip
+        lines = [COLUMNS, *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows)]
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(lines)
+        write_text(Path(folder) / "explanations.csv", written.getvalue())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("explanations", columns=COLUMNS, data=rows, step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                head = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+                table = "\n".join(f"| {line} |" for line in [*head, *(" | ".join(line) for line in lines[1:])])
+                logger.experiment.add_text("explanations", table, trainer.global_step)

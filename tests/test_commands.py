@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cefam import CEFAM, MethodSettings, Trained
 from cefam.evaluation import RegionEvaluation
@@ -366,16 +367,25 @@ def test_one_concept_and_a_classifier_of_ones_own_class_path_make_the_round_trip
 def test_a_region_panel_is_drawn_after_validation(world, prepared, tmp_path):
     images = sorted(str(path) for path in (world / "images" / "val").rglob("*.png"))[:2]
     panel = json.dumps([{"class_path": "RegionPanel", "init_args": {"images": images, "resize": 64, "crop": 64}}])
-    logger = json.dumps([{
-        "class_path": "lightning.pytorch.loggers.WandbLogger",
-        "init_args": {"project": "t", "save_dir": str(tmp_path), "offline": True},
-    }])  # fmt: skip
-    options = [f"--trainer.callbacks={panel}", f"--trainer.logger={logger}", "--trainer.max_epochs=1"]
+    loggers = "lightning.pytorch.loggers."
+    board = {"class_path": f"{loggers}TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "board"), "version": ""}}
+    wandb = {"project": "t", "save_dir": str(tmp_path), "offline": True}
+    both = json.dumps([{"class_path": f"{loggers}WandbLogger", "init_args": wandb}, board])
+    options = [f"--trainer.callbacks={panel}", f"--trainer.logger={both}", "--trainer.max_epochs=2"]
     options += [f"--trainer.default_root_dir={tmp_path}"]
     assert run("fit", *feature_options(world, prepared), *options) == 0
-    (path,) = tmp_path.rglob("panels/epoch-0000.png")
-    assert path.read_bytes()[:4] == b"\x89PNG"
+    panels = sorted(tmp_path.rglob("panels/epoch-*.png"))
+    assert [path.read_bytes()[:4] for path in panels] == [b"\x89PNG"] * 2
     assert list(tmp_path.rglob("offline-run-*"))
+    (table,) = tmp_path.rglob("explanations.csv")
+    rows = table.read_text().splitlines()
+    assert rows[0] == "photograph,class,probability,concept,score,stage,contribution"
+    assert len(rows) == 1 + 2 * 6  # the concept set has six
+    found = EventAccumulator(str(next((tmp_path / "board").rglob("events*")).parent)).Reload()
+    steps = [event.step for event in found.Images("regions")]
+    assert len(steps) == 2
+    assert steps[0] < steps[1]
+    assert found.Tags()["tensors"] == ["explanations/text_summary"]
 
 
 def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp_path, monkeypatch):
