@@ -72,6 +72,13 @@ def _centered(similarities: Tensor) -> Tensor:
     return (similarities - similarities.mean(dim=1, keepdim=True)).cpu()
 
 
+def called(said: Tensor, there: Tensor) -> tuple[float, float]:
+    """Share of the concepts called present that are there, and of those called absent that are there all the same."""
+    known = there >= 0
+    shares = [float((there[called & known] == 1).double().mean()) for called in (said >= 0, said < 0)]
+    return shares[0], shares[1]
+
+
 def judge(measured: Measured) -> dict[int, str]:
     """Reasons not to trust a concept, by number."""
     _equal_prompts(measured)

@@ -22,6 +22,8 @@ PAGES = {
     "index": ("cefam", "README.md"),
     "design": ("Design", "docs/design.md"),
     "extending": ("Extending", "docs/extending.md"),
+    "explaining": ("Explaining", "docs/explaining.md"),
+    "contributions": ("Contributions", "docs/contributions.md"),
     "methods": ("Methods", "docs/methods.md"),
     "results": ("Results", "docs/results.md"),
     "conformance": ("Conformance", "docs/conformance.md"),

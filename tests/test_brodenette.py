@@ -272,11 +272,16 @@ def test_a_tower_that_is_not_shipped_says_how_to_make_it():
     for name in set(CLASSIFIERS) - set(SHIPPED):
         with pytest.raises(FileNotFoundError, match=rf"examples.brodenette_recipe --towers {name} --install"):
             load_classifier(name)
-    if not (weights_folder() / "vlm_sigmoid").is_dir():
-        with pytest.raises(FileNotFoundError, match="--towers vlm:brodenette_sigmoid --install"):
-            load_vlm("brodenette_sigmoid")
     with pytest.raises(ValueError, match=r"has no classifier 'brodenette_vitt'. Did you mean 'brodenette_vit'"):
         load_classifier("brodenette_vitt")
+
+
+def test_one_vlm_is_read_in_two_ways():
+    softmax, sigmoid = load_vlm("brodenette"), load_vlm("brodenette_sigmoid")
+    assert (softmax.probability, sigmoid.probability) == ("softmax", "sigmoid")
+    assert (softmax.logit_bias, sigmoid.logit_bias) == (0.0, pytest.approx(0.0206))
+    assert torch.equal(softmax.encode_text(["a photo of a wing"]), sigmoid.encode_text(["a photo of a wing"]))
+    assert softmax.freeze().identity() != sigmoid.freeze().identity()
 
 
 def test_the_shipped_towers_are_small_and_load_like_others():

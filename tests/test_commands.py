@@ -368,7 +368,10 @@ def test_a_region_panel_is_drawn_after_validation(world, prepared, tmp_path):
     images = sorted(str(path) for path in (world / "images" / "val").rglob("*.png"))[:2]
     panel = json.dumps([{"class_path": "RegionPanel", "init_args": {"images": images, "resize": 64, "crop": 64}}])
     loggers = "lightning.pytorch.loggers."
-    board = {"class_path": f"{loggers}TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "board"), "version": ""}}
+    board = {
+        "class_path": f"{loggers}TensorBoardLogger",
+        "init_args": {"save_dir": str(tmp_path / "board"), "version": ""},
+    }
     wandb = {"project": "t", "save_dir": str(tmp_path), "offline": True}
     both = json.dumps([{"class_path": f"{loggers}WandbLogger", "init_args": wandb}, board])
     options = [f"--trainer.callbacks={panel}", f"--trainer.logger={both}", "--trainer.max_epochs=2"]

@@ -1,8 +1,8 @@
-"""The towers of Brodenette, shipped with the package: small classifiers and small open_clip models.
+"""The towers of Brodenette, shipped with the package: small classifiers and a small open_clip model.
 
 :func:`cefam.load_classifier` loads "brodenette" (a ResNet) and "brodenette_vit"; with "_edited" at the end, the same networks trained
-on edited scenes, too. :func:`cefam.load_vlm` loads "brodenette" (softmax, as CLIP) and "brodenette_sigmoid" (as SigLIP). They
-were trained by ``examples/brodenette_recipe``.
+on edited scenes, too. :func:`cefam.load_vlm` loads "brodenette" (softmax, as CLIP) and, the same weights
+read with a bias and a sigmoid, as SigLIP's are, "brodenette_sigmoid". They were trained by ``examples/brodenette_recipe``.
 """
 
 from collections import OrderedDict

@@ -18,6 +18,7 @@ from cefam.datasets.shards import read_shard
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
+from cefam.explanations.text import percent
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "timm", "webdataset", "wandb", "jsonargparse",
@@ -89,12 +90,9 @@ def _environment() -> Iterator[str]:
 def _weights() -> Iterator[str]:
     """Print which weights are here, and where the others go."""
     from cefam.brodenette.towers import CLASSIFIERS, classifier_weights, weights_folder
-    from cefam.towers.vlm import BRODENETTE
 
     places = {f"classifier {name}": classifier_weights(name) for name in CLASSIFIERS}
-    places |= {
-        f"VLM {name}": weights_folder() / folder / "open_clip_model.safetensors" for name, folder in BRODENETTE.items()
-    }
+    places["VLM brodenette"] = weights_folder() / "vlm" / "open_clip_model.safetensors"
     for name, place in places.items():
         print(f"  weights of {name}: {'found' if place.is_file() else f'missing, they go to {place}'}")
         if not place.is_file() and name in ("classifier brodenette", "VLM brodenette"):
@@ -136,6 +134,9 @@ def _judge(opened: Opened, images: list[str], count: int, artefact: str) -> None
     explainer = opened.explainer
     measured = checkup.measure(explainer, _batches(opened, images, count))
     reasons = checkup.judge(measured)
+    if measured.there is not None:
+        present, absent = checkup.called(measured.said, measured.there)
+        print(f"  there: {percent(present)} of what is called present, {percent(absent)} of what is called absent")
     words = {concept.number: concept.word for concept in explainer.concepts.concepts}
     print(f"  judged from {len(measured.said)} photographs; do not trust {len(reasons)}:")
     for number, reason in reasons.items():

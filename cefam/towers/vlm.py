@@ -162,7 +162,8 @@ class OpenCLIP(VisionLanguageModel):
         return torch.cat([self.model.encode_text(self.tokenizer(list(part)).to(device)) for part in parts]).float()
 
 
-BRODENETTE = {"brodenette": "vlm", "brodenette_sigmoid": "vlm_sigmoid"}  # folders among the shipped weights
+# The same weights in two readings: the bias that was learned beside them (examples/brodenette_recipe), or none.
+BRODENETTE = {"brodenette": None, "brodenette_sigmoid": 0.0206}
 
 
 def load_vlm(
@@ -200,13 +201,7 @@ def load_vlm(
     if config is not None:
         name = _register(Path(config), name)
     elif name in BRODENETTE:
-        folder = Path(str(files("cefam.brodenette"))) / "weights" / BRODENETTE[name]
-        if not folder.is_dir():
-            raise MissingError(
-                f"The weights of {name} do not come with cefam: train them, in a clone of the repository, with `python -m "
-                f"examples.brodenette_recipe --towers vlm:{name} --install`."
-            )
-        name = f"local-dir:{folder}"
+        name = f"local-dir:{files('cefam.brodenette') / 'weights' / 'vlm'}"
     elif not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
         raise CefamError(
             f"open_clip has no model {name!r}.{near(name, open_clip.list_models(), 0.4)} A folder is written 'local-dir:/path', a JSON "
@@ -234,6 +229,8 @@ def load_vlm(
                 f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
                 f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
             ) from error
+    if BRODENETTE.get(given["name"] or "") is not None:
+        model.logit_bias = nn.Parameter(torch.tensor(BRODENETTE[str(given["name"])]))
     return OpenCLIP(model, tokenizer, source={"class_path": "cefam.load_vlm", "init_args": arguments})
 
 

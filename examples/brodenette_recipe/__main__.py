@@ -27,7 +27,6 @@ from cefam.brodenette.towers import CLASSIFIERS, MEAN, STD, classifier_weights, 
 from cefam.brodenette.vocabulary import SIZE
 from cefam.concepts import ConceptSet
 from cefam.files import write_text
-from cefam.towers.vlm import BRODENETTE
 from examples.brodenette_recipe.data import CAPTIONS, scenes
 from examples.brodenette_recipe.quality import accuracy, compatible_share, retrieval
 from examples.brodenette_recipe.training import ClassifierTraining, Epochs, VLMTraining, loader, normalized
@@ -70,15 +69,12 @@ def halved(network: nn.Module) -> dict[str, torch.Tensor]:
 def train_vlm(name: str, folder: Path, count: int, epochs: int, seed: int) -> None:
     """Train a vision-language model and write its folder in open_clip's format, in half precision."""
     L.seed_everything(seed)
-    target = folder / BRODENETTE[name]
+    target = folder / "vlm"
     target.mkdir(parents=True, exist_ok=True)
     # Two thirds of the scenes are the classifier's, one third show anything.
     parts = scenes("train", count, folder / "scenes"), scenes("captioned", count // 2, folder / "scenes")
     data = Epochs(parts[0] + parts[1], batch_size=128, seed=seed, captions=True)
-    config = json.loads(json.dumps(VLM_CONFIG))
-    if name.endswith("_sigmoid"):
-        config["model_cfg"]["init_logit_bias"] = 0.0
-    model = open_clip.model.CLIP(**config["model_cfg"])
+    model = open_clip.model.CLIP(**VLM_CONFIG["model_cfg"])
     tokenizer = open_clip.get_tokenizer("RN50", context_length=VLM_CONFIG["model_cfg"]["text_cfg"]["context_length"])
     training = VLMTraining(model.to(memory_format=torch.channels_last), tokenizer, steps=epochs * len(data))
     training.begin(data.scenes.images[:256])
@@ -89,10 +85,11 @@ def train_vlm(name: str, folder: Path, count: int, epochs: int, seed: int) -> No
         for parameter in model.visual.attnpool.c_proj.parameters():
             parameter.mul_(NORM / norm)  # L_emb and L_sim are weighed against each other for CLIP's norm
         model.token_embedding.weight.mul_(_tokens_in_use(tokenizer).unsqueeze(1))
-        if model.logit_bias is not None:
-            model.logit_bias.copy_(training.bias[0])  # the one that was learned with the prompts of concepts
+        print(
+            f"bias of the prompts: {float(training.bias[0]):.4f}"
+        )  # of the sigmoid reading: cefam.towers.vlm.BRODENETTE
     save_file(halved(model), target / "open_clip_model.safetensors")
-    write_text(target / "open_clip_config.json", json.dumps(config, indent=1))
+    write_text(target / "open_clip_config.json", json.dumps(VLM_CONFIG, indent=1))
 
 
 def _tokens_in_use(tokenizer: Any) -> torch.Tensor:
@@ -144,7 +141,7 @@ def main() -> None:
                 shutil.copy(path, place)
 
 
-TOWERS = [*CLASSIFIERS, *(f"vlm:{name}" for name in BRODENETTE)]
+TOWERS = [*CLASSIFIERS, "vlm:brodenette"]
 
 
 def _training(tower: str) -> tuple[Callable[..., None], str, int]:
@@ -158,7 +155,7 @@ def _files(tower: str, folder: Path) -> list[Path]:
     kind, _, name = tower.rpartition(":")
     if not kind:
         return [classifier_weights(name, folder)]
-    return [folder / BRODENETTE[name] / file for file in ("open_clip_model.safetensors", "open_clip_config.json")]
+    return [folder / "vlm" / file for file in ("open_clip_model.safetensors", "open_clip_config.json")]
 
 
 def _quality_file(tower: str) -> str:
@@ -169,7 +166,7 @@ def _quality(tower: str, folder: Path) -> dict[str, Any]:
     """How good a tower is, on scenes that it has not seen."""
     kind, _, name = tower.rpartition(":")
     if kind:
-        vlm = load_vlm(f"local-dir:{folder / BRODENETTE[name]}")
+        vlm = load_vlm(f"local-dir:{folder / 'vlm'}")
         return {"retrieval": retrieval(vlm, scenes("retrieval", 2000, folder / "scenes"))}
     classifier = load_classifier(name, weights=str(classifier_weights(name, folder)))
     return {

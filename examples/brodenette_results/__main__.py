@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cefam.brodenette.towers import CLASSIFIERS, classifier_weights, weights_folder
+from cefam.brodenette.towers import CLASSIFIERS, classifier_weights
 from cefam.files import write_text
 from cefam.report import results
 from cefam.report.tables import Row, Table
@@ -194,11 +194,8 @@ def every_method(folder: Path) -> str:
 
 def pairs() -> list[Pair]:
     """Those whose towers have weights."""
-    vlms = [
-        name for name, folder in BRODENETTE.items() if (weights_folder() / folder / "open_clip_config.json").is_file()
-    ]
     names = [name for name in CLASSIFIERS if not name.endswith("_edited") and classifier_weights(name).is_file()]
-    return [Pair(classifier, vlm) for classifier in names for vlm in vlms]
+    return [Pair(classifier, vlm) for classifier in names for vlm in BRODENETTE]
 
 
 def main() -> None:
