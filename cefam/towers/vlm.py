@@ -198,6 +198,7 @@ def load_vlm(
 
     given = {"name": name, "pretrained": pretrained, "config": config, "cache_dir": cache_dir, "mean": mean, "std": std}
     arguments = {option: value for option, value in given.items() if value is not None}
+    bias = BRODENETTE.get(name)
     if config is not None:
         name = _register(Path(config), name)
     elif name in BRODENETTE:
@@ -229,8 +230,8 @@ def load_vlm(
                 f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
                 f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
             ) from error
-    if BRODENETTE.get(given["name"] or "") is not None:
-        model.logit_bias = nn.Parameter(torch.tensor(BRODENETTE[str(given["name"])]))
+    if bias is not None:
+        model.logit_bias = nn.Parameter(torch.tensor(bias))
     return OpenCLIP(model, tokenizer, source={"class_path": "cefam.load_vlm", "init_args": arguments})
 
 
