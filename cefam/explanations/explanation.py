@@ -27,7 +27,7 @@ class Explanation(Findings):
         return notebook(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain types; regions as run lengths of their masks."""
+        """Everything in plain types; regions as run lengths of their masks, on a photograph of at most 128 pixels."""
         return plain(self)
 
     def arrays(self) -> dict[str, Any]:

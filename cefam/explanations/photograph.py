@@ -97,9 +97,11 @@ class Photograph:
         """The picture, RGB."""
         return Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
 
-    def to_size(self, regions: Tensor) -> Tensor:
-        """Regions of the view (P, h, w) on the photograph (P, H, W); 0 outside the view."""
-        return to_photograph(regions, self.placement, self.size)
+    def to_size(self, regions: Tensor, limit: int | None = None) -> Tensor:
+        """Regions of the view (P, h, w) on the photograph (P, H, W), or on one reduced to ``limit`` pixels; 0 outside the view."""
+        share = min(1.0, limit / max(self.size)) if limit else 1.0
+        size = [max(1, round(share * side)) for side in self.size]
+        return to_photograph(regions, Placement(*(share * value for value in self.placement)), size)
 
 
 def stacked(photographs: Sequence[Photograph]) -> Tensor:

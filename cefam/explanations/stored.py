@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
+MASK_SIDE = 128  # pixels of the masks in a description: more than twice what a map has
 FORMAT, VERSION = "cefam explanation", 1
 
 
@@ -31,7 +32,9 @@ def plain(explanation: Findings) -> dict[str, Any]:
         "settings": explanation.settings,
         "warnings": explanation.warnings,
         "region_threshold": HALF,
-        "concepts": [{**row(part, explanation), "curve": part.curve, "region": part.rle()} for part in explanation],
+        "concepts": [
+            {**row(part, explanation), "curve": part.curve, "region": part.rle(limit=MASK_SIDE)} for part in explanation
+        ],
     }
 
 

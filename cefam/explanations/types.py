@@ -55,14 +55,14 @@ class ConceptExplanation:
         """The map of the chosen stage at the size of the photograph (H, W)."""
         return self.photograph.to_size(self.maps[self.stage].unsqueeze(0))[0]
 
-    def mask(self, threshold: float = HALF) -> Tensor:
-        """Where the region is above a share of its largest value: (H, W), boolean."""
-        region = self.region
+    def mask(self, threshold: float = HALF, limit: int | None = None) -> Tensor:
+        """Where the region is above a share of its largest value: (H, W), boolean; ``limit``: of a reduced photograph."""
+        region = self.photograph.to_size(self.maps[self.stage].unsqueeze(0), limit)[0]
         return region > threshold * max(float(region.max()), 1e-30)
 
-    def rle(self, threshold: float = HALF) -> Rle:
-        """:meth:`mask` in COCO's uncompressed run-length encoding."""
-        return run_lengths(self.mask(threshold))
+    def rle(self, threshold: float = HALF, limit: int | None = None) -> Rle:
+        """:meth:`mask` in COCO's uncompressed run-length encoding; its "size" says how large the mask is."""
+        return run_lengths(self.mask(threshold, limit))
 
 
 @dataclass(frozen=True, eq=False)
