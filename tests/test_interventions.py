@@ -17,7 +17,10 @@ from cefam.brodenette.scenes import class_of
 from cefam.interventions import agreement, benchmark, checks
 from cefam.interventions.edits import admissible, changed, interventions, needs
 from cefam.interventions.effects import log_odds, measure, pixels
-from cefam.interventions.rules import Asked, contribution, true_mask
+from cefam.interventions.rules import Asked, contribution, true_mask, www
+from cefam.methods import WWWRegions
+from cefam.methods.associations import Associations, AssociationsAbout
+from cefam.methods.base import Bench
 from cefam.pairs import ConceptPairs
 from tests.commands import run
 from tests.conftest import fill
@@ -148,6 +151,26 @@ def test_the_true_mask_is_filled_and_nothing_else(explainer, found):
     assert value.abs().max() > 0.1
 
 
+def test_www_sums_the_neurons_of_a_concept(explainer, found, tmp_path):
+    channel, concept = torch.tensor([3, 3, 7]), torch.tensor([1, 2, 2])
+    about = AssociationsAbout(
+        "www", {}, explainer.classifier.identity(), explainer.concepts.identity, explainer.concepts.words
+    )
+    neurons = Associations.of_stages(
+        about, [(0, channel[:1], channel[:1] * 0, torch.ones(1)), (3, channel, concept, torch.ones(3))]
+    )
+    neurons.write(tmp_path)
+    method = WWWRegions(Bench.untrained(explainer.classifier, explainer.concepts), associations=str(tmp_path))
+    values, maps = www(method)(explainer, Asked(found.image, found.target, torch.tensor([0, 1, 2]), found.masks[:3]))
+    output = explainer.classifier(found.image[None])
+    activation = output.activations[-1].clone().requires_grad_()
+    logit = explainer.classifier.resume(3, activation)[0, found.target]
+    slope = torch.autograd.grad(logit, activation)[0].sum(dim=(-2, -1))[0]
+    each = activation.detach().mean(dim=(-2, -1))[0] * slope
+    assert values.tolist() == pytest.approx([0.0, float(each[3]), float(each[3] + each[7])], rel=1e-3, abs=1e-4)
+    assert not maps[0].any()
+
+
 def test_balanced_sign_agreement_is_not_fooled_by_always_for():
     effect = torch.tensor([3.0, 2.0, 4.0, -2.0, 0.1])
     always = torch.ones(5)
@@ -227,15 +250,15 @@ def artefact(tmp_path_factory, explainer):
 
 def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(artefact, capsys, monkeypatch):
     few = dict(list(benchmark.RULES.items())[:1])
-    monkeypatch.setattr(benchmark, "rules_for", lambda explainer: few)
+    monkeypatch.setattr(benchmark, "rules_for", lambda explainer, method: few)
     asked = ["contribution-benchmark", "--artefact", artefact]
     usual, seen = benchmark.examine, []
 
-    def examine(explainer, split, index):
+    def examine(explainer, split, index, method):
         seen.append((split, index))
         if seen == [("development", 0), ("development", 1)]:
             raise KeyboardInterrupt
-        return usual(explainer, split, index)
+        return usual(explainer, split, index, method)
 
     monkeypatch.setattr(benchmark, "examine", examine)
     assert run(*asked, "--folder", "b/dev", "--scenes", 2) == 130

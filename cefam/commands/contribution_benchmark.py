@@ -10,8 +10,11 @@ from cefam.commands._options import call
 from cefam.errors import CefamError, ExistsError, MissingError
 from cefam.files import write_text
 from cefam.interventions import benchmark
+from cefam.methods import WWWRegions
+from cefam.methods.base import Bench
 from cefam.passes import Pass, Unit
-from cefam.trained import Trained
+from cefam.probe import Probe
+from cefam.trained import Trained, load_source
 
 LOOKS = "looks.jsonl"  # every look at a set of scenes, beside the folders of its runs
 RESULTS, TABLE = "benchmark.json", "benchmark.md"
@@ -22,6 +25,7 @@ def contribution_benchmark(
     folder: str,
     split: Literal["development", "confirmation", "final"] = "development",
     scenes: int = 60,
+    probe: str | None = None,
     development: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -34,6 +38,7 @@ def contribution_benchmark(
         folder: where records and table go.
         split: disjoint sets of scenes; only "development" may choose thresholds.
         scenes: how many.
+        probe: a folder of `cefam probe` of this classifier and its VLM, for the row of WWW.
         development: the folder of a development run, whose thresholds are taken; needed for the other splits.
         overwrite: replace a table that is there.
     """
@@ -46,10 +51,14 @@ def contribution_benchmark(
     trained = Trained.read(artefact)
     _check(trained)
     explainer = trained.explainer()
+    method = None
+    if probe is not None:
+        vlm = load_source("vision-language model", (trained.vlm_identity or {}).get("source"))
+        method = WWWRegions(Bench(trained, vlm, Probe.read(probe)))
     identity = [trained.classifier.fingerprint, trained.concepts.identity, trained.settings.to_dict()]
-    with Pass(target / "scenes", ["contribution-benchmark", identity, split]) as work:
+    with Pass(target / "scenes", ["contribution-benchmark", identity, split, probe is not None]) as work:
         units = [
-            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, split, index))
+            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, split, index, method))
             for index in range(scenes)
         ]
         entries = list(work.over(units, f"contributions, {split}", scenes))
@@ -95,8 +104,8 @@ def _check(trained: Trained) -> None:
         )
 
 
-def _examine(explainer: Any, split: str, index: int, target: Path) -> dict[str, Any]:
-    write_text(target, json.dumps(benchmark.examine(explainer, split, index)))
+def _examine(explainer: Any, split: str, index: int, method: WWWRegions | None, target: Path) -> dict[str, Any]:
+    write_text(target, json.dumps(benchmark.examine(explainer, split, index, method)))
     return {}
 
 

@@ -16,7 +16,8 @@ from cefam.brodenette.scenes import describe
 from cefam.interventions import agreement
 from cefam.interventions.checks import THRESHOLDS, Predictions, check, curves, sensitivity
 from cefam.interventions.effects import Effects, measure
-from cefam.interventions.rules import CONTROLS, REFERENCES, RULES, Asked, Rule, last_stages
+from cefam.interventions.rules import CONTROLS, REFERENCES, RULES, Asked, Rule, last_stages, www
+from cefam.methods import WWWRegions
 from cefam.towers.classifier import FrozenClassifier
 
 MAPPINGS = ("name", "place")
@@ -25,9 +26,10 @@ DILATION = 5  # pixels: of a mask, as FunnyBirds'
 SHUFFLED = "control: shuffled classifier"
 
 
-def rules_for(explainer: Explainer) -> dict[str, Rule]:
-    """All rows but the shuffled classifier's, which is another explainer."""
-    return {**RULES, **last_stages(explainer), **CONTROLS, **REFERENCES}
+def rules_for(explainer: Explainer, method: WWWRegions | None = None) -> dict[str, Rule]:
+    """All rows but the shuffled classifier's, which is another explainer; WWW's where it is given."""
+    others = {} if method is None else {"WWW": www(method)}
+    return {**RULES, **last_stages(explainer), **others, **CONTROLS, **REFERENCES}
 
 
 def shuffled(explainer: Explainer) -> Explainer:
@@ -47,12 +49,12 @@ def shuffled(explainer: Explainer) -> Explainer:
     return Explainer(classifier, explainer.translator, explainer.concepts, None, explainer.settings)
 
 
-def examine(explainer: Explainer, split: str, index: int) -> dict[str, Any]:
+def examine(explainer: Explainer, split: str, index: int, method: WWWRegions | None = None) -> dict[str, Any]:
     """One scene: effects, every rule's importances by both mappings, and FunnyBirds' checks; in plain types."""
     found = measure(explainer.classifier, describe(split, index))
     says = Predictions(explainer.classifier, found)
     rows: dict[str, Any] = {}
-    for name, rule in rules_for(explainer).items():
+    for name, rule in rules_for(explainer, method).items():
         rows[name] = _answers(explainer, rule, found, says)
     rows[SHUFFLED] = _answers(shuffled(explainer), RULES["contribution (paper's rule)"], found, says)
     return {

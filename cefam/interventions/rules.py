@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cefam.attribution.explainer import Explainer
 from cefam.interventions.effects import log_odds
+from cefam.methods import Activated, WWWRegions
 from cefam.pairs import ConceptPairs
 from cefam.translator import Translator
 from cefam.views import resize_regions
@@ -131,6 +132,27 @@ def _filled(explainer: Explainer, asked: Asked, mask: Tensor) -> Tensor:
         views = torch.where(mask.unsqueeze(1), color.view(1, 3, 1, 1), asked.image)
         after.append(log_odds(explainer.classifier, views, asked.target))
     return before - torch.stack(after).mean(dim=0)
+
+
+def www(method: WWWRegions) -> Rule:
+    """WWW's: the contributions of all neurons of the last stage that stand for the concept; 0 where none does."""
+    neurons, classifier = method.associations, method.bench.classifier  # type: ignore[union-attr]
+    last = neurons.stage == len(classifier.stages) - 1
+    channel, concept = neurons.channel[last], neurons.concept[last]
+
+    def rule(explainer: Explainer, asked: Asked) -> Answer:
+        images = asked.image.unsqueeze(0)
+        activated = Activated(images, classifier(images))
+        each = method.contributions(activated, torch.tensor([asked.target]))[0].double()
+        activation = activated.output.activations[-1][0].float()
+        values, maps = [], []
+        for index in asked.concepts.tolist():
+            mine = channel[concept == index]
+            values.append(each[mine].sum())
+            maps.append(activation[mine].clamp_min(0).sum(dim=0))
+        return torch.stack(values), resize_regions(torch.stack(maps), images.shape[-2:])
+
+    return rule
 
 
 def random_concepts(explainer: Explainer, asked: Asked) -> Answer:
