@@ -79,6 +79,14 @@ def test_an_explanation_is_what_the_steps_give(explainer, photographs, explained
                 if stage == part.stage:
                     assert part.contribution == found
                     assert part.curve == pytest.approx(masked.curve[0].tolist(), rel=1e-4, abs=1e-4)
+            activation = encoding.output.activations[-1][index : index + 1].clone().requires_grad_()
+            with torch.enable_grad():
+                p = explainer.classifier.probabilities(explainer.classifier.resume(3, activation))[
+                    0, explanation.target
+                ]
+                (gradient,) = torch.autograd.grad(torch.log(p / (1 - p)), activation)
+            expected = explainer.regions(images, pair).weights[-1][0] @ gradient[0].mean(dim=(-2, -1))
+            assert part.direct == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
             torch.testing.assert_close(part.maps[part.stage], explainer.regions(images, pair).maps[part.stage][0])
 
 

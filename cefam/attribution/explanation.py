@@ -50,6 +50,7 @@ def explain(
     predicted = probabilities.argmax(dim=1)
     targets = predicted if target is None else torch.as_tensor(target).to(predicted).expand(len(predicted))
     masked = _contributions(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
+    direct = explainer.direct_effect(encoding, pairs, targets, regions).tolist()
     teacher = _teacher(explainer, views)
     baseline = encoding.similarity.mean(dim=1).tolist()
     parts = []
@@ -66,6 +67,7 @@ def explain(
             present=similar >= baseline[image],
             distrust=explainer.doubts.get(concept.number, ""),
             **masked[row],
+            direct=direct[row],
             vlm_similarity=float(teacher[0][image, index]) if teacher else None,
             vlm_score=float(teacher[1][image, index]) if teacher else None,
         )

@@ -138,6 +138,7 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
         "association": part.association,
         "contribution": part.contribution,
         "contributions": part.contributions,
+        "direct": part.direct,
         "curve": part.curve,
         "bar": 100 * (part.contribution or 0.0) / most,
         "present": part.present,

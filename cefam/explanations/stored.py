@@ -52,6 +52,7 @@ def row(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
         "association": part.association,
         "contribution": part.contribution,
         "contributions": part.contributions,
+        "direct_effect": part.direct,
         "present": part.present,
         "distrust": part.distrust,
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cefam.attribution.direct import class_gradient
 from cefam.attribution.explainer import Explainer
 from cefam.interventions.effects import log_odds
 from cefam.methods import Activated, WWWRegions
@@ -74,33 +75,21 @@ def score(explainer: Explainer, asked: Asked) -> Answer:
     return (found - found.mean())[asked.concepts].double(), _associated(explainer, asked)
 
 
-def _class_gradient(explainer: Explainer, asked: Asked) -> tuple[Tensor, Tensor]:
-    """The last stage's map (C, h, w) and the gradient of the class's log-odds with respect to it."""
-    classifier, images = explainer.classifier, asked.image.unsqueeze(0)
-    again = classifier.rerun(classifier(images), images, torch.zeros(1, dtype=torch.long), first=-1)
-    with torch.enable_grad():
-        probability = classifier.probabilities(again.logits)[0, asked.target]
-        value = probability.log() - (-probability).log1p()
-        raw = torch.autograd.grad(value, again.sources[-1])[0]
-    stage = len(classifier.stages) - 1
-    activation = again.activations[-1].detach()
-    return activation[0], classifier.as_map(stage, raw, activation)[0]
-
-
-def class_gradient(explainer: Explainer, asked: Asked) -> Answer:
-    """Inner product of the concept's channel weights with the class's mean gradient, at the last stage."""
+def direct(explainer: Explainer, asked: Asked) -> Answer:
+    """The direct effect: the concept's channel weights times the class's mean gradient, at the last stage."""
     images, pairs = _pairs(asked)
-    regions = explainer.regions(images, pairs)
-    _, gradient = _class_gradient(explainer, asked)
-    return regions.weights[-1].double() @ gradient.mean(dim=(-2, -1)).double(), resize_regions(
-        regions.maps[-1], images.shape[-2:]
-    )
+    encoding = explainer.encode(images)
+    regions = explainer.regions(encoding, pairs)
+    value = explainer.direct_effect(encoding, pairs, asked.target, regions)
+    return value, resize_regions(regions.maps[-1], images.shape[-2:])
 
 
 def gradient_activation(explainer: Explainer, asked: Asked) -> Answer:
     """Gradient x activation of the class at the last stage, averaged over the concept's region."""
     region = _associated(explainer, asked)
-    activation, gradient = _class_gradient(explainer, asked)
+    encoding = explainer.encode(asked.image.unsqueeze(0))
+    gradient = class_gradient(explainer.classifier, encoding, torch.tensor([asked.target]))[0]
+    activation = encoding.output.activations[-1][0]
     effect = resize_regions((activation * gradient).sum(dim=0, keepdim=True), region.shape[-2:])[0]
     weight = region / region.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     return (weight * effect).sum(dim=(-2, -1)).double(), region
@@ -188,7 +177,7 @@ RULES: dict[str, Rule] = {
     "contribution, branch": contribution(derivative="branch"),
     "contribution, branch, m^l mask": contribution(preset="paper", derivative="branch"),
     "score alone": score,
-    "beta . class gradient": class_gradient,
+    "direct effect": direct,
     "gradient x activation": gradient_activation,
     "region filled in the picture": region_masked,
 }

@@ -1,0 +1,44 @@
+"""The direct effect: how a concept's direction in the last stage moves the class's log-odds. Ours; docs/contributions.md judges it."""
+
+import torch
+from torch import Tensor
+
+from cefam.attribution.encoding import Encoding, single_precision
+from cefam.pairs import ConceptPairs
+from cefam.towers.classifier import FrozenClassifier
+
+
+@torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
+@torch.no_grad()
+def class_gradient(classifier: FrozenClassifier, encoding: Encoding, target: Tensor) -> Tensor:
+    """Gradient of each image's log-odds of a class with respect to the last stage's map (B, C, H, W).
+
+    Args:
+        classifier: the frozen classifier.
+        encoding: of the images.
+        target: the classes (B,).
+    """
+    every = torch.arange(len(target), device=encoding.device)
+    with single_precision(encoding.device):
+        again = classifier.rerun(encoding.output, encoding.images, every, first=-1)
+        with torch.enable_grad():
+            p = classifier.probabilities(again.logits).gather(1, target.unsqueeze(1)).clamp(1e-12, 1 - 1e-12)
+            (raw,) = torch.autograd.grad((p.log() - (-p).log1p()).sum(), again.sources)
+        last = len(classifier.stages) - 1
+        return classifier.as_map(last, raw.float(), encoding.output.activations[-1])
+
+
+def direct_effect(
+    classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, weights: Tensor, target: Tensor
+) -> Tensor:
+    """Inner product of a concept's channel weights with the class's gradient, the mean over the last stage's map (P,), double.
+
+    Args:
+        classifier: the frozen classifier.
+        encoding: of the images.
+        pairs: P pairs.
+        weights: beta of the last stage (P, C).
+        target: the classes (B,).
+    """
+    gradient = class_gradient(classifier, encoding, target).mean(dim=(-2, -1))
+    return (weights.double() * gradient[pairs.image].double()).sum(dim=1)
