@@ -24,6 +24,27 @@ def test_the_notebook_runs(tmp_path, capsys):
     assert "blue bird: 0." in printed
 
 
+def test_the_notebook_with_its_output_runs_and_is_static(capsys):
+    notebook = json.loads((ROOT / "examples" / "explaining.ipynb").read_text())
+    namespace = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+    assert namespace["status"] == 0
+    assert namespace["comparison"].predicted.predicted_name == "canary"
+    assert "with " in capsys.readouterr().out
+    shown = [
+        output["data"]["text/html"][0]
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if "text/html" in output.get("data", {})
+    ]
+    assert shown
+    for page in shown:
+        assert "<script" not in page
+        assert 'src="http' not in page
+
+
 @pytest.mark.processes
 def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path):
     status, printed = command(sys.executable, ROOT / "docs" / "site.py", tmp_path / "site")
