@@ -35,7 +35,7 @@ def explained(explainer, images):
         if all(stage.resumable for stage in explainer.classifier.stages):
             contribution = explainer.contribution(encoding, RAGGED, None, 3, association.argmax(dim=1), regions)
             found += [contribution.value, contribution.curve]
-    explainer.explain(images, 3, 3)
+    explainer.explain(images, 3, num_channels=3)
     return found
 
 

@@ -11,7 +11,7 @@ from cefam.towers.classifier import FrozenClassifier
 @torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
 @torch.no_grad()
 def class_gradient(classifier: FrozenClassifier, encoding: Encoding, target: Tensor) -> Tensor:
-    """Gradient of each image's log-odds of a class with respect to the last stage's map (B, C, H, W).
+    """Gradient of each image's log-odds of a class with respect to the last stage's map (B, C, H, W); NaN where there is no gradient.
 
     Args:
         classifier: the frozen classifier.
@@ -21,6 +21,8 @@ def class_gradient(classifier: FrozenClassifier, encoding: Encoding, target: Ten
     every = torch.arange(len(target), device=encoding.device)
     with single_precision(encoding.device):
         again = classifier.rerun(encoding.output, encoding.images, every, first=-1)
+        if not again.logits.requires_grad:
+            return torch.full_like(encoding.output.activations[-1], torch.nan)
         with torch.enable_grad():
             p = classifier.probabilities(again.logits).gather(1, target.unsqueeze(1)).clamp(1e-12, 1 - 1e-12)
             (raw,) = torch.autograd.grad((p.log() - (-p).log1p()).sum(), again.sources)

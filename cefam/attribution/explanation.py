@@ -1,5 +1,6 @@
 """Putting an explanation together: which concepts, their regions, their contributions, and what the reader should know."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def explain(
     parts = []
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
         concept, similar = explainer.concepts.concepts[index], float(encoding.similarity[image, index])
-        part = ConceptExplanation(
+        parts.append(ConceptExplanation(
             concept=concept,
             score=float(scores[image, index]),
             similarity=similar,
@@ -67,11 +68,10 @@ def explain(
             present=similar >= baseline[image],
             distrust=explainer.doubts.get(concept.number, ""),
             **masked[row],
-            direct=direct[row],
+            direct=None if math.isnan(direct[row]) else direct[row],
             vlm_similarity=float(teacher[0][image, index]) if teacher else None,
             vlm_score=float(teacher[1][image, index]) if teacher else None,
-        )
-        parts.append(part)
+        ))  # fmt: skip
     about = {**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k}
     return [
         _of_image(

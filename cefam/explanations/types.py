@@ -29,7 +29,7 @@ class ConceptExplanation:
         curve: share of the class probability that is lost after 0 .. K masked channels.
         contributions: at every stage, where that was asked for.
         direct: how the concept's direction in the last stage moves the class's log-odds; of all rules tried it agrees best in sign with
-            what edits of concepts do.
+            what edits of concepts do. ``None`` where the classifier has no gradient.
         vlm_similarity: what the VLM itself says, where it is at hand.
         vlm_score: its probability.
         present: whether the image is at least as similar to this concept as to the average one.
@@ -47,7 +47,7 @@ class ConceptExplanation:
     curve: list[float] = field(repr=False)
     photograph: Photograph = field(repr=False)
     contributions: list[float] | None = None
-    direct: float = 0.0
+    direct: float | None = None
     vlm_similarity: float | None = None
     vlm_score: float | None = None
     present: bool = True

@@ -49,6 +49,7 @@ def ordered(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
 def spearman(value: Tensor, effect: Tensor) -> float:
     """Rank correlation of one scene's concepts; NaN where all values or all effects are equal.
 
+    >>> import torch
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0]))
     1.0
     """
