@@ -32,9 +32,16 @@ def test_one_photograph(explain, photograph, capsys):
     assert "VLM's own" in Path("x.html").read_text()
     assert explain(photograph, "--out", "x.html") == 1
     assert "x.html already exists" in capsys.readouterr().err
-    assert explain(photograph, "--out", "x.html", "--overwrite", "true") == 0
+    assert explain(photograph, "--out", "x.html", "--overwrite") == 0
     assert explain(photograph) == 0
     assert Path("runs/explain/000.png.html").is_file()
+
+
+def test_the_page_is_opened(explain, photograph, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert explain("--open", photograph, "--out", "x.html") == 0
+    assert opened == [Path("x.html").resolve().as_uri()]
 
 
 def test_json_in_a_pipe(explain, photograph, capsys):

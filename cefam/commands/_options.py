@@ -96,25 +96,27 @@ def _at_home(value: Any) -> Any:
     return value
 
 
-def with_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """The arguments with the values that follow an option for a list of strings made one list, as the parser takes it.
+def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """The arguments as the parser takes them: a list of strings as one value, and a switch with its "true".
 
-    >>> def draw(methods: list[str] | None = None, out: str = "") -> None: ...
-    >>> with_lists(draw, ["--methods", "a b", "c", "--out", "x.png"])
-    ['--methods', '["a b", "c"]', '--out', 'x.png']
+    >>> def draw(methods: list[str] | None = None, out: str = "", open: bool = False) -> None: ...
+    >>> completed(draw, ["--methods", "a b", "c", "--open", "--out", "x.png"])
+    ['--methods', '["a b", "c"]', '--open', 'true', '--out', 'x.png']
     """
-    hints = {name: str(parameter.annotation) for name, parameter in inspect.signature(function).parameters.items()}
-    lists = {f"--{name}" for name, hint in hints.items() if "list[str]" in hint or "Sequence[str]" in hint}
+    hints = {f"--{name}": str(each.annotation) for name, each in inspect.signature(function).parameters.items()}
     found: list[str] = []
     at = 0
     while at < len(arguments):
         word, at = arguments[at], at + 1
         found.append(word)
-        if word in lists:
+        hint = hints.get(word, "")
+        if "list[str]" in hint or "Sequence[str]" in hint:
             end = next((n for n in range(at, len(arguments)) if arguments[n].startswith("--")), len(arguments))
             values, at = arguments[at:end], end
             written = len(values) == 1 and values[0].startswith("[")
             found += values if written or not values else [json.dumps(values, ensure_ascii=False)]
+        elif hint == "<class 'bool'>" and (at == len(arguments) or arguments[at].lower() not in ("true", "false")):
+            found.append("true")
     return found
 
 
@@ -127,7 +129,8 @@ def call(
 ) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
 
-    ``--why-not`` is the same as ``--why_not``; an option that takes a list may be followed by its values: ``--concept fur wing``.
+    ``--why-not`` is the same as ``--why_not``; an option that takes a list may be followed by its values (``--concept fur wing``), a
+    switch needs none (``--open``).
 
     Args:
         verb: for messages.
@@ -137,7 +140,7 @@ def call(
         values: what they are.
     """
     arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
-    arguments = with_lists(function, arguments)
+    arguments = completed(function, arguments)
     parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     if positional:
