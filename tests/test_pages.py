@@ -168,6 +168,22 @@ def test_text_stands_out_in_both_themes(open_page, scheme):
     assert (luminance(paper) < 0.1) == (scheme == "dark")
 
 
+def test_it_prints_without_controls(open_page):
+    page = open_page()
+    assert page.locator("#tools").is_visible()
+    page.emulate_media(media="print")
+    assert not page.locator("#tools").is_visible()
+    assert page.locator("#concepts").is_visible()
+
+
+def test_pictures_have_words(open_page):
+    page = open_page()
+    labels = page.locator(".picture").evaluate_all("all => all.map((each) => each.getAttribute('aria-label'))")
+    assert len(labels) == 9
+    assert all("strongest at" in label or "nowhere" in label for label in labels[1:])
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
 def test_files_are_saved_out_of_the_page(open_page, explained):
     page = open_page()
     page.get_by_text("Settings and files").click()

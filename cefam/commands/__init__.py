@@ -24,6 +24,7 @@ VERBS = {
     "prepare": Verb(
         "cefam.commands.prepare:run", "convert ImageNet, ImageNet-S, Broden, images or drawn scenes into shards"
     ),
+    "verify": Verb("cefam.commands.verify:run", "read shards, features or an artefact again, and compare"),
     "features": Verb("cefam.commands.features:run", "run both frozen networks once and cache their outputs"),
     "probe": Verb("cefam.commands.probe:run", "one pass over a probe set, to associate neurons with concepts"),
     "associate": Verb("cefam.commands.associate:run", "which neurons stand for which concepts, from a probe"),

@@ -1,0 +1,125 @@
+"""``cefam verify``: reads everything in a folder again: shards, a feature cache, or an exported artefact."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cefam.commands._options import call
+from cefam.datasets import storage
+from cefam.datasets.contract import MANIFEST, Manifest
+from cefam.datasets.shards import read_shard
+from cefam.errors import CefamError, MissingError
+
+BLOCK = 2**20
+
+
+def verify(folders: list[str]) -> None:
+    """Read folders of shards, feature caches and artefacts again, and compare them with what they say of themselves.
+
+    Every problem is printed; the status is 1 where there is one.
+
+    Args:
+        folders: local ones, or URLs of shards.
+    """
+    problems = 0
+    for folder in folders:
+        checks, said = _checks(folder)
+        problems += _run(folder, checks)
+        print(f"{folder}: {said}")
+    if problems:
+        raise CefamError(f"{problems} problem(s) were found: copy the files again, or make them again.")
+
+
+def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
+    """What to check, by name, and what the folder is."""
+    if storage.exists(storage.join(folder, MANIFEST)):
+        kind = _kind(folder)
+        if kind == "cefam-shards":
+            manifest = Manifest.read(folder)
+            known = {label["number"] for label in manifest.labels}
+            checks = [
+                (shard["file"], partial(_shard, storage.join(folder, shard["file"]), shard, known))
+                for shard in manifest.shards
+            ]
+            pairs = f"{manifest.num_samples} samples, {manifest.num_pairs} (mask, label) pairs"
+            return checks, f"{len(checks)} shards, {pairs}"
+        if kind == "cefam-features":
+            from cefam.datasets.features import FeatureManifest
+
+            features = FeatureManifest.read(folder)
+            files = [entry for entry in features.files if entry["file"]]
+            widths = [*features.classifier["channels"], features.vlm["embedding_dim"]]
+            checks = [(e["file"], partial(_features, Path(folder) / e["file"], e["rows"], widths)) for e in files]
+            return checks, f"{len(files)} files of features, {features.num_rows} rows"
+        raise CefamError(f"{folder} holds {kind!r}: shards, features and artefacts can be verified.")
+    if (Path(folder) / "config.json").is_file():
+        return [("artefact", partial(_artefact, folder))], "an artefact"
+    raise MissingError(f"{folder} holds neither shards nor features nor an artefact: name a folder that cefam made.")
+
+
+def _kind(folder: str) -> str:
+    try:
+        return str(json.loads(storage.read_text(storage.join(folder, MANIFEST)))["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CefamError(f"{storage.join(folder, MANIFEST)} is not a manifest of cefam.") from error
+
+
+def _run(folder: str, checks: list[tuple[str, Any]]) -> int:
+    """Print the problems of all checks; how many there are."""
+    from rich.progress import track
+
+    count = 0
+    for name, check in track(checks, f"verify {Path(folder).name}"):
+        try:
+            problems = list(check())
+        except CefamError as error:
+            problems = [str(error)]
+        count += len(problems)
+        for problem in problems:
+            print(f"{name}: {problem}")
+    return count
+
+
+def _shard(place: str, said: dict[str, Any], known: set[int]) -> Iterator[str]:
+    """Bytes, samples, photographs, masks and labels of a shard."""
+    digest = hashlib.sha256()
+    with storage.opened(place) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != said["sha256"]:
+        yield "its bytes are others than when it was written"
+    for sample in read_shard(place, said["samples"]):
+        sample.picture()
+        unknown = {label for mask in sample.masks for label in mask.labels} - known
+        if unknown:
+            yield f"a mask of {sample.id} has label {min(unknown)}, which the manifest does not name"
+
+
+def _features(path: Path, rows: int, widths: list[int]) -> Iterator[str]:
+    """Shapes and values of a file of features."""
+    from cefam.towers.zoo import read_state_dict
+
+    found = read_state_dict(path)
+    names = [*(f"pooled.{stage}" for stage in range(len(widths) - 1)), "embedding"]
+    for name, width in zip(names, widths, strict=True):
+        shape = tuple(found[name].shape) if name in found else None
+        if shape != (rows, width):
+            yield f"{name} is {shape}, its manifest says {(rows, width)}"
+        elif not bool(found[name].isfinite().all()):
+            yield f"{name} holds values that are not finite"
+
+
+def _artefact(folder: str) -> Iterator[str]:
+    """An artefact, without building its networks."""
+    from cefam.trained import read_stored
+
+    read_stored(folder)
+    yield from ()
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("verify", verify, arguments, positional="folders")
