@@ -85,7 +85,8 @@ def test_an_explanation_is_what_the_steps_give(explainer, photographs, explained
                     0, explanation.target
                 ]
                 (gradient,) = torch.autograd.grad(torch.log(p / (1 - p)), activation)
-            expected = explainer.regions(images, pair).weights[-1][0] @ gradient[0].mean(dim=(-2, -1))
+            importance, gradient = explainer.regions(images, pair).importance[-1][0], gradient[0].mean(dim=(-2, -1))
+            expected = importance @ gradient / importance.norm() / gradient.norm()
             assert part.direct == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
             torch.testing.assert_close(part.maps[part.stage], explainer.regions(images, pair).maps[part.stage][0])
 

@@ -1,6 +1,7 @@
-"""The direct effect: how a concept's direction in the last stage moves the class's log-odds. Ours; docs/contributions.md judges it."""
+"""The direct effect: how far what a concept takes from the last stage is what the class lives on. Ours, see docs/contributions.md."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.encoding import Encoding, single_precision
@@ -31,16 +32,16 @@ def class_gradient(classifier: FrozenClassifier, encoding: Encoding, target: Ten
 
 
 def direct_effect(
-    classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, weights: Tensor, target: Tensor
+    classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, importance: Tensor, target: Tensor
 ) -> Tensor:
-    """Inner product of a concept's channel weights with the class's gradient, the mean over the last stage's map (P,), double.
+    """Cosine of a concept's importances at the last stage with the class's gradient, averaged over the map: (P,), double, in [-1, 1].
 
     Args:
         classifier: the frozen classifier.
         encoding: of the images.
         pairs: P pairs.
-        weights: beta of the last stage (P, C).
+        importance: beta * z of the last stage (P, C).
         target: the classes (B,).
     """
     gradient = class_gradient(classifier, encoding, target).mean(dim=(-2, -1))
-    return (weights.double() * gradient[pairs.image].double()).sum(dim=1)
+    return F.cosine_similarity(importance.double(), gradient[pairs.image].double(), dim=1)

@@ -218,16 +218,16 @@ class Explainer:
         target: int | Tensor | None = None,
         regions: Regions | None = None,
     ) -> Tensor:
-        """How a concept's direction in the last stage moves the class's log-odds (P,), double: beside the paper's contribution.
+        """How far what a concept takes from the last stage is what the class lives on (P,), double: beside the paper's contribution.
 
-        The inner product of the concept's channel weights there with the class's mean gradient. One backward pass for all pairs; of all
-        rules tried it agrees best in sign with what edits of concepts do (docs/contributions.md). Arguments as for
-        :meth:`contribution`.
+        The cosine of the concept's importances beta * z there with the mean gradient of the class's log-odds, in [-1, 1]. One backward
+        pass for all pairs; of the rules tried it agrees best with what edits of concepts do (docs/contributions.md). NaN where the
+        classifier has no gradient. Arguments as for :meth:`contribution`.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
-        return direct_effect(self.classifier, encoding, pairs, regions.weights[-1], self._classes(encoding, target))
+        return direct_effect(self.classifier, encoding, pairs, regions.importance[-1], self._classes(encoding, target))
 
     def _classes(self, encoding: Encoding, target: int | Tensor | None) -> Tensor:
         """The class of each image (B,): as given, or its most probable one."""

@@ -76,7 +76,7 @@ def score(explainer: Explainer, asked: Asked) -> Answer:
 
 
 def direct(explainer: Explainer, asked: Asked) -> Answer:
-    """The direct effect: the concept's channel weights times the class's mean gradient, at the last stage."""
+    """The direct effect: the cosine of the concept's importances with the class's mean gradient, at the last stage."""
     images, pairs = _pairs(asked)
     encoding = explainer.encode(images)
     regions = explainer.regions(encoding, pairs)
