@@ -22,6 +22,7 @@ from cefam.explanations.text import summary
 from cefam.towers.naming import class_number
 from cefam.views import View
 from tests.conftest import fill
+from tests.test_explain import explainer_of
 
 MARKUP = '<b>"it\'s" & </script>'
 
@@ -276,3 +277,24 @@ def test_classes_by_name():
             class_number(names, 3, wanted)
     with pytest.raises(CefamError, match="give the index of 'heron', below 5"):
         class_number(None, 5, "heron")
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit", "timm vit", "swin", "bypass"])
+@pytest.mark.parametrize(("preset", "probability"), [("published", "softmax"), ("paper", "sigmoid")])
+def test_every_architecture_is_explained(kind, preset, probability, tmp_path):
+    explainer, images = explainer_of(kind, preset, probability, num_channels=3)
+    for explanation in explainer.explain(images, top_k=3, every_stage=True):
+        index = int(explanation.name.split()[1])
+        for part in explanation:
+            pair = ConceptPairs(torch.tensor([index]), torch.tensor([int(part.concept.word)]))
+            assert len(part.maps) == len(part.association) == len(explainer.classifier.stages)
+            assert -1 <= part.direct <= 1
+            if kind == "bypass":
+                assert part.contribution is None
+                continue
+            expected = explainer.contribution(images, pair, stage=torch.tensor([part.stage]))
+            assert part.contribution == pytest.approx(float(expected.value), rel=1e-3, abs=1e-5)
+            assert part.contributions[part.stage] == part.contribution
+        said = " ".join(explanation.warnings)
+        assert ("by-passes" in said) == (kind == "bypass")
+        assert explanation.save(tmp_path / f"{index}.html").stat().st_size > 1000
