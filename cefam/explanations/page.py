@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from cefam.explanations import maps
 from cefam.explanations.stored import as_csv, as_json
@@ -29,9 +30,7 @@ PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("botto
 def environment() -> Environment:
     """The templates; everything that is filled in is escaped."""
     # Pages hold data of a user: a name that is missing is an error here, not an empty place.
-    return Environment(
-        loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
-    )
+    return Environment(loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined)
 
 
 @cache
@@ -198,27 +197,22 @@ def _row(part: ConceptExplanation, explanation: Findings, largest: float, most: 
     )
 
 
-def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Any:
+def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Image.Image:
     """The photograph, small, with a region over it."""
-    from PIL import Image
-
     photograph = explanation.photograph
     small = photograph.picture.copy()
-    if part is not None:
-        values = maps.density(part, part.stage, explanation.baseline)
-        region = maps.grey(photograph.to_size(values.unsqueeze(0))[0], largest).resize(small.size)
-        colored = region.convert("P")
-        colored.putpalette(maps.palette("viridis").tobytes())
-        opacity = region.point([min(200, 3 * value) for value in range(256)])
-        small = Image.composite(colored.convert("RGB"), small, opacity)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return small
+    if part is None:
+        return small
+    values = maps.density(part, part.stage, explanation.baseline)
+    region = maps.grey(photograph.to_size(values.unsqueeze(0), THUMBNAIL)[0], largest).resize(small.size)
+    colored = region.convert("P")
+    colored.putpalette(maps.palette("viridis").tobytes())
+    opacity = region.point([min(200, 3 * value) for value in range(256)])
+    return Image.composite(colored.convert("RGB"), small, opacity)
 
 
-def index(title_: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
+def index(heading: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
     """A page that links others: a row per entry, whose "link" is under its first column."""
-    return (
-        environment()
-        .get_template("index.html")
-        .render(title=title_, entries=entries, columns=columns, css=text_of("base.css"))
-    )
+    template = environment().get_template("index.html")
+    return template.render(title=heading, entries=entries, columns=columns, css=text_of("base.css"))
