@@ -221,7 +221,7 @@ class Explainer:
         """How far what a concept takes from the last stage is what the class lives on (P,), double: beside the paper's contribution.
 
         The cosine of the concept's importances beta * z there with the mean gradient of the class's log-odds, in [-1, 1]. One backward
-        pass for all pairs; of the rules tried it agrees best with what edits of concepts do (docs/contributions.md). NaN where the
+        pass for all pairs; of the rules tried its sign agrees best with what edits of concepts do (docs/contributions.md). NaN where the
         classifier has no gradient. Arguments as for :meth:`contribution`.
         """
         encoding = self._encoded(images)

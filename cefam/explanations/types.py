@@ -28,8 +28,8 @@ class ConceptExplanation:
             ``None`` where a stage is by-passed.
         curve: share of the class probability that is lost after 0 .. K masked channels.
         contributions: at every stage, where that was asked for.
-        direct: cosine of the concept's importances at the last stage with the gradient of the class's log-odds: of the rules tried it
-            agrees best with what edits of concepts do. ``None`` where the classifier has no gradient.
+        direct: cosine of the concept's importances at the last stage with the gradient of the class's log-odds: of the rules tried its
+            sign agrees best with what edits of concepts do. ``None`` where the classifier has no gradient.
         vlm_similarity: what the VLM itself says, where it is at hand.
         vlm_score: its probability.
         present: whether the image is at least as similar to this concept as to the average one.
