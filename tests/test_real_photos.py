@@ -59,19 +59,8 @@ def test_the_example_runs_from_photographs_to_the_table(few, monkeypatch):
     run("fit", "--config", example / "fit.yaml", *options, *quiet)
     run("export", "--checkpoint", "runs/real_photos/fit/checkpoints/best.ckpt", "--folder", "runs/real_photos/artefact")
     three = sorted(path for path in (few / "images").rglob("*") if path.is_file())[:3]
-    assert (
-        run(
-            "explain",
-            *three,
-            "--artefact",
-            "runs/real_photos/artefact",
-            "--out",
-            "runs/real_photos/pages",
-            "--top_k",
-            3,
-        )
-        == 0
-    )
+    options = ["--artefact", "runs/real_photos/artefact", "--out", "runs/real_photos/pages", "--top_k", 3]
+    run("explain", *three, *options)
     pages = sorted(Path("runs/real_photos/pages").glob("*.html"))
     assert len(pages) == 4  # and the index
     options = [
