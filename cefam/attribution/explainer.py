@@ -278,6 +278,7 @@ class Explainer:
         top_k: int = 8,
         target: int | None = None,
         concepts: Sequence[str | int] | ConceptSet | None = None,
+        num_channels: int | None = None,
     ) -> Comparison:
         """Compare the predicted class with another one (Fig. 7).
 
@@ -287,6 +288,7 @@ class Explainer:
             top_k: concepts with the largest effect that are shown for each class.
             target: compared in place of the predicted class.
             concepts: as for :meth:`explain`.
+            num_channels: as for :meth:`explain`.
 
         Returns:
             Both explanations, and, for the concepts that speak most for the one rather than the other, how much of their region must
@@ -296,7 +298,7 @@ class Explainer:
             CefamError: where both classes are the same, or one does not exist.
         """
         asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        return why_not(asker, photograph, other, top_k, target, candidates)
+        return why_not(asker, photograph, other, top_k, target, candidates, num_channels)
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that knows these concepts, too, and the indices that they have there."""

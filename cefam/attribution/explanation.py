@@ -55,31 +55,37 @@ def explain(
     teacher = _teacher(explainer, views)
     baseline = encoding.similarity.mean(dim=1).tolist()
     parts = []
+    # Everything comes to the host at once, not number by number.
+    score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
+    said = [each.gather(1, best).flatten().tolist() for each in teacher or ()]
+    maps = [of_stage.cpu() for of_stage in regions.maps]
+    chosen, association = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
-        concept, similar = explainer.concepts.concepts[index], float(encoding.similarity[image, index])
+        concept = explainer.concepts.concepts[index]
         parts.append(ConceptExplanation(
             concept=concept,
-            score=float(scores[image, index]),
-            similarity=similar,
-            stage=int(stage[row]),
-            association=associations[row].tolist(),
-            maps=[of_stage[row].cpu() for of_stage in regions.maps],
+            score=score[row],
+            similarity=similar[row],
+            stage=chosen[row],
+            association=association[row],
+            maps=[of_stage[row] for of_stage in maps],
             photograph=photographs[image],
-            present=similar >= baseline[image],
+            present=similar[row] >= baseline[image],
             distrust=explainer.doubts.get(concept.number, ""),
             **masked[row],
             direct=None if math.isnan(direct[row]) else direct[row],
-            vlm_similarity=float(teacher[0][image, index]) if teacher else None,
-            vlm_score=float(teacher[1][image, index]) if teacher else None,
+            vlm_similarity=said[0][row] if said else None,
+            vlm_score=said[1][row] if said else None,
         ))  # fmt: skip
+    known, classes = probabilities.cpu(), targets.tolist()
     about = {**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k}
     return [
         _of_image(
             explainer,
             photograph,
             parts[image * count : (image + 1) * count],
-            probabilities[image],
-            int(targets[image]),
+            known[image],
+            classes[image],
             {"baseline": baseline[image], "settings": about},
         )
         for image, photograph in enumerate(photographs)
@@ -148,11 +154,13 @@ def _contributions(
         return [{"contribution": None, "curve": []}] * len(pairs)
     masked = [stage] if not every_stage else [torch.full_like(stage, index) for index in range(len(stages))]
     found = [explainer.contribution(encoding, pairs, targets, settings.num_channels, each, regions) for each in masked]
+    values = [of_stage.value.tolist() for of_stage in found]
+    curves = [of_stage.curve.tolist() for of_stage in found]
     rows = []
     for row, chosen in enumerate(stage.tolist()):
-        here = found[chosen if every_stage else 0]
-        each = [float(of_stage.value[row]) for of_stage in found] if every_stage else None
-        rows.append({"contribution": float(here.value[row]), "curve": here.curve[row].tolist(), "contributions": each})
+        here = chosen if every_stage else 0
+        each = [of_stage[row] for of_stage in values] if every_stage else None
+        rows.append({"contribution": values[here][row], "curve": curves[here][row], "contributions": each})
     return rows
 
 

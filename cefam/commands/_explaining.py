@@ -1,5 +1,6 @@
 """What explain, summarize and doctor share: an artefact ready to explain, photographs of files and folders."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +93,9 @@ def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
             found.append((path.name, path))
         else:
             raise MissingError(f"There is no photograph or folder {given}.")
-    names = [name for name, _ in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise CefamError(f"Two photographs are called {twice}: explain them in two runs.")
+    name, count = Counter(name for name, _ in found).most_common(1)[0]
+    if count > 1:
+        raise CefamError(f"Two photographs are called {name}: explain them in two runs.")
     return found
 
 

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
     """Functions that give a photograph and what is known to be in it."""
     if len(images) == 1 and is_shards(images[0]):
         manifest = Manifest.read(images[0])
-        samples = [s for place, number in manifest.counts(images[0]).items() for s in read_shard(place, number)]
-        return [lambda sample=sample: _of_sample(opened, sample) for sample in samples[:count]]
+        samples = (s for place, number in manifest.counts(images[0]).items() for s in read_shard(place, number))
+        return [lambda sample=sample: _of_sample(opened, sample) for sample in islice(samples, count)]
     return [lambda path=path: (opened.photograph(path), None) for _, path in photographs_of(images)[:count]]
 
 

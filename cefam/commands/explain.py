@@ -88,7 +88,9 @@ def explain(
         "every_stage": every_stage,
     }
     if other is not None:
-        compared = opened.explainer.why_not(opened.photograph(found[0][1]), other, count, wanted, candidates)
+        compared = opened.explainer.why_not(
+            opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels
+        )
         made = [compared.save(place)]
         _tell(compared, json)
     elif single:
