@@ -9,10 +9,10 @@ from markupsafe import Markup
 from torch import Tensor
 
 from cefam.explanations import maps
-from cefam.explanations.page import data_uri, environment, text_of
+from cefam.explanations.page import data_uri, environment
 from cefam.explanations.photograph import Photograph
 from cefam.explanations.stored import plain, row
-from cefam.explanations.text import percent, signed, summary
+from cefam.explanations.text import percent, summary
 from cefam.explanations.types import ConceptExplanation, Findings
 from cefam.files import write_text
 
@@ -119,8 +119,6 @@ def differences(predicted: Findings, other: Findings) -> list[tuple[ConceptExpla
 
 def page(compared: Comparison) -> str:
     """The page of two classes side by side."""
-    import cefam
-
     photograph = compared.predicted.photograph
     sides = []
     for explanation in (compared.predicted, compared.other):
@@ -140,10 +138,6 @@ def page(compared: Comparison) -> str:
             flips=flips,
             photograph=Markup(maps.jpeg(photograph)),
             json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
-            css=text_of("base.css"),
-            percent=percent,
-            signed=signed,
-            version=cefam.__version__,
         )
     )
 

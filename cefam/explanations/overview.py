@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cefam.explanations.page import as_data, environment, fingerprint, text_of
+from cefam.explanations.page import as_data, environment, text_of
 from cefam.explanations.text import percent, signed
 from cefam.explanations.types import Findings
 
@@ -183,11 +183,8 @@ class Overview:
             examples: pictures by the number of their concept.
             largest: how many concepts get a card.
         """
-        import cefam
-
         shown = self.carriers[:largest]
         most = max((abs(each.mean) for each in shown), default=0.0) or 1.0
-        script = text_of("overview.js")
         cards = [
             (each, 100 * each.mean / most, [(n, Markup(p), t) for n, p, t in examples.get(each.number, [])])
             for each in shown
@@ -199,11 +196,6 @@ class Overview:
                 it=self,
                 cards=cards,
                 data=as_data([{"mean": c.mean, "share": c.share, "spread": c.spread, "word": c.word} for c in shown]),
-                css=text_of("base.css"),
-                script=script,
-                script_hash=fingerprint(script),
-                percent=percent,
-                signed=signed,
-                version=cefam.__version__,
+                script=text_of("overview.js"),
             )
         )

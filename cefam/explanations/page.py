@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from cefam import __version__
 from cefam.explanations import maps
 from cefam.explanations.stored import as_csv, as_json
 from cefam.explanations.text import percent, signed, title
@@ -30,7 +31,15 @@ PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("botto
 def environment() -> Environment:
     """The templates; everything that is filled in is escaped."""
     # Pages hold data of a user: a name that is missing is an error here, not an empty place.
-    return Environment(loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined)
+    found = Environment(loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined)
+    found.globals |= {
+        "version": __version__,
+        "percent": percent,
+        "signed": signed,
+        "text_of": text_of,
+        "fingerprint": fingerprint,
+    }
+    return found
 
 
 @cache
@@ -66,8 +75,6 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
     Raises:
         CefamError: for another color map.
     """
-    import cefam
-
     largest = maps.scale(explanation)
     parts = [_part(part, explanation, largest) for part in explanation]
     colors = {name: _tables(name) for name in maps.COLORMAPS}
@@ -80,7 +87,6 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
         "width": 100 * place.width / width,
         "height": 100 * place.height / height,
     }
-    script = text_of("page.js")
     return (
         environment()
         .get_template("page.html")
@@ -109,12 +115,7 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
                     "colormaps": colors,
                 }
             ),
-            css=text_of("base.css") + text_of("page.css"),
-            script=script,
-            script_hash=fingerprint(script),
-            percent=percent,
-            signed=signed,
-            version=cefam.__version__,
+            script=text_of("page.js"),
         )
     )
 
@@ -215,4 +216,4 @@ def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, lar
 def index(heading: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
     """A page that links others: a row per entry, whose "link" is under its first column."""
     template = environment().get_template("index.html")
-    return template.render(title=heading, entries=entries, columns=columns, css=text_of("base.css"))
+    return template.render(title=heading, entries=entries, columns=columns)
