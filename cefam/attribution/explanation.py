@@ -34,8 +34,6 @@ def explain(
     every_stage: bool,
 ) -> list[Explanation]:
     """The explanations of a batch; :meth:`cefam.attribution.explainer.Explainer.explain`."""
-    if top_k < 1:
-        raise CefamError(f"top_k must be at least 1, got {top_k}.")
     photographs, views = _given(images, explainer)
     if not photographs:
         return []
@@ -50,14 +48,12 @@ def explain(
     probabilities = classifier.probabilities(encoding.output.logits)
     predicted = probabilities.argmax(dim=1)
     targets = predicted if target is None else torch.as_tensor(target).to(predicted).expand(len(predicted))
-    masked = _contributions(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
-    direct = explainer.direct_effect(encoding, pairs, targets, regions).tolist()
-    teacher = _teacher(explainer, views)
+    effects = _effects(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
+    teacher = _teacher(explainer, views, best)
     baseline = encoding.similarity.mean(dim=1).tolist()
     parts = []
     # Everything comes to the host at once, not number by number.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    said = [each.gather(1, best).flatten().tolist() for each in teacher or ()]
     maps = [of_stage.cpu() for of_stage in regions.maps]
     chosen, association = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
@@ -72,10 +68,8 @@ def explain(
             photograph=photographs[image],
             present=similar[row] >= baseline[image],
             distrust=explainer.doubts.get(concept.number, ""),
-            **masked[row],
-            direct=None if math.isnan(direct[row]) else direct[row],
-            vlm_similarity=said[0][row] if said else None,
-            vlm_score=said[1][row] if said else None,
+            **effects[row],
+            **teacher[row],
         ))  # fmt: skip
     known, classes = probabilities.cpu(), targets.tolist()
     about = {**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k}
@@ -130,6 +124,8 @@ def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tup
 
 def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tensor:
     """Indices of the best-scoring concepts (B, k), among some or all."""
+    if top_k < 1:
+        raise CefamError(f"top_k must be at least 1, got {top_k}.")
     if candidates is None:
         return scores.topk(min(top_k, scores.shape[1]), dim=1).indices
     if not candidates:
@@ -138,7 +134,7 @@ def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tenso
     return among[scores[:, among].topk(min(top_k, len(candidates)), dim=1).indices]
 
 
-def _contributions(
+def _effects(
     explainer: "Explainer",
     encoding: Encoding,
     pairs: ConceptPairs,
@@ -148,10 +144,12 @@ def _contributions(
     stage: Tensor,
     every_stage: bool,
 ) -> list[dict[str, Any]]:
-    """Contribution and curve at the chosen stage of every pair, and, if wanted, the contributions at all stages."""
+    """Direct effect, contribution and curve at the chosen stage of every pair, and, if wanted, contributions at all stages."""
+    found_direct = explainer.direct_effect(encoding, pairs, targets, regions).tolist()
+    direct = [None if math.isnan(value) else value for value in found_direct]
     stages = explainer.classifier.stages
     if not all(each.resumable for each in stages):
-        return [{"contribution": None, "curve": []}] * len(pairs)
+        return [{"contribution": None, "curve": [], "direct": value} for value in direct]
     masked = [stage] if not every_stage else [torch.full_like(stage, index) for index in range(len(stages))]
     found = [explainer.contribution(encoding, pairs, targets, settings.num_channels, each, regions) for each in masked]
     values = [of_stage.value.tolist() for of_stage in found]
@@ -160,19 +158,28 @@ def _contributions(
     for row, chosen in enumerate(stage.tolist()):
         here = chosen if every_stage else 0
         each = [of_stage[row] for of_stage in values] if every_stage else None
-        rows.append({"contribution": values[here][row], "curve": curves[here][row], "contributions": each})
+        rows.append(
+            {
+                "contribution": values[here][row],
+                "curve": curves[here][row],
+                "contributions": each,
+                "direct": direct[row],
+            }
+        )
     return rows
 
 
-def _teacher(explainer: "Explainer", views: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What the VLM itself says of the views, where it is at hand: similarities and scores (B, T)."""
+def _teacher(explainer: "Explainer", views: Tensor, best: Tensor) -> list[dict[str, Any]]:
+    """What the VLM itself says of the explained concepts (B, k) of the views, a row per pair; nothing where it is not at hand."""
     if explainer.vlm is None:
-        return None
+        return [{}] * best.numel()
     concepts = explainer.concepts
     embedding = encode_images(explainer.vlm, views).float()
     text = concepts.require_embeddings().to(embedding)
-    said = similarity(embedding, text, concepts.logit_scale, concepts.logit_bias)
-    return said, log_probability(said, concepts.probability).exp()
+    similar = similarity(embedding, text, concepts.logit_scale, concepts.logit_bias)
+    score = log_probability(similar, concepts.probability).exp()
+    said = (each.gather(1, best).flatten().tolist() for each in (similar, score))
+    return [{"vlm_similarity": s, "vlm_score": p} for s, p in zip(*said, strict=True)]
 
 
 def _warnings(explainer: "Explainer", parts: Sequence[ConceptExplanation]) -> list[str]:
