@@ -1,14 +1,12 @@
 """RegionEvaluation, the LightningModule behind ``cefam evaluate``: many methods, one pass over the data."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cefam.checks import check_precision, runs_to_its_end
 from cefam.concepts import ConceptSet
@@ -25,10 +23,12 @@ from cefam.methods import (
     RandomMapRegions,
 )
 from cefam.pairs import RegionBatch
-from cefam.presence import PresenceScores, joined
+from cefam.presence import joined, presence_scores
 from cefam.probe import Probe
 from cefam.report import examples, presence, records, results, tables
+from cefam.report.parts import Parts
 from cefam.settings import SettingsChanges
+from cefam.towers.identity import weights_fingerprint
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 
@@ -39,6 +39,19 @@ METHODS: dict[str, MethodFactory] = {
     "center": CenterRegions,
     "luminance": LuminanceRegions,
 }
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Data whose batches have numbers, and that can leave out those that are ``done``."""
+
+    done: Collection[int]
+
+    def identity(self) -> Any:
+        """What makes its batches others, in plain types."""
+
+    def counts(self) -> str:
+        """How much there is, in words that end with the number of batches."""
 
 
 class RegionEvaluation(L.LightningModule):
@@ -82,7 +95,7 @@ class RegionEvaluation(L.LightningModule):
     ) -> None:
         super().__init__()
         self.output, self.overwrite = Path(output), overwrite
-        self._lock, self._locked = ExitStack(), False  # held while the output is written
+        self._lock = ExitStack()  # held while the output is written
         self._check_output()
         stored = Trained.read(artefact)
         stored.explainer(vlm)  # refuses another VLM
@@ -101,10 +114,10 @@ class RegionEvaluation(L.LightningModule):
         num_candidates = min(num_candidates, len(self.classifier.stages))
         self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings, metrics)
         self.num_examples, self.metrics, self.reproduces = num_examples, tuple(metrics), list(reproduces)
-        self.presence = PresenceScores(self.evaluator) if presence_scores else None
-        self.examples: list[examples.Example] = []
-        self._part: Any = None  # this process's open part of the records
-        self._outside: list[Tensor] = []  # pairs whose label is not in the concept set, counted on the device
+        self.presence_scores = presence_scores
+        self.parts = Parts(self.output)
+        self.measured = False  # whether there was anything to measure
+        self.options: Any = None  # of the run, in plain types: a stopped one with the same options goes on
 
     def _check_output(self) -> None:
         if not self.overwrite and any((self.output / name).exists() for name in results.FILES):
@@ -113,43 +126,46 @@ class RegionEvaluation(L.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that regions cannot be measured in."""
+        """Refuse what cannot be measured, lock the output, and leave out the batches that a stopped run has measured."""
         check_precision(self.trainer)
-
-    def on_test_start(self) -> None:
-        """Start afresh, and open this process's part of the records."""
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(datamodule, "labels", []))
-        self._outside, self.examples = [], []
-        self.output.mkdir(parents=True, exist_ok=True)
+        self.measured = False
         if self.global_rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.output))
-            self._locked = True
             self._check_output()
+            self.parts.begin(self._run(datamodule))
         self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
-        self._part = self._part_path(self.global_rank).open("w", newline="", encoding="utf-8")
+        done = self.parts.done()
+        self.trainer.strategy.barrier()  # nor writes before all have seen what is there
+        if isinstance(datamodule, Resumable):
+            datamodule.done = done
+            if self.global_rank == 0:
+                finished = f"; {len(done)} of them are measured already" if done else ""
+                print(f"{datamodule.counts()} for {self.trainer.world_size} process(es){finished}.")
 
-    def _part_path(self, rank: int, what: str = "records") -> Path:
-        return self.output / f".{what}-{rank:04d}.part"
+    def _run(self, datamodule: Any) -> Any:
+        """What makes an evaluation another one; ``None``: it cannot be told."""
+        limited = isinstance(self.trainer.limit_test_batches, int)  # a number of batches of each process
+        if self.options is None or limited or not isinstance(datamodule, Resumable):
+            return None
+        return [self.options, weights_fingerprint(self.translator), datamodule.identity()]
 
     @runs_to_its_end
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Measure all methods on a batch and write its records; no process waits for another here."""
+        """Measure all methods on a batch and write its part; no process waits for another here."""
         images = RegionBatch(**batch)
+        number = images.number if images.number >= 0 else batch_idx * self.trainer.world_size + self.global_rank
         found = self.evaluator.find(images)
-        wanted = self.global_rank == 0 and len(self.examples) < self.num_examples
-        keep = self._chosen_examples(found) if wanted else []
+        # Every batch has an example, or none: those of the first batches are enough.
+        keep = self._chosen_examples(found) if number < self.num_examples else []
         output = self.classifier(images.image)
         measured = self.evaluator.evaluate(images, output, found, keep)
-        if self.presence is not None:
-            self.presence.add(images, output, found)
-        self._outside.append(found.outside)
-        csv.writer(self._part).writerows(
-            records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts, self.metrics)
-        )
-        if keep:
-            names = self.classifier.stage_names
-            self.examples += examples.of_pairs(images, measured, keep, self.concepts, names)
+        presence = presence_scores(self.evaluator, images, output, found) if self.presence_scores else {}
+        rows = records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts, self.metrics)
+        kept = examples.of_pairs(images, measured, keep, self.concepts, self.classifier.stage_names) if keep else []
+        self.parts.write(number, rows, int(found.outside), presence, kept)
 
     def _chosen_examples(self, found: LabeledPairs) -> list[int]:
         """One pair of each category of a batch; which one depends on its name alone, not on its score."""
@@ -160,56 +176,39 @@ class RegionEvaluation(L.LightningModule):
         return sorted(rows)
 
     def on_test_epoch_end(self) -> None:
-        """Merge the records of all processes, and make the report from them."""
-        self._part.close()
-        if self.presence is not None:
-            self.presence.write(self._part_path(self.global_rank, "presence"))
-        count = torch.stack([*self._outside, torch.zeros((), dtype=torch.long, device=self.device)]).sum()
-        outside = int(self.trainer.strategy.reduce(count, reduce_op="sum"))
+        """Make the report from the parts of all processes."""
         self.trainer.strategy.barrier()
-        if self.trainer.is_global_zero:
-            self._report(outside)
+        self.measured = bool(self.parts.done())
         self.trainer.strategy.barrier()
-        self.discard()
+        if self.trainer.is_global_zero and self.measured:
+            self._report()
+            self.parts.clear()
+        self.trainer.strategy.barrier()
+        self.close()
 
-    @property
-    def measured(self) -> bool:
-        """Whether there was anything to measure."""
-        return self._part is not None
-
-    def discard(self) -> None:
-        """Remove the parts of the records, also after a run that failed."""
-        parts = (
-            set(self.output.glob(".*-*.part")) if self._locked else set()
-        )  # those of processes that were killed, too
-        if self._part is not None:
-            parts.add(Path(self._part.name))
-            with suppress(OSError):  # a full disk refuses to close it, too
-                self._part.close()
-        for part in parts:
-            part.unlink(missing_ok=True)
+    def close(self) -> None:
+        """Let others write into the output; what a stopped run has measured stays there."""
         self._lock.close()
 
-    def _report(self, outside: int) -> None:
+    def _report(self) -> None:
         about = results.Run(
             methods=list(self.evaluator.methods),
             categories=self.evaluator.categories,
             num_candidates=self.evaluator.num_candidates,
             preset=self.settings.preset,
-            notes=self._notes(outside),
+            notes=self._notes(self.parts.outside()),
             reproduces=self.reproduces,
             stages=self.classifier.stage_names,
         )
         with replacing(self.output / "records.csv") as merged:
-            parts = [self._part_path(rank) for rank in range(self.trainer.world_size)]
-            records.merge(parts, merged, self.metrics)
+            records.merge(self.parts.records(), merged, self.metrics)
             table = results.table_of(about, merged)
             results.clear(self.output)  # results of an earlier run must not stay with the new ones
-        results.write(self.output, about, table, self.examples[: self.num_examples])
+        results.write(self.output, about, table, self.parts.examples(self.num_examples))
         print(tables.to_text(table))
-        if self.presence is not None:
-            parts = [self._part_path(rank, "presence") for rank in range(self.trainer.world_size)]
-            write_text(self.output / presence.FILE, presence.to_csv(*joined(parts), self.concepts))
+        if self.presence_scores:
+            scores = joined(self.parts.presence())
+            write_text(self.output / presence.FILE, presence.to_csv(*scores, self.concepts))
             print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
         print(f"Results are in {self.output}.")
         for logger in self.loggers:

@@ -1,7 +1,7 @@
 """Writing files: under a temporary name, then renamed, so that a file is never seen half-written."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -44,6 +44,17 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_file(lock: Path) -> Iterator[None]:
+    """Wait for a lock that several processes share, and hold it; without effect where the file system knows no locks."""
+    with lock.open("w") as file:
+        with suppress(ImportError, OSError):  # Windows, and file systems of clusters
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -75,6 +75,7 @@ class RegionBatch:
         pair_mask: mask of every pair (P,).
         pair_label: label number of every pair (P,).
         has_ignored: whether any mask has ignored pixels, known in advance, so that no device is asked.
+        number: of the batch in its data set, whatever process measures it; -1: not known.
     """
 
     image: Tensor
@@ -85,6 +86,7 @@ class RegionBatch:
     pair_mask: Tensor
     pair_label: Tensor
     has_ignored: bool = False
+    number: int = -1
 
 
 def index_of_numbers(numbers: Sequence[int]) -> Tensor:

@@ -1,56 +1,37 @@
 """Scores of whole photographs, collected while regions are measured: whether a concept is there, apart from where."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cefam.evaluator import LabeledPairs, RegionEvaluator
-from cefam.files import write_tensors
 from cefam.methods.base import Activated
 from cefam.pairs import RegionBatch
 from cefam.towers.classifier import ClassifierOutput
 
 
-class PresenceScores:
-    """Scores of every method that has any, and what the photographs show, batch by batch.
-
-    Memory: 4 bytes for every photograph, concept and method.
-
-    Args:
-        evaluator: with methods and concepts.
-    """
-
-    def __init__(self, evaluator: RegionEvaluator) -> None:
-        self.evaluator = evaluator
-        self.batches: list[dict[str, Tensor]] = []
-
-    def add(self, batch: RegionBatch, output: ClassifierOutput, found: LabeledPairs) -> None:
-        """Score a batch of photographs."""
-        activated = Activated(batch.image, output)
-        concepts = self.evaluator.concepts.concepts
-        present = torch.zeros(len(batch.image), len(concepts), dtype=torch.bool, device=batch.image.device)
-        present[found.pairs.image, found.pairs.concept] = True
-        shown: list[set[str]] = [set() for _ in batch.ids]
-        for image, category in zip(batch.mask_image.tolist(), batch.mask_category, strict=True):
-            shown[image].add(category)
-        known = torch.tensor([[concept.category in of_image for concept in concepts] for of_image in shown])
-        scores = {name: method.presence(activated) for name, method in self.evaluator.methods.items()}
-        named = {f"score.{name}": score.float().cpu() for name, score in scores.items() if score is not None}
-        self.batches.append({**named, "present": present.cpu(), "known": known})
-
-    def write(self, path: Path) -> None:
-        """Write what this process has collected."""
-        names = self.batches[0] if self.batches else {}
-        write_tensors(path, {name: torch.cat([batch[name] for batch in self.batches]).contiguous() for name in names})
+def presence_scores(
+    evaluator: RegionEvaluator, batch: RegionBatch, output: ClassifierOutput, found: LabeledPairs
+) -> dict[str, np.ndarray]:
+    """Scores (B, T) of every method that has any, what is present (B, T), and what is known (B, T)."""
+    activated = Activated(batch.image, output)
+    concepts = evaluator.concepts.concepts
+    present = torch.zeros(len(batch.image), len(concepts), dtype=torch.bool, device=batch.image.device)
+    present[found.pairs.image, found.pairs.concept] = True
+    shown: list[set[str]] = [set() for _ in batch.ids]
+    for image, category in zip(batch.mask_image.tolist(), batch.mask_category, strict=True):
+        shown[image].add(category)
+    known = np.array([[concept.category in of_image for concept in concepts] for of_image in shown])
+    scores = {name: method.presence(activated) for name, method in evaluator.methods.items()}
+    named = {f"score.{name}": score.float().cpu().numpy() for name, score in scores.items() if score is not None}
+    return {**named, "present": present.cpu().numpy(), "known": known}
 
 
-def joined(paths: Sequence[Path]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Scores (N, T) by method, what is present (N, T), and what is known (N, T), of all processes."""
-    from safetensors.torch import load_file
-
-    parts = [part for part in map(load_file, paths) if part]
-    every = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def joined(batches: Sequence[dict[str, np.ndarray]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Scores (N, T) by method, what is present (N, T), and what is known (N, T), of all batches."""
+    every: Any = {name: torch.from_numpy(np.concatenate([batch[name] for batch in batches])) for name in batches[0]}
     scores = {name.removeprefix("score."): value for name, value in every.items() if name.startswith("score.")}
     return scores, every["present"], every["known"]

@@ -1,25 +1,25 @@
 """Photographs to train the translator on: a folder of images, or shards of them (ImageNet)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cefam.datasets.contract import Manifest, Sample, is_shards
+from cefam.datasets.contract import Sample, is_shards
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import (
+    Batches,
     ImageFiles,
     RandomViews,
     ShardEpochs,
     ShuffledSampler,
     StartedLate,
     StripedSampler,
-    check_workers,
     count_batches,
-    in_order,
     mask_labels,
     region_loader,
 )
@@ -91,14 +91,8 @@ class ImagesData(L.LightningDataModule):
         view = View(self.resize, self.size)
         loaders: list[Any]
         if is_shards(self.val):
-            check_workers(len(Manifest.read(self.val).shards), self.num_workers, self.val)
-            loaders = [
-                DataLoader(
-                    in_order(self.val, partial(_picture_view, view)),
-                    batch_size=self.val_batch_size,
-                    num_workers=self.num_workers,
-                )
-            ]
+            batches = Batches(self.val, self.val_batch_size, partial(_views, view), masks=False)
+            loaders = [DataLoader(batches, batch_size=None, num_workers=self.num_workers)]
         else:
             paths = [path for path, _ in list_images(self.val)]
             loaders = [
@@ -114,5 +108,5 @@ class ImagesData(L.LightningDataModule):
         return loaders
 
 
-def _picture_view(view: Callable[..., Tensor], sample: Sample) -> dict[str, Tensor]:
-    return {"image": view(sample.picture())}
+def _views(view: Callable[..., Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
+    return {"image": torch.stack([view(sample.picture()) for sample in samples])}

@@ -1,10 +1,12 @@
 """Photographs with masks to measure regions on: shards of Broden, ImageNet-S, or one's own."""
 
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
+from cefam.datasets.contract import Manifest
 from cefam.datasets.streams import mask_labels, region_loader
 from cefam.views import View
 
@@ -15,7 +17,7 @@ class RegionsData(L.LightningDataModule):
     Args:
         shards: the folder.
         batch_size: photographs in a batch.
-        num_workers: data workers per process; at most as many as shards.
+        num_workers: data workers per process.
         resize: short side before the central crop; ``None``: photographs come as they are (Broden).
         crop: side of the central crop; ``None``: none.
         view_masks: cut the masks like the photographs (ImageNet-S); false: they belong to the view already (Broden).
@@ -33,6 +35,7 @@ class RegionsData(L.LightningDataModule):
         super().__init__()
         self.shards, self.batch_size, self.num_workers = shards, batch_size, num_workers
         self.view, self.view_masks = View(resize, crop), view_masks
+        self.done: Collection[int] = ()  # numbers of batches that are left out: they have been measured
 
     @property
     def labels(self) -> list[dict[str, Any]]:
@@ -41,4 +44,15 @@ class RegionsData(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Photographs with their masks."""
-        return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks)
+        return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks, self.done)
+
+    def identity(self) -> Any:
+        """What makes the batches others, in plain types."""
+        shards = [shard["sha256"] for shard in Manifest.read(self.shards).shards]
+        return [shards, self.batch_size, repr(self.view), self.view_masks]
+
+    def counts(self) -> str:
+        """How much there is, in words that end with the number of batches."""
+        manifest = Manifest.read(self.shards)
+        batches = -(-manifest.num_samples // self.batch_size)
+        return f"{manifest.num_samples} photographs, {manifest.num_pairs} (mask, label) pairs, {batches} batches"

@@ -29,7 +29,7 @@ def jpeg(seed, side=72, mode="RGB"):
 
 def samples_of(folder):
     manifest = Manifest.read(folder)
-    return [sample for place, count in manifest.counts(folder).items() for sample in read_shard(place, count)]
+    return [sample for shard in manifest.placed(folder) for sample in read_shard(shard)]
 
 
 def test_wnids_are_in_the_order_of_our_class_names():

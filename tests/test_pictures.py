@@ -92,8 +92,8 @@ def write_broden(root, mask, suffix="png"):
 
 
 def labels_of(folder):
-    (place, count), *_ = Manifest.read(folder).counts(folder).items()
-    (sample,) = read_shard(place, count)
+    shard, *_ = Manifest.read(folder).placed(folder)
+    (sample,) = read_shard(shard)
     return sample.masks[0].index_map
 
 

@@ -12,7 +12,6 @@ from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest, Mask, Sample, ShardWriter, read_shard
 from cefam.datasets.sources.broden import Broden
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import check_workers
 from cefam.pictures import open_picture
 from tests.commands import ROOT
 
@@ -37,7 +36,7 @@ def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
     assert [shard["samples"] for shard in manifest.shards] == [4, 4, 4, 2]
     assert manifest.mask_size == [32, 32]
     assert {label["number"] for label in manifest.labels} == {1, 10, 30, 38, 19, 73}
-    found = [sample for path in manifest.counts(folder) for sample in read_shard(path)]
+    found = [sample for shard in manifest.placed(folder) for sample in read_shard(shard)]
     pairs = 0
     for one, other in zip(found, originals, strict=True):
         assert (one.id, one.image) == (other.id, other.image)
@@ -289,14 +288,6 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
         for s in samples_of(world / "broden")
     }
     assert seen == {name: pairs for name, pairs in expected.items() if pairs}
-
-
-def test_too_many_workers_are_refused_with_the_number_that_would_do(monkeypatch):
-    with pytest.raises(ValueError, match=r"`num_workers` of the data to at most 3"):
-        check_workers(3, 4, "shards")
-    monkeypatch.setattr("cefam.datasets.streams.world", lambda: (0, 4))
-    with pytest.raises(ValueError, match="use fewer devices"):
-        check_workers(3, 0, "shards")
 
 
 def test_a_picture_of_one_pixel_and_an_animation_are_read(tmp_path):

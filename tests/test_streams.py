@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from cefam.commands import main
 from cefam.datamodules import ImagesData
+from cefam.datasets import Manifest, read_shard
 from cefam.datasets.photographs import groups
-from cefam.datasets.streams import ShardEpochs, StripedSampler, in_order
+from cefam.datasets.streams import Batches, ShardEpochs, StripedSampler
 from tests.test_shards import prepared
 
 
@@ -83,21 +85,31 @@ def test_an_epoch_of_shards_draws_every_photograph_about_once(monkeypatch, world
     assert orders[0] != orders[1]
 
 
-def test_every_process_keeps_its_shards_wherever_they_are_read(monkeypatch, world, tmp_path):
-    """A data worker that is not forked knows of no other process: the share is settled before, and can be sent to it."""
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 9])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_sample_comes_once_whatever_the_processes_and_workers(monkeypatch, world, tmp_path, ranks, workers):
+    """14 samples in 4 shards. A data worker that is not forked knows of no other process: the share is settled before."""
     folder = prepared(world, tmp_path)
-    found = []
-    for rank in (0, 1):
-        pretend(monkeypatch, rank, 2)
-        stream = in_order(str(folder), name)
+    found = {}
+    for rank in range(ranks):
+        pretend(monkeypatch, rank, ranks)
+        batches = Batches(str(folder), 3, names)
         pretend(monkeypatch, 0, 1)
-        found.append(list(pickle.loads(pickle.dumps(stream))))
-    assert [len(share) for share in found] == [8, 6]
-    assert len({*found[0], *found[1]}) == 14
+        sent = pickle.loads(pickle.dumps(batches))
+        found |= {batch["number"]: batch["ids"] for batch in DataLoader(sent, batch_size=None, num_workers=workers)}
+    every = [sample.id for shard in Manifest.read(folder).placed(folder) for sample in read_shard(shard)]
+    assert [found[number] for number in range(5)] == [every[:3], every[3:6], every[6:9], every[9:12], every[12:]]
 
 
-def name(sample):
-    return sample.id
+def test_batches_that_are_done_are_left_out(world, tmp_path):
+    folder = prepared(world, tmp_path)
+    whole = {batch["number"]: batch["ids"] for batch in Batches(str(folder), 3, names)}
+    rest = {batch["number"]: batch["ids"] for batch in Batches(str(folder), 3, names, done={0, 2, 3})}
+    assert rest == {number: whole[number] for number in (1, 4)}
+
+
+def names(samples):
+    return {"ids": [sample.id for sample in samples]}
 
 
 def test_photographs_to_cache_can_be_sent_to_a_worker(world):

@@ -1,5 +1,6 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -240,9 +241,18 @@ def run_evaluation(arguments: list[str]) -> None:
         "evaluate", RegionEvaluation, datamodule_class=RegionsData, run=False, args=arguments, parser_kwargs=options
     )
     refuse_logged(cli.trainer)
+    cli.model.options = _measured(cli.config.as_dict())
     try:
         cli.trainer.test(cli.model, datamodule=cli.datamodule)
         if not cli.model.measured:
             raise CefamError("Nothing was measured: set `trainer.limit_test_batches` above 0.")
     finally:
-        cli.model.discard()
+        cli.model.close()
+
+
+def _measured(config: dict[str, Any]) -> Any:
+    """The options that change what is measured, in plain types."""
+    model = {
+        name: value for name, value in config["model"].items() if name not in ("output", "overwrite", "reproduces")
+    }
+    return json.loads(json.dumps([model, config["trainer"]["precision"]], default=str))

@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from cefam import checkup, doubts
 from cefam.commands._explaining import DEMO, Opened, open_artefact, photographs_of
 from cefam.commands._options import call
 from cefam.datasets.contract import Manifest, Sample, is_shards
-from cefam.datasets.shards import read_shard
+from cefam.datasets.shards import read_samples
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
@@ -173,8 +172,8 @@ def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
     """Functions that give a photograph and what is known to be in it."""
     if len(images) == 1 and is_shards(images[0]):
         manifest = Manifest.read(images[0])
-        samples = (s for place, number in manifest.counts(images[0]).items() for s in read_shard(place, number))
-        return [lambda sample=sample: _of_sample(opened, sample) for sample in islice(samples, count)]
+        samples = read_samples(manifest.placed(images[0]), 0, min(count, manifest.num_samples))
+        return [lambda sample=sample: _of_sample(opened, sample) for sample in samples]
     return [lambda path=path: (opened.photograph(path), None) for _, path in photographs_of(images)[:count]]
 
 

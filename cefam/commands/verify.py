@@ -1,19 +1,17 @@
 """``cefam verify``: reads everything in a folder again: shards, a feature cache, or an exported artefact."""
 
-import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cefam.commands._options import call
 from cefam.datasets import storage
-from cefam.datasets.contract import MANIFEST, Manifest
+from cefam.datasets.contract import MANIFEST, Manifest, Shard
 from cefam.datasets.shards import read_shard
 from cefam.errors import CefamError, MissingError
-
-BLOCK = 2**20
 
 
 def verify(folders: list[str]) -> None:
@@ -40,10 +38,7 @@ def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
         if kind == "cefam-shards":
             manifest = Manifest.read(folder)
             known = {label["number"] for label in manifest.labels}
-            checks = [
-                (shard["file"], partial(_shard, storage.join(folder, shard["file"]), shard, known))
-                for shard in manifest.shards
-            ]
+            checks = [(Path(s.place).name, partial(_shard, s, known)) for s in manifest.placed(folder)]
             pairs = f"{manifest.num_samples} samples, {manifest.num_pairs} (mask, label) pairs"
             return checks, f"{len(checks)} shards, {pairs}"
         if kind == "cefam-features":
@@ -83,15 +78,17 @@ def _run(folder: str, checks: list[tuple[str, Any]]) -> int:
     return count
 
 
-def _shard(place: str, said: dict[str, Any], known: set[int]) -> Iterator[str]:
+def _shard(shard: Shard, known: set[int]) -> Iterator[str]:
     """Bytes, samples, photographs, masks and labels of a shard."""
-    digest = hashlib.sha256()
-    with storage.opened(place) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != said["sha256"]:
-        yield "its bytes are others than when it was written"
-    for sample in read_shard(place, said["samples"]):
+    with storage.local(shard.place, shard.sha256) as path:
+        if storage.digest_of(path) != shard.sha256:
+            yield "its bytes are others than when it was written"
+        here = replace(shard, place=str(path))
+        yield from _samples(here, known)
+
+
+def _samples(shard: Shard, known: set[int]) -> Iterator[str]:
+    for sample in read_shard(shard):
         sample.picture()
         unknown = {label for mask in sample.masks for label in mask.labels} - known
         if unknown:

@@ -3,14 +3,19 @@
 A folder of shards, local or behind a URL, holds ``manifest.json`` and ``shard-000000.tar`` ... In a tar, a sample KEY has
 
 * ``KEY.<jpg|png|...>``: the photograph, its original bytes;
-* ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...]}``;
+* ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...], "crc32": ...}``;
 * ``KEY.mask0.png``, ``KEY.mask1.png`` ...: one index map per entry of ``masks``, 16-bit, 0 = no label, 65535 = not measured.
 
-The manifest holds all counts: the length of an epoch is known without opening a tar.
+``crc32`` is that of the photograph, the masks, and the rest of the json, in this order: a flipped byte is found, and its sample named.
+
+The manifest holds all counts: the length of an epoch is known without opening a tar. One of ``layout`` "webdataset" describes the
+shards of others, where they lie (``root``): a photograph, and its class in ``KEY.cls`` or in ``label`` or ``cls`` of ``KEY.json``.
 """
 
 import io
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -28,6 +33,7 @@ from cefam.reading import read_description
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
 MaskCut = Literal["nearest", "cover"]
+Layout = Literal["cefam", "webdataset"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,17 @@ class Mask:
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph: ``image`` its original bytes, ``suffix`` their kind (".jpg"), ``label`` its class, if known."""
+    """One photograph: ``image`` its original bytes, ``suffix`` their kind (".jpg"), ``label`` its class, if known.
+
+    ``where`` is the shard and key that it was read from, for messages.
+    """
 
     id: str
     image: bytes
     suffix: str
     label: int | None = None
     masks: tuple[Mask, ...] = ()
+    where: str = field(default="", compare=False)
 
     def picture(self) -> Image.Image:
         """The decoded photograph, upright.
@@ -59,7 +69,17 @@ class Sample:
         Raises:
             CefamError: where it cannot be decoded.
         """
-        return open_picture(self.image, self.id)
+        return open_picture(self.image, f"{self.id} ({self.where})" if self.where else self.id)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar: ``place`` a path or a URL, ``layout`` of its members, and, if known, ``count`` its samples and ``sha256`` its checksum."""
+
+    place: str
+    count: int = -1
+    sha256: str = ""
+    layout: Layout = "cefam"
 
 
 @dataclass
@@ -77,12 +97,14 @@ class Manifest:
     mask_cut: MaskCut = "nearest"
     labels: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
+    layout: Layout = "cefam"
+    root: str | None = None
     format: str = "cefam-shards"
     version: int = 1
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read a folder's manifest.
+        """Read the manifest of a folder, local or behind a URL.
 
         Raises:
             MissingError: where the folder has none, or a shard that it lists is missing.
@@ -92,26 +114,34 @@ class Manifest:
         if not storage.exists(place):
             raise MissingError(f"{folder} holds no shards (no {MANIFEST}): make them with `cefam prepare`.")
         manifest = read_description(storage.read_text(place), cls, place, "run `cefam prepare` again", cls._complete)
-        for shard in () if storage.is_url(folder) else manifest.shards:
-            if not storage.exists(storage.join(folder, shard["file"])):
+        if manifest.root is not None and storage.is_url(folder):
+            raise CefamError(f"{place} names another place, {manifest.root}: only a manifest of your own may do that.")
+        for shard, entry in zip(manifest.placed(folder), manifest.shards, strict=True):
+            if not storage.is_url(shard.place) and not storage.exists(shard.place):
                 raise MissingError(
-                    f"{place} lists {shard['file']}, which does not exist: copy it, or run `cefam prepare` again."
+                    f"{place} lists {entry['file']}, which does not exist: copy it, or run `cefam prepare` again."
                 )
         return manifest
 
     def _complete(self) -> bool:
         counted = sum(shard["samples"] for shard in self.shards) == self.num_samples > 0
         hashed = all(shard["sha256"] for shard in self.shards)
+        within = not any(
+            storage.is_url(s["file"]) or ".." in Path(s["file"]).parts or Path(s["file"]).is_absolute()
+            for s in self.shards
+        )
         named = all({"number", "name", "category"} <= set(label) for label in self.labels)
-        return counted and hashed and named and self.mask_cut in get_args(MaskCut)
+        known = self.mask_cut in get_args(MaskCut) and self.layout in get_args(Layout)
+        return counted and hashed and within and named and known
 
     def write(self, folder: Path) -> None:
         """Write it; it comes last, so a folder without one is unfinished."""
         write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1))
 
-    def counts(self, folder: str | Path) -> dict[str, int]:
-        """How many samples each shard holds, by its place, in order."""
-        return {storage.join(folder, shard["file"]): shard["samples"] for shard in self.shards}
+    def placed(self, folder: str | Path) -> list[Shard]:
+        """The shards of a folder, in order."""
+        root = folder if self.root is None else self.root
+        return [Shard(storage.join(root, s["file"]), s["samples"], s["sha256"], self.layout) for s in self.shards]
 
 
 def is_shards(folder: str | Path) -> bool:
@@ -139,38 +169,77 @@ def check(sample: Sample) -> None:
 def encode(sample: Sample, key: str) -> dict[str, Any]:
     """A sample as the members of a tar."""
     masks = [{"category": mask.category, "labels": mask.labels} for mask in sample.masks]
-    members: dict[str, Any] = {
-        "__key__": key,
-        sample.suffix.lstrip(".").lower(): sample.image,
-        "json": json.dumps({"id": sample.id, "label": sample.label, "masks": masks}).encode(),
-    }
-    for index, mask in enumerate(sample.masks):
+    about: dict[str, Any] = {"id": sample.id, "label": sample.label, "masks": masks}
+    pictures = []
+    for mask in sample.masks:
         buffer = io.BytesIO()
         Image.fromarray(mask.index_map.astype(np.uint16)).save(buffer, format="PNG")
-        members[f"mask{index}.png"] = buffer.getvalue()
-    return members
+        pictures.append(buffer.getvalue())
+    about["crc32"] = _crc32(about, sample.image, *pictures)
+    return {
+        "__key__": key,
+        sample.suffix.lstrip(".").lower(): sample.image,
+        "json": json.dumps(about).encode(),
+        **{f"mask{index}.png": picture for index, picture in enumerate(pictures)},
+    }
 
 
-def decode(members: dict[str, Any], with_masks: bool = True) -> Sample:
-    """The inverse of :func:`encode`, for what webdataset reads from a tar.
+def _crc32(about: Mapping[str, Any], *contents: bytes) -> int:
+    found = 0
+    rest = json.dumps({name: value for name, value in about.items() if name != "crc32"}).encode()
+    for content in (*contents, rest):
+        found = zlib.crc32(content, found)
+    return found
+
+
+def decode(members: Mapping[str, Any], layout: Layout = "cefam", with_masks: bool = True) -> Sample:
+    """A sample from the members of a tar: the inverse of :func:`encode`.
+
+    Args:
+        members: contents by suffix, with ``__key__`` and ``__url__``.
+        layout: of the members.
+        with_masks: whether masks are decoded.
 
     Raises:
-        CefamError: where a member is missing, with shard and key.
+        CefamError: where a member is missing or damaged, with shard and key.
     """
     where = f"{members.get('__url__', 'a shard')}, key {members['__key__']}"
     suffix = next((s for s in IMAGE_SUFFIXES if s.lstrip(".") in members), None)
-    if suffix is None or "json" not in members:
+    if suffix is None or ("json" not in members and layout == "cefam"):
         raise CefamError(
             f"{where}: the sample has no {'image' if suffix is None else 'json'}. Run `cefam prepare` again."
         )
+    image = members[suffix.lstrip(".")]
+    if layout == "webdataset":
+        return Sample(members["__key__"], image, suffix, _label(members, where), where=where)
     try:
         about = json.loads(members["json"])
         name, label, categories = about["id"], about["label"], [entry["category"] for entry in about["masks"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise CefamError(f"{where}: its json cannot be read. Run `cefam prepare` again.") from error
-    masks = []
-    for index, category in enumerate(categories if with_masks else ()):
+        raise CefamError(
+            f"{where}: its json cannot be read. Copy the shard again, or run `cefam prepare` again."
+        ) from error
+    for index in range(len(categories)):
         if f"mask{index}.png" not in members:
             raise CefamError(f"{where}: mask {index} is missing. Run `cefam prepare` again.")
-        masks.append(Mask(category, open_mask(members[f"mask{index}.png"], f"mask {index} of {where}")))
-    return Sample(name, members[suffix.lstrip(".")], suffix, label, tuple(masks))
+    pictures = [members[f"mask{index}.png"] for index in range(len(categories))]
+    if "crc32" in about and about["crc32"] != _crc32(about, image, *pictures):
+        raise CefamError(f"{where}: its bytes are others than when it was written. Copy the shard again.")
+    masks = [
+        Mask(category, open_mask(picture, f"mask {index} of {where}"))
+        for index, (category, picture) in enumerate(zip(categories, pictures, strict=True))
+        if with_masks
+    ]
+    return Sample(name, image, suffix, label, tuple(masks), where)
+
+
+def _label(members: Mapping[str, Any], where: str) -> int | None:
+    """The class of a sample of others: a number in ``cls``, or in ``label`` or ``cls`` of the json; ``None``: there is none."""
+    try:
+        if "cls" in members:
+            return int(members["cls"])
+        about = json.loads(members.get("json", "{}"))
+        found = about.get("label", about.get("cls")) if isinstance(about, dict) else None
+        return None if found is None else int(found)
+    except (ValueError, TypeError) as error:
+        raise CefamError(f"{where}: its class cannot be read ({error}).") from error

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datasets.contract import Manifest, is_shards
+from cefam.datasets.contract import Manifest, Shard, is_shards
 from cefam.datasets.shards import read_shard
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError
@@ -74,15 +74,14 @@ def groups(source: str | Path, size: int = 256) -> list[Group]:
     """
     if is_shards(source):
         manifest = Manifest.read(source)
-        places = zip(manifest.shards, manifest.counts(source).items(), strict=True)
-        return [Group(shard["sha256"], count, partial(_of_shard, place, count)) for shard, (place, count) in places]
+        return [Group(shard.sha256, shard.count, partial(_of_shard, shard)) for shard in manifest.placed(source)]
     paths = [path for path, _ in list_images(source)]
     parts = [paths[start : start + size] for start in range(0, len(paths), size)]
     return [Group(_listed(source, part), len(part), partial(_of_files, part)) for part in parts]
 
 
-def _of_shard(place: str, count: int) -> Pictures:
-    return [sample.picture for sample in read_shard(place, count, masks=False)]
+def _of_shard(shard: Shard) -> Pictures:
+    return [sample.picture for sample in read_shard(shard, masks=False)]
 
 
 def _of_files(paths: Sequence[Path]) -> Pictures:

@@ -1,15 +1,15 @@
 """Writing and reading shards, by the sample contract."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cefam.datasets import storage
-from cefam.datasets.contract import MANIFEST, Manifest, MaskCut, Sample, check, decode, encode
+from cefam.datasets.contract import MANIFEST, Manifest, MaskCut, Sample, Shard, check, decode, encode
 from cefam.errors import CefamError, ExistsError
 from cefam.files import locked
 
@@ -44,8 +44,7 @@ def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, 
             pairs += sum(len(mask.labels) for mask in sample.masks)
             sizes |= {mask.index_map.shape for mask in sample.masks}
         tar.close()
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = storage.digest_of(part)
         os.replace(part, path)
     except BaseException:
         with suppress(OSError, AttributeError):  # a full disk refuses to close it, too
@@ -167,40 +166,58 @@ def check_size(samples_per_shard: int) -> None:
         raise CefamError(f"samples_per_shard must be positive, got {samples_per_shard}.")
 
 
-def unreadable(error: Exception) -> bool:
-    """What webdataset calls for a shard that is not a complete tar.
+def read_members(shard: Shard, first: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+    """The members of the samples ``first`` to ``stop`` of a shard, in order, before :func:`decode`; nothing else is read.
 
     Raises:
-        CefamError: always; the message names the shard.
+        CefamError: where the shard is no complete tar, or holds another number of samples than its manifest says: a copy that was
+            cut between two samples is a complete tar.
     """
-    if isinstance(error, CefamError):  # raised further inside
-        raise error
-    raise CefamError(
-        f"A shard cannot be read ({error}): copy the shards again, or run `cefam prepare` again."
-    ) from error
+    number = 0  # of samples that have begun
+    members: dict[str, Any] = {}
+    again = "copy the shards again, or run `cefam prepare` again."
+    try:
+        with storage.local(shard.place, shard.sha256) as path, tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, suffix = _key_and_suffix(member.name)
+                if not member.isfile() or key is None:
+                    continue
+                if key != members.get("__key__"):
+                    if number > first:
+                        yield members
+                    if number == stop and number != shard.count:
+                        return
+                    number += 1
+                    members = {"__key__": key, "__url__": shard.place}
+                if number > first:
+                    members[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]
+            if number > first:
+                yield members
+    except tarfile.TarError as error:
+        raise CefamError(f"The shard {shard.place} cannot be read ({error}): {again}") from error
+    if number != shard.count >= 0:
+        raise CefamError(f"{shard.place} holds {number} samples, its manifest says {shard.count}: {again}")
 
 
-def read_members(place: str | Path, count: int | None = None) -> Iterator[dict[str, Any]]:
-    """The members of all samples of one shard, in order, before :func:`decode`.
-
-    Raises:
-        CefamError: where the shard holds another number of samples than ``count``: a copy that was cut between two samples
-            is a complete tar.
-    """
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    found = 0
-    with storage.opened(place) as stream:
-        files = tar_file_expander([{"url": str(place), "stream": stream}], handler=unreadable)
-        for members in group_by_keys(files, handler=unreadable):
-            found += 1
-            yield members
-    if count is not None and found != count:
-        raise CefamError(
-            f"{place} holds {found} samples, its manifest says {count}: copy the shards again, or run `cefam prepare` again."
-        )
+def _key_and_suffix(name: str) -> tuple[str | None, str]:
+    """What stands before and after the first dot of a member's file name, as webdataset has it; its own names start with "__"."""
+    folder, _, file = name.rpartition("/")
+    key, _, suffix = file.partition(".")
+    hidden = not key or not suffix or name.startswith("__")
+    return None if hidden else f"{folder}/{key}" if folder else key, suffix.lower()
 
 
-def read_shard(place: str | Path, count: int | None = None, masks: bool = True) -> Iterator[Sample]:
+def read_shard(place: Shard | str | Path, masks: bool = True) -> Iterator[Sample]:
     """All samples of one shard, in order, with or without their masks; see :func:`read_members`."""
-    return (decode(members, masks) for members in read_members(place, count))
+    shard = place if isinstance(place, Shard) else Shard(str(place))
+    return (decode(members, shard.layout, masks) for members in read_members(shard))
+
+
+def read_samples(shards: Sequence[Shard], first: int, stop: int, masks: bool = True) -> Iterator[Sample]:
+    """The samples ``first`` to ``stop`` of a folder of shards, in order; shards that hold none of them are not opened."""
+    before = 0
+    for shard in shards:
+        if first < before + shard.count and before < stop:
+            for members in read_members(shard, max(0, first - before), min(shard.count, stop - before)):
+                yield decode(members, shard.layout, masks)
+        before += shard.count

@@ -1,20 +1,20 @@
 """Streams of batches: samplers, epochs over shards, and the loader of photographs with masks."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 
 from cefam.categories import IGNORED
-from cefam.datasets.contract import Manifest, MaskCut, Sample, decode
-from cefam.datasets.shards import read_members, read_shard
+from cefam.datasets.contract import Manifest, MaskCut, Sample, Shard
+from cefam.datasets.shards import read_samples, read_shard
 from cefam.errors import CefamError
 from cefam.pairs import RegionBatch
 from cefam.pictures import open_picture
@@ -51,46 +51,86 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
     return rows // (ranks * batch_size)
 
 
-def check_workers(num_shards: int, num_workers: int, folder: str) -> None:
-    """Refuse what would leave a data worker without a shard: it reads whole ones.
+class Batches(IterableDataset[Any]):
+    """Batches of a folder of shards, every sample exactly once over all processes and workers; nothing is padded or dropped.
+
+    Batch k holds the samples k x ``batch_size`` and following, whatever the number of processes and workers: what is computed
+    from it is the same everywhere, and a stopped run can leave out what is done. Each process takes consecutive batches, and so
+    does each of its workers, so that a shard is read by one of them, or two. A process may get fewer than another, or none:
+    evaluation makes no collective call per step, so no process waits.
+
+    Args:
+        folder: of shards.
+        batch_size: samples in a batch; the last one may have fewer.
+        make: a batch of samples, in order, as it leaves the worker.
+        masks: whether masks are read.
+        done: numbers of batches that are left out.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        batch_size: int,
+        make: Callable[[Sequence[Sample]], dict[str, Any]],
+        masks: bool = True,
+        done: Collection[int] = (),
+    ) -> None:
+        check_batch_size(batch_size)
+        self.manifest = Manifest.read(folder)
+        self.shards, self.batch_size, self.make, self.masks = self.manifest.placed(folder), batch_size, make, masks
+        self.number = -(-self.manifest.num_samples // batch_size)
+        # Shared out here: a data worker that is not forked knows of no other process.
+        self.share = part([number for number in range(self.number) if number not in done], *world())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        share = part(self.share, worker.id, worker.num_workers) if worker else self.share
+        for first, stop in _runs(share):
+            samples = read_samples(
+                self.shards,
+                first * self.batch_size,
+                min(stop * self.batch_size, self.manifest.num_samples),
+                self.masks,
+            )
+            for number, batch in enumerate(batched(samples, self.batch_size), start=first):
+                yield {**self.make(batch), "number": number}
+
+
+def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
+    """One of so many consecutive parts that are nearly equal.
+
+    >>> [list(part(range(5), place, 3)) for place in range(3)]
+    [[0], [1, 2], [3, 4]]
+    """
+    return every[place * len(every) // places : (place + 1) * len(every) // places]
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Runs (first, one after the last) of ascending numbers.
+
+    >>> list(_runs([1, 2, 5]))
+    [(1, 3), (5, 6)]
+    """
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        found = [number for _, number in run]
+        yield found[0], found[-1] + 1
+
+
+def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    """Lists of so many samples; the last one may be shorter."""
+    every = iter(samples)
+    while batch := list(islice(every, size)):
+        yield batch
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse batches of nothing.
 
     Raises:
-        CefamError: with the number of workers that would do.
+        CefamError: with the value.
     """
-    ranks = world()[1]
-    if num_shards < ranks:
-        raise CefamError(
-            f"{folder} has {num_shards} shard(s) for {ranks} processes, and a process reads whole shards: run `cefam prepare` "
-            f"again with a smaller `samples_per_shard`, or use fewer devices."
-        )
-    if num_shards < ranks * num_workers:
-        raise CefamError(
-            f"{num_shards} shard(s) in {folder} cannot feed {ranks} process(es) x {num_workers} data worker(s): a worker reads "
-            f"whole shards. Set `num_workers` of the data to at most {num_shards // ranks}, or run `cefam prepare` again with a "
-            f"smaller `samples_per_shard`."
-        )
-
-
-def in_order(folder: str, transform: Callable[[Sample], Any]) -> wds.DataPipeline:
-    """Every sample of a folder once, over all processes and workers: no padding, nothing repeated, nothing dropped."""
-    # Each process gets every n-th shard, each worker of it every n-th of those. A process may get fewer than another:
-    # evaluation makes no collective call per step, so no process waits. Shards are divided here: a data worker that
-    # is not forked knows of no other process.
-    rank, ranks = world()
-    counts = Manifest.read(folder).counts(folder)
-    return wds.DataPipeline(
-        wds.SimpleShardList(list(counts)[rank::ranks]),
-        wds.split_by_worker,
-        partial(_members, counts),
-        wds.map(decode),
-        wds.map(transform),
-    )
-
-
-def _members(counts: dict[str, int], shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    """What is in the shards, each found to be whole."""
-    for shard in shards:
-        yield from read_members(shard["url"], counts[shard["url"]])
+    if batch_size < 1:
+        raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
 
 
 class StartedLate:
@@ -128,10 +168,10 @@ class ShardEpochs:
     """
 
     def __init__(self, folder: str, view: TrainingView, batch_size: int, num_workers: int, seed: int) -> None:
-        self.counts, self.view, self.batch_size = Manifest.read(folder).counts(folder), view, batch_size
+        self.shards, self.view, self.batch_size = Manifest.read(folder).placed(folder), view, batch_size
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
-        self.batches = count_batches(sum(self.counts.values()), batch_size, folder)
+        self.batches = count_batches(sum(shard.count for shard in self.shards), batch_size, folder)
         self.sampler = self  # a Trainer calls set_epoch on the sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -143,41 +183,39 @@ class ShardEpochs:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         stream = f"{self.seed}/{self.epoch}"
-        shards = _ShardViews(self._share(stream), self.counts, self.view, stream)
+        shards = _ShardViews(self._share(stream), self.view, stream)
         loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers)
         mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
         views = mix(view for shard in loader for view in shard)
         for _ in range(self.batches):
             yield {"image": torch.stack(list(islice(views, self.batch_size)))}
 
-    def _share(self, stream: str) -> list[tuple[int, str]]:
+    def _share(self, stream: str) -> list[tuple[int, Shard]]:
         """As many shards as this process needs, each with its place in the order of all processes."""
-        share: list[tuple[int, str]] = []
+        share: list[tuple[int, Shard]] = []
         for place, shard in islice(enumerate(self._order(stream)), self.rank, None, self.ranks):
             share.append((place, shard))
-            if sum(self.counts[shard] for _, shard in share) >= self.batches * self.batch_size:
+            if sum(shard.count for _, shard in share) >= self.batches * self.batch_size:
                 return share
         raise AssertionError("The order has no end.")
 
-    def _order(self, stream: str) -> Iterator[str]:
+    def _order(self, stream: str) -> Iterator[Shard]:
         for repeat in count():
-            yield from random.Random(f"{stream}/{repeat}").sample(list(self.counts), len(self.counts))
+            yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
 class _ShardViews(Dataset[Tensor]):
     """The views (n, 3, S, S) of one shard after another."""
 
-    def __init__(
-        self, share: Sequence[tuple[int, str]], counts: dict[str, int], view: TrainingView, stream: str
-    ) -> None:
-        self.share, self.counts, self.view, self.stream = share, counts, view, stream
+    def __init__(self, share: Sequence[tuple[int, Shard]], view: TrainingView, stream: str) -> None:
+        self.share, self.view, self.stream = share, view, stream
 
     def __len__(self) -> int:
         return len(self.share)
 
     def __getitem__(self, index: int) -> Tensor:
         place, shard = self.share[index]
-        samples = enumerate(read_shard(shard, self.counts[shard]))
+        samples = enumerate(read_shard(shard))
         return torch.stack([drawn(self.view, sample.picture(), f"{self.stream}/{place}/{n}") for n, sample in samples])
 
 
@@ -270,7 +308,12 @@ def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sampl
 
 
 def region_loader(
-    folder: str, view: View, batch_size: int, num_workers: int, view_masks: bool = False
+    folder: str,
+    view: View,
+    batch_size: int,
+    num_workers: int,
+    view_masks: bool = False,
+    done: Collection[int] = (),
 ) -> DataLoader[RegionBatch]:
     """Photographs with their masks from shards, every one exactly once over all processes.
 
@@ -281,20 +324,22 @@ def region_loader(
         num_workers: data workers per process.
         view_masks: whether the masks are cut like the photographs (masks of the photograph's own size, ImageNet-S) or
             already belong to the view (Broden).
+        done: numbers of batches that are left out.
 
     Raises:
-        CefamError: where the shards hold no masks, or are too few; when read, for masks that would not lie where the view is.
+        CefamError: where the shards hold no masks; when read, for masks that would not lie where the view is.
     """
-    manifest = Manifest.read(folder)
-    if not manifest.num_pairs:
-        raise CefamError(f"The shards in {folder} hold no masks, so no region can be measured on them.")
-    check_workers(len(manifest.shards), num_workers, folder)
-    return DataLoader(
-        in_order(folder, partial(_viewed, view, view_masks)),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=partial(_collate_regions, view if view_masks else None, manifest.mask_cut),
+    batches = Batches(
+        folder, batch_size, partial(_region_batch, view, view_masks, Manifest.read(folder).mask_cut), done=done
     )
+    if not batches.manifest.num_pairs:
+        raise CefamError(f"The shards in {folder} hold no masks, so no region can be measured on them.")
+    return DataLoader(batches, batch_size=None, num_workers=num_workers)
+
+
+def _region_batch(view: View, view_masks: bool, mask_cut: MaskCut, samples: Sequence[Sample]) -> dict[str, Any]:
+    viewed = [_viewed(view, view_masks, sample) for sample in samples]
+    return _collate_regions(view if view_masks else None, mask_cut, viewed)
 
 
 def _collate_regions(

@@ -1,7 +1,7 @@
 """Examples: a few pairs with the candidates that were measured on them, for every method; stored with the records."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ def _caption(stage: int, nra: float, stages: Sequence[str]) -> str:
     return f"{stages[stage]}  {nra:.2f}" if stage >= 0 else f"{nra:.2f}"
 
 
-def save(kept: Sequence[Example], path: Path) -> None:
-    """Write examples as a compressed .npz file; maps in half precision."""
+def to_arrays(kept: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Examples as arrays by name; maps in half precision."""
     arrays: dict[str, np.ndarray] = {}
     about = []
     for number, example in enumerate(kept):
@@ -97,8 +97,35 @@ def save(kept: Sequence[Example], path: Path) -> None:
                 listed[method].append([name, candidate.caption, list(candidate.chosen)])
         about.append({"title": example.title, "candidates": listed})
     arrays["about"] = np.array(json.dumps(about))
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Example]:
+    """The inverse of :func:`to_arrays`.
+
+    Raises:
+        KeyError: where an array is missing.
+        ValueError: where what they are is not readable.
+    """
+    return [
+        Example(
+            entry["title"],
+            arrays[f"image{number}"],
+            arrays.get(f"mask{number}"),
+            {
+                method: [Candidate(arrays[n].astype(np.float32), text, tuple(chosen)) for n, text, chosen in each]
+                for method, each in entry["candidates"].items()
+            },
+        )
+        for number, entry in enumerate(json.loads(str(arrays["about"])))
+    ]
+
+
+def save(kept: Sequence[Example], path: Path) -> None:
+    """Write examples as a compressed .npz file."""
+    arrays: Any = to_arrays(kept)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
 
 
 def load(path: Path) -> list[Example]:
@@ -109,19 +136,6 @@ def load(path: Path) -> list[Example]:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return [
-                Example(
-                    entry["title"],
-                    arrays[f"image{number}"],
-                    arrays.get(f"mask{number}"),
-                    {
-                        method: [
-                            Candidate(arrays[n].astype(np.float32), text, tuple(chosen)) for n, text, chosen in each
-                        ]
-                        for method, each in entry["candidates"].items()
-                    },
-                )
-                for number, entry in enumerate(json.loads(str(arrays["about"])))
-            ]
+            return from_arrays(dict(arrays))
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise CefamError(f"{path} cannot be read ({error}): run `cefam evaluate` again.") from error

@@ -55,20 +55,18 @@ def rows_of(
                 yield [ids[images[row]], places[row], labels[row], words[row], name, method, protocol, *cells]
 
 
-def merge(parts: Iterable[Path], path: Path, secondary: Sequence[str] = (), run_length: int = 500_000) -> None:
-    """Join the parts that processes wrote into one sorted file, the same for any number of processes.
+def merge(lines: Iterator[list[str]], path: Path, secondary: Sequence[str] = (), run_length: int = 500_000) -> None:
+    """Write records into one sorted file, the same for any number of processes.
 
     By image, mask and label; the methods of a pair keep their order. Sorted in runs on disk, since Broden has 11 million
     lines.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, ExitStack() as stack:
         runs: list[Path] = []
-        for part in parts:
-            lines = csv.reader(stack.enter_context(part.open(newline="", encoding="utf-8")))
-            while rows := sorted(islice(lines, run_length), key=_place):
-                runs.append(Path(folder) / str(len(runs)))
-                with runs[-1].open("w", newline="", encoding="utf-8") as out:
-                    csv.writer(out).writerows(rows)
+        while rows := sorted(islice(lines, run_length), key=_place):
+            runs.append(Path(folder) / str(len(runs)))
+            with runs[-1].open("w", newline="", encoding="utf-8") as out:
+                csv.writer(out).writerows(rows)
         sources: Any = [csv.reader(stack.enter_context(run.open(newline="", encoding="utf-8"))) for run in runs]
         with path.open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)

@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cefam import load_classifier, load_vlm
@@ -56,6 +56,9 @@ def train_classifier(name: str, folder: Path, count: int, epochs: int, seed: int
     drawn = scenes("train", count, folder / "scenes", edits=name.endswith("_edited"))
     data = Epochs(drawn, batch_size=128, seed=seed)
     training = ClassifierTraining(name, steps=epochs * len(data))
+    if name in CONTINUED:
+        made = classifier_weights(CONTINUED[name], folder)
+        training.network.load_state_dict(load_file(made if made.is_file() else classifier_weights(CONTINUED[name])))
     trainer(epochs).fit(training, loader(data))
     save_file(halved(training.network), classifier_weights(name, folder))
 
@@ -108,8 +111,11 @@ EPOCHS = {
     "brodenette": 12,
     "brodenette_edited": 16,
     "brodenette_vit": 16,
-    "brodenette_vit_edited": 20,
+    "brodenette_vit_edited": 8,
 }  # of the classifiers
+CONTINUED = {
+    "brodenette_vit_edited": "brodenette_vit"
+}  # a transformer learns slowly: this one starts from the other's weights
 VLM_EPOCHS = 12
 
 
