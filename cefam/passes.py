@@ -123,3 +123,22 @@ class Pass:
     def forget(self) -> None:
         """Remove the journal of a pass that is finished and never taken up again."""
         self.journal.unlink(missing_ok=True)
+
+
+def processes() -> tuple[int, int]:
+    """Number of this process, and of all that ``torchrun`` has started to share a pass."""
+    from torch import distributed
+
+    if not distributed.is_torchelastic_launched():
+        return 0, 1
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def wait() -> None:
+    """Wait for the other processes, if there are any."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()

@@ -3,27 +3,26 @@
 from typing import Any
 
 import lightning as L
-from torch import Tensor
+import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datasets.features import FeatureManifest, load_features
+from cefam.datasets.features import FeatureManifest, Features, load_features
 from cefam.datasets.streams import ShuffledSampler, StripedSampler, count_batches, mask_labels, region_loader
 from cefam.views import View
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """Rows of tensors in memory; a batch is cut out by one index operation, not collated row by row."""
+    """Rows of a cache; a batch is cut out by one index operation, not collated row by row."""
 
-    def __init__(self, features: dict[str, Tensor]) -> None:
+    def __init__(self, features: Features) -> None:
         self.features = features
-        self.stages = sum(name.startswith("pooled.") for name in features)
 
     def __len__(self) -> int:
-        return len(self.features["embedding"])
+        return len(self.features)
 
     def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        pooled = [self.features[f"pooled.{stage}"][rows] for stage in range(self.stages)]
-        return {"pooled": pooled, "embedding": self.features["embedding"][rows]}
+        matrix = self.features.matrix
+        return self.features.split(matrix.index_select(0, torch.tensor(rows).to(matrix.device)))
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.__getitems__([row])
@@ -34,7 +33,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class FeaturesData(L.LightningDataModule):
-    """Feature caches made by ``cefam features``. Every process holds them whole: rows x (channels + D) x 4 bytes.
+    """Feature caches made by ``cefam features``, mapped into memory: the processes of a machine share them.
 
     Args:
         train: cache of training views.
@@ -45,6 +44,7 @@ class FeaturesData(L.LightningDataModule):
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process, for the photographs with masks.
         seed: of the order of the training rows.
+        resident: copy the training rows to the device of each process: rows x (channels + D) x 4 bytes, or 2 (`--precision`).
     """
 
     def __init__(
@@ -57,11 +57,12 @@ class FeaturesData(L.LightningDataModule):
         region_batch_size: int = 16,
         num_workers: int = 0,
         seed: int = 0,
+        resident: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.val, self.regions = train, val, regions
         self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.resident = num_workers, seed, resident
 
     @property
     def manifests(self) -> list[FeatureManifest]:
@@ -76,27 +77,20 @@ class FeaturesData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a random order; the last incomplete batch is dropped."""
         features = load_features(self.train)
-        rows = len(features["embedding"])
-        count_batches(rows, self.batch_size, self.train)
+        count_batches(len(features), self.batch_size, self.train)
+        if self.resident and self.trainer is not None:
+            features = features.to(self.trainer.strategy.root_device)
+        sampler = ShuffledSampler(len(features), self.seed)
         return DataLoader(
-            _Rows(features),
-            batch_size=self.batch_size,
-            sampler=ShuffledSampler(rows, self.seed),
-            drop_last=True,
-            collate_fn=_as_it_is,
+            _Rows(features), batch_size=self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is
         )
 
     def val_dataloader(self) -> list[Any]:
         """Every row exactly once over all processes; then, if asked for, photographs with masks."""
         features = load_features(self.val)
-        rows = _Rows(features)
+        sampler = StripedSampler(len(features), self.val)
         loaders: list[Any] = [
-            DataLoader(
-                rows,
-                batch_size=self.val_batch_size,
-                sampler=StripedSampler(len(rows), self.val),
-                collate_fn=_as_it_is,
-            )
+            DataLoader(_Rows(features), batch_size=self.val_batch_size, sampler=sampler, collate_fn=_as_it_is)
         ]
         if self.regions:
             loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))

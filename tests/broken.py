@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -137,12 +138,11 @@ def _caches(folder: Path, made: Path) -> None:
     }
     (copies["unfinished"] / "manifest.json").unlink()
     (copies["json"] / "manifest.json").write_text("[]")
-    first = sorted(path.name for path in good.glob("*.safetensors"))[0]
-    (copies["gone"] / first).unlink()
-    _cut(copies["cut"] / first)
-    tensors = load_file(good / first)
-    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, copies["nan"] / first)
-    save_file({"embedding": tensors["embedding"]}, copies["shapes"] / first)
+    rows = np.load(good / "features.npy")
+    (copies["gone"] / "features.npy").unlink()
+    _cut(copies["cut"] / "features.npy")
+    np.save(copies["nan"] / "features.npy", rows * np.float32("nan"))
+    np.save(copies["shapes"] / "features.npy", rows[:, 1:])
 
 
 def _artefacts(folder: Path, trained: Path) -> None:

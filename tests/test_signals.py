@@ -25,9 +25,9 @@ SOURCE = str(Path(cefam.__file__).parent)
 
 LONG = {
     "prepare": (["--kind=brodenette", "--source=val", "--count=100000", "--folder=out"], "out/*.part"),
-    "features": (["--views=1000"], "out/*.safetensors"),
+    "features": (["--views=1000"], "out/part-*.safetensors"),
     "fit": (["--trainer.max_epochs=100000"], "runs/fit/*/checkpoints/last.ckpt"),
-    "evaluate": (["--data.batch_size=1", "--model.memory_limit=1"], "out/.records-*"),
+    "evaluate": (["--data.batch_size=1", "--model.memory_limit=1"], "out/.parts/0*.npz"),
     "demo": (["--scenes=100000"], "out/scenes/train/*.part"),
 }
 
@@ -89,7 +89,7 @@ def test_signals_end_all_processes(verb, sign, to_all, world, prepared, trained,
     assert status == STATUS[sign], said
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.part"))
-    assert not list(tmp_path.glob("out/.records-*"))
+    assert not list(tmp_path.glob("out/.parts/0*.npz"))
 
 
 class Moment:
@@ -184,7 +184,7 @@ def test_a_signal_that_turned_into_another_error_is_still_one(monkeypatch, capsy
 def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepared, trained, tmp_path, capfd):
     """Ctrl-C and SIGTERM go to all processes of a terminal or a job; the first one says what there is to say."""
     options = [*good_call("evaluate", world, prepared, trained), "--data.num_workers=2", "--data.batch_size=1"]
-    status, said = stopped("evaluate", signal.SIGTERM, [*options, "--model.memory_limit=1"], "out/.records-*")
+    status, said = stopped("evaluate", signal.SIGTERM, [*options, "--model.memory_limit=1"], "out/.parts/0*.npz")
     assert status == 143, said
     assert said.rstrip().endswith("; finished files are kept.")
     assert "_signals.py" not in said  # what a handler raises in a worker would be printed with its place

@@ -13,6 +13,8 @@ from cefam.datasets.contract import MANIFEST, Manifest, Shard
 from cefam.datasets.shards import read_shard
 from cefam.errors import CefamError, MissingError
 
+ROWS = 4096  # looked at at once
+
 
 def verify(folders: list[str]) -> None:
     """Read folders of shards, feature caches and artefacts again, and compare them with what they say of themselves.
@@ -42,13 +44,10 @@ def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
             pairs = f"{manifest.num_samples} samples, {manifest.num_pairs} (mask, label) pairs"
             return checks, f"{len(checks)} shards, {pairs}"
         if kind == "cefam-features":
-            from cefam.datasets.features import FeatureManifest
+            from cefam.datasets.features import FILE, FeatureManifest
 
             features = FeatureManifest.read(folder)
-            files = [entry for entry in features.files if entry["file"]]
-            widths = [*features.classifier["channels"], features.vlm["embedding_dim"]]
-            checks = [(e["file"], partial(_features, Path(folder) / e["file"], e["rows"], widths)) for e in files]
-            return checks, f"{len(files)} files of features, {features.num_rows} rows"
+            return [(FILE, partial(_features, folder))], f"{features.num_rows} rows of features ({features.precision})"
         raise CefamError(f"{folder} holds {kind!r}: shards, features and artefacts can be verified.")
     if (Path(folder) / "config.json").is_file():
         return [("artefact", partial(_artefact, folder))], "an artefact"
@@ -95,18 +94,16 @@ def _samples(shard: Shard, known: set[int]) -> Iterator[str]:
             yield f"a mask of {sample.id} has label {min(unknown)}, which the manifest does not name"
 
 
-def _features(path: Path, rows: int, widths: list[int]) -> Iterator[str]:
-    """Shapes and values of a file of features."""
-    from cefam.towers.zoo import read_state_dict
+def _features(folder: str) -> Iterator[str]:
+    """Bytes, shape and values of a feature cache."""
+    import torch
 
-    found = read_state_dict(path)
-    names = [*(f"pooled.{stage}" for stage in range(len(widths) - 1)), "embedding"]
-    for name, width in zip(names, widths, strict=True):
-        shape = tuple(found[name].shape) if name in found else None
-        if shape != (rows, width):
-            yield f"{name} is {shape}, its manifest says {(rows, width)}"
-        elif not bool(found[name].isfinite().all()):
-            yield f"{name} holds values that are not finite"
+    from cefam.datasets.features import FILE, FeatureManifest, load_features
+
+    if storage.digest_of(Path(folder) / FILE) != FeatureManifest.read(folder).sha256:
+        yield "its bytes are others than when it was written"
+    if not all(bool(rows.isfinite().all()) for rows in torch.split(load_features(folder).matrix, ROWS)):
+        yield "it holds values that are not finite"
 
 
 def _artefact(folder: str) -> Iterator[str]:

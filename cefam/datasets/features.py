@@ -1,30 +1,37 @@
 """The feature cache: what the two frozen towers compute for every view, once, to train from many times.
 
-A folder holds ``manifest.json`` and ``features-VVV-NNNNNNNN.safetensors`` (view, first photograph), with tensors
-``pooled.0`` .. ``pooled.L-1`` (n, C_l) and ``embedding`` (n, D). A view is one random crop of one photograph; several views
-per photograph stand in for the fresh crops of every epoch.
+A folder holds ``manifest.json`` and ``features.npy``, one row per view: the pooled maps of all stages, shallow to deep, and the
+embedding, (N, C_1 + .. + C_L + D), in float32, float16 or (stored as int16, which NumPy can name) bfloat16. A view is one random crop of
+one photograph; several views per photograph stand in for the fresh crops of every epoch. The file is mapped into memory: the
+processes of a machine share it, and it may be larger than memory.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cefam.attribution.scores import pool
 from cefam.datasets.contract import MANIFEST
-from cefam.datasets.photographs import Pictures, census, device_named, groups, views_of
+from cefam.datasets.photographs import Group, Pictures, census, device_named, groups, views_of
+from cefam.datasets.storage import digest_of
 from cefam.errors import CefamError, MissingError
-from cefam.files import write_tensors, write_text
-from cefam.passes import JOURNAL, Pass, Unit
+from cefam.files import replacing, write_tensors, write_text
+from cefam.passes import JOURNAL, Pass, Unit, processes, wait
 from cefam.reading import read_description
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.views import TrainingView, View
+
+FILE = "features.npy"
+Precision = Literal["float32", "float16", "bfloat16"]
+STORED: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}
 
 
 @dataclass
@@ -34,10 +41,11 @@ class FeatureManifest:
     classifier: dict[str, Any]
     vlm: dict[str, Any]
     view: dict[str, Any]
+    precision: Precision = "float32"
     num_rows: int = 0
-    files: list[dict[str, Any]] = field(default_factory=list)
+    sha256: str = ""
     format: str = "cefam-features"
-    version: int = 1
+    version: int = 2
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -55,8 +63,12 @@ class FeatureManifest:
         return read_description(path.read_text(), cls, path, "run `cefam features` again", cls._complete)
 
     def _complete(self) -> Any:
-        rows = sum(entry["rows"] for entry in self.files if entry["file"])
-        return rows == self.num_rows and self.classifier["channels"] and self.vlm["embedding_dim"]
+        return self.num_rows > 0 and self.sha256 and sum(self.widths) > 0 and self.precision in get_args(Precision)
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of each stage, and of the embedding."""
+        return [*self.classifier["channels"], self.vlm["embedding_dim"]]
 
 
 def compute_features(
@@ -71,10 +83,12 @@ def compute_features(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "auto",
+    precision: Precision = "float32",
 ) -> FeatureManifest:
     """Cache what both towers compute for the photographs of a folder or of shards.
 
-    A stopped run is taken up where it stopped: files that came from the same photographs are kept.
+    A stopped run is taken up where it stopped: parts that came from the same photographs are kept. Under ``torchrun`` the processes
+    share the photographs; the result is the same.
 
     Args:
         classifier: the frozen classifier.
@@ -88,6 +102,7 @@ def compute_features(
         batch_size: views per forward pass.
         num_workers: processes that decode photographs; the result does not depend on it.
         device: "auto", "cpu", "cuda" ...
+        precision: of the numbers on disk: "float32", "float16" (half the size) or "bfloat16" (the range of float32).
 
     Raises:
         CefamError: where the folder holds a cache of other towers or views, or a finished one of other photographs.
@@ -99,98 +114,151 @@ def compute_features(
     target = Path(folder)
     total, photographs = census(images)
     view: dict[str, Any] = {"views": views, "size": size, "resize": resize, "seed": seed}
-    manifest = FeatureManifest(classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs})
-    where = device_named(device)
+    manifest = FeatureManifest(
+        classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs}, precision
+    )
+    share, where = processes(), device_named(device)
+    finished = _finished(target, photographs)
     classifier.to(where)
     vlm.to(where)
     crop = TrainingView(size) if views else View(resize, size)
-    _check_finished(target, photographs)
 
     def write(pictures: Callable[[], Pictures], first: int, stream: int, path: Path) -> dict[str, Any]:
-        opened = pictures()
-        loader = views_of(opened, crop, stream, first, batch_size, num_workers)
-        rows = [_features(classifier, vlm, batch.to(where)) for batch in loader]
-        write_tensors(path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
-        return {"rows": len(opened)}
+        loader = views_of(pictures(), crop, stream, first, batch_size, num_workers)
+        rows = torch.cat([_features(classifier, vlm, batch.to(where), precision) for batch in loader])
+        write_tensors(path, {"features": rows})
+        return {"rows": len(rows)}
 
-    parts = groups(images)
-
-    def units() -> Iterator[Unit]:
-        for repeat in range(max(views, 1)):
-            first = 0
-            for part in parts:
-                name = f"features-{repeat:03d}-{first:08d}.safetensors"
-                work = partial(write, part.open, first, seed * 1_000_003 + repeat)
-                yield Unit(name, part.digest, part.count, work)
-                first += part.count
-
-    with Pass(target, [manifest.classifier, manifest.vlm, view]) as work:
-        manifest.files = list(work.over(units(), "features", total * max(views, 1)))
-        manifest.num_rows = sum(entry["rows"] for entry in manifest.files)
-        write_text(target / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    return manifest
+    units = list(_units(groups(images), max(views, 1), seed, write))
+    with Pass(target, [manifest.classifier, manifest.vlm, view, precision], share) as computed:
+        if not finished:
+            for _ in computed.over(units, "features", total * max(views, 1)):
+                pass
+            wait()
+            if share[0] == 0:
+                _finish(target, manifest, computed.finished(units))
+        wait()
+    return FeatureManifest.read(target)
 
 
-def _check_finished(folder: Path, photographs: str) -> None:
-    """Let photographs change only until a cache is finished.
+def _units(parts: Sequence[Group], views: int, seed: int, write: Callable[..., dict[str, Any]]) -> Iterator[Unit]:
+    """A unit for each view of each group of photographs."""
+    for repeat in range(views):
+        first = 0
+        for part in parts:
+            work = partial(write, part.open, first, seed * 1_000_003 + repeat)
+            yield Unit(f"part-{repeat:03d}-{first:08d}.safetensors", part.digest, part.count, work)
+            first += part.count
+
+
+def _finish(folder: Path, manifest: FeatureManifest, entries: Sequence[dict[str, Any]]) -> None:
+    """Join the parts into one file, write the manifest, and remove the parts."""
+    parts = [folder / entry["file"] for entry in entries]
+    manifest.num_rows = sum(entry["rows"] for entry in entries)
+    manifest.sha256 = _merge(folder, parts, manifest)
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    for part in parts:
+        part.unlink()
+
+
+def _merge(folder: Path, parts: Sequence[Path], manifest: FeatureManifest) -> str:
+    """Write the parts into one file, one after the other, and give its checksum."""
+    from safetensors.torch import load_file
+
+    shape = manifest.num_rows, sum(manifest.widths)
+    with replacing(folder / FILE) as temporary:
+        every = np.lib.format.open_memmap(temporary, mode="w+", dtype=STORED[manifest.precision], shape=shape)
+        first = 0
+        for part in parts:
+            rows = load_file(part)["features"]
+            every[first : first + len(rows)] = (
+                rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
+            ).numpy()
+            first += len(rows)
+        every.flush()
+        return digest_of(temporary)
+
+
+def _finished(folder: Path, photographs: str) -> bool:
+    """Whether the folder holds a finished cache of these photographs; they may change only until it is finished.
 
     Raises:
         CefamError: where the folder holds a finished cache of other photographs, or something else.
     """
     if not (folder / MANIFEST).exists():
-        return
+        return False
     if not (folder / JOURNAL).is_file():
         raise CefamError(f"{folder} holds other data: name another folder for the features.")
     if FeatureManifest.read(folder).view["photographs"] != photographs:
         raise CefamError(f"{folder} holds features of other photographs: name another folder, or remove it.")
+    return True
 
 
 @torch.no_grad()
-def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor) -> dict[str, Tensor]:
-    pooled = {f"pooled.{stage}": pool(a.float()) for stage, a in enumerate(classifier(images).activations)}
-    tensors = {**pooled, "embedding": encode_images(vlm, images)}
-    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            tower = "vision-language model" if name == "embedding" else "classifier"
+def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Tensor, precision: Precision) -> Tensor:
+    """Rows of the cache (B, W)."""
+    pooled = [pool(activation.float()) for activation in classifier(images).activations]
+    every = [*pooled, encode_images(vlm, images).float()]
+    for place, values in enumerate(every):
+        tower = "classifier" if place < len(pooled) else "vision-language model"
+        if not bool(values.isfinite().all()):
             raise CefamError(
-                f"The output of the {tower} ({name}) is not finite: its weights hold NaN, or numbers that are too large."
+                f"The output of the {tower} is not finite: its weights hold NaN, or numbers that are too large."
             )
-    return tensors
+        if not bool(values.to(getattr(torch, precision)).isfinite().all()):
+            raise CefamError(
+                f"The output of the {tower} holds {float(values.abs().max()):.3g}, too large for {precision}: use bfloat16 or float32."
+            )
+    return torch.cat(every, dim=1).to(getattr(torch, precision)).cpu()
 
 
-def load_features(folder: str | Path) -> dict[str, Tensor]:
-    """All rows of a cache: ``pooled.0`` .. (N, C_l) and ``embedding`` (N, D), in memory: 4 bytes a number.
+class Features:
+    """The rows of a cache: ``matrix`` (N, W), mapped into memory or on a device, in the precision of the file.
+
+    Args:
+        matrix: the rows.
+        widths: columns of each stage, and of the embedding.
+    """
+
+    def __init__(self, matrix: Tensor, widths: Sequence[int]) -> None:
+        self.matrix, self.widths = matrix, list(widths)
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def to(self, device: torch.device) -> Self:
+        """The same rows on a device."""
+        return type(self)(self.matrix.to(device), self.widths)
+
+    def split(self, rows: Tensor) -> dict[str, Any]:
+        """Rows (B, W) as a training batch in float32: ``pooled``, a list of (B, C_l), and ``embedding`` (B, D)."""
+        *pooled, embedding = (part.float() for part in torch.split(rows, self.widths, dim=1))
+        return {"pooled": pooled, "embedding": embedding}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A column group of all rows, float32: "embedding", or "pooled.0" ..."""
+        every = self.split(self.matrix)
+        found: Tensor = every["embedding"] if name == "embedding" else every["pooled"][int(name.partition(".")[2])]
+        return found
+
+
+def load_features(folder: str | Path) -> Features:
+    """Map a cache into memory.
 
     Raises:
         MissingError: where the cache is unfinished.
-        CefamError: where a file is broken, or does not fit the manifest.
+        CefamError: where its file is broken, or does not fit the manifest.
     """
-    from safetensors.torch import load_file
-
-    manifest = FeatureManifest.read(folder)
-    widths = {f"pooled.{stage}": width for stage, width in enumerate(manifest.classifier["channels"])}
-    widths["embedding"] = manifest.vlm["embedding_dim"]
-    # Filled file by file: holding all parts and the whole would take twice the memory.
-    every = {name: torch.empty(manifest.num_rows, width) for name, width in widths.items()}
-    first = 0
-    for entry in manifest.files:
-        path, rows = Path(folder) / entry["file"], entry["rows"]
-        again = "remove it and run `cefam features` again."
-        try:
-            part = load_file(path)
-        except Exception as error:  # safetensors has errors of its own for a truncated file
-            raise CefamError(f"{path} cannot be read ({error}): {again}") from error
-        expected, found = (
-            ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
-            for shapes in (
-                {name: (rows, width) for name, width in widths.items()},
-                {name: tuple(tensor.shape) for name, tensor in part.items()},
-            )
-        )
-        if found != expected:
-            raise CefamError(f"{path} holds {found} instead of {expected}: {again}")
-        for name, tensor in part.items():
-            every[name][first : first + rows] = tensor
-        first += rows
-    return every
+    manifest, path = FeatureManifest.read(folder), Path(folder) / FILE
+    again = "copy it again, or make it again with `cefam features`."
+    try:
+        stored = np.load(path, mmap_mode="c", allow_pickle=False)  # never written to; torch wants it to be possible
+    except FileNotFoundError as error:
+        raise MissingError(f"{folder} has no {FILE}: {again}") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise CefamError(f"{path} cannot be read ({error}): {again}") from error
+    expected = (manifest.num_rows, sum(manifest.widths)), np.dtype(STORED[manifest.precision])
+    if (stored.shape, stored.dtype) != expected:
+        raise CefamError(f"{path} holds {stored.shape} {stored.dtype} instead of {expected[0]} {expected[1]}: {again}")
+    matrix = torch.from_numpy(stored)
+    return Features(matrix.view(torch.bfloat16) if manifest.precision == "bfloat16" else matrix, manifest.widths)

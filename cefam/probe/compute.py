@@ -18,7 +18,7 @@ from cefam.datasets.contract import MANIFEST
 from cefam.datasets.photographs import Group, census, device_named, groups, views_of
 from cefam.errors import CefamError, ExistsError
 from cefam.files import write_tensors, write_text
-from cefam.passes import Pass, Unit
+from cefam.passes import Pass, Unit, processes, wait
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
 from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
@@ -166,7 +166,7 @@ def compute_probe(
         raise CefamError(f"pooling must be {', '.join(map(repr, get_args(Pooling)))}, got {pooling!r}.")
     if min(top, batch_size) < 1:
         raise CefamError(f"top and batch_size must be at least 1, got {top} and {batch_size}.")
-    share = _world()
+    share = processes()
     total, photographs = census(images)
     if total < top:
         raise CefamError(
@@ -193,14 +193,14 @@ def compute_probe(
     with Pass(target, run, share) as finished:
         for _ in finished.over(units, "probe", total):
             pass
-        _wait()
+        wait()
         if share[0] == 0:
             about.files = finished.finished(units)
             write_tensors(target / MERGED, merged(target, about))
             write_text(target / MANIFEST, json.dumps(asdict(about), indent=1))
             for entry in () if keep_pooled else about.files:
                 (target / entry["file"]).unlink()
-        _wait()
+        wait()
     return ProbeManifest.read(target)
 
 
@@ -253,20 +253,3 @@ def _say_size(about: ProbeManifest) -> None:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
-
-
-def _world() -> tuple[int, int]:
-    """Number of this process, and of all that ``torchrun`` has started."""
-    from torch import distributed
-
-    if not distributed.is_torchelastic_launched():
-        return 0, 1
-    if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _wait() -> None:
-    """Wait for the other processes, if there are any."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
