@@ -6,10 +6,15 @@ journal of its own, and reads those of all, so that a pass may continue with ano
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from cefam.errors import CefamError, ExistsError
 from cefam.files import locked, write_text
 
 JOURNAL = "journal.json"
+AHEAD = 32  # units that a pool of workers is given in advance
 
 
 @dataclass(frozen=True)
@@ -91,29 +97,53 @@ class Pass:
     def __exit__(self, *error: Any) -> None:
         self._lock.close()
 
-    def over(self, units: Iterable[Unit], title: str, total: int) -> Iterator[dict[str, Any]]:
+    def over(
+        self, units: Iterable[Unit], title: str, total: int, pool: Executor | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Do what is not done yet, with a progress bar; gives the entry of every unit of this process, in order.
 
         Args:
             units: in order.
             title: of the bar.
             total: sum of the units' sizes.
+            pool: processes that do the work; ``None``: this one.
         """
         from rich.progress import Progress
 
         with Progress(disable=self.rank > 0) as progress:
             bar = progress.add_task(title, total=total)
-            for unit in islice(units, self.rank, None, self.ranks):
-                path = self.folder / unit.file
+            for unit, written in self._begun(islice(units, self.rank, None, self.ranks), pool):
                 known = self.done.get(unit.file)
-                intact = known and path.is_file() and path.stat().st_size == known["bytes"]
-                if not (known and intact and known["digest"] == unit.digest):
-                    about = {"file": unit.file, **unit.write(path)}
+                if written is not None:
+                    path = self.folder / unit.file
+                    about = {"file": unit.file, **written()}
                     known = {"digest": unit.digest, "bytes": path.stat().st_size, "about": about}
                     with self.journal.open("a", encoding="utf-8") as journal:
                         journal.write(json.dumps(known) + "\n")
                 progress.advance(bar, unit.size * self.ranks)
-                yield known["about"]
+                yield known["about"]  # type: ignore[index]  # done, or just written
+
+    def _begun(
+        self, units: Iterable[Unit], pool: Executor | None
+    ) -> Iterator[tuple[Unit, Callable[[], dict[str, Any]] | None]]:
+        """Every unit with what finishes it, or ``None`` where it is done; a pool is kept busy with the next ones."""
+        waiting: deque[tuple[Unit, Callable[[], dict[str, Any]] | None]] = deque()
+        for unit in units:
+            path = self.folder / unit.file
+            if self._is_done(unit, path):
+                waiting.append((unit, None))
+            elif pool is None:
+                waiting.append((unit, partial(unit.write, path)))
+            else:
+                waiting.append((unit, pool.submit(unit.write, path).result))
+            if pool is None or len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _is_done(self, unit: Unit, path: Path) -> bool:
+        known = self.done.get(unit.file)
+        intact = known and path.is_file() and path.stat().st_size == known["bytes"]
+        return bool(known and intact and known["digest"] == unit.digest)
 
     def finished(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
         """The entries of all units, once all processes have done theirs."""
@@ -123,6 +153,32 @@ class Pass:
     def forget(self) -> None:
         """Remove the journal of a pass that is finished and never taken up again."""
         self.journal.unlink(missing_ok=True)
+
+
+@contextmanager
+def workers(count: int, begin: Callable[[], None] = lambda: None) -> Iterator[Executor | None]:
+    """A pool of processes for the units of a pass; ``None`` for 0 of them.
+
+    Args:
+        count: of processes.
+        begin: called in each of them, or in this one.
+
+    Raises:
+        CefamError: where one of them was killed.
+    """
+    if count < 1:
+        begin()
+        yield None
+        return
+    # Forked: what was opened is not sent to them. Nothing that runs threads of its own is loaded here.
+    with ProcessPoolExecutor(count, get_context("fork"), begin) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise CefamError("A worker process was killed: there may be too little memory for so many.") from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def processes() -> tuple[int, int]:

@@ -12,14 +12,14 @@ from cefam.errors import CefamError
 T = TypeVar("T")
 
 
-def read_text(path: Path) -> str:
-    """A text file, without the byte-order mark that a spreadsheet writes.
+def read_text(path: Any) -> str:
+    """A text file, without the byte-order mark that a spreadsheet writes; also in a zip (``zipfile.Path``).
 
     Raises:
         CefamError: where it is not UTF-8, with its name.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return str(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CefamError(f"{path} is not UTF-8 text ({error}): save it in that encoding.") from error
 
@@ -52,7 +52,7 @@ def read_description(
 
 
 def read_csv(
-    path: Path, needed: Sequence[str] = (), comments: bool = False
+    path: Any, needed: Sequence[str] = (), comments: bool = False
 ) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
     """The columns of a CSV file, and its rows with the lines they end on; a value that a row lacks is missing from its dict.
 

@@ -1,5 +1,7 @@
 """Concepts as people write them down: lists of words, text files, CSV files, label tables."""
 
+import csv
+import io
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +11,7 @@ from typing import Any
 
 from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES
 from cefam.errors import CefamError, CefamWarning, near
+from cefam.files import write_text
 from cefam.reading import read_csv, read_text
 
 COLUMNS = ("word", "name", "number", "category", "prompt")
@@ -120,3 +123,12 @@ def _clean(name: str, categories: Sequence[str]) -> str:
         if category in categories:
             name = name.removesuffix(suffix)
     return name.replace("_", " ")
+
+
+def write_labels(path: Path, labels: Sequence[Mapping[str, Any]]) -> None:
+    """Write labels as a CSV file that is a concept set, too: number, name and category."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ("number", "name", "category"), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(labels)
+    write_text(path, out.getvalue())

@@ -178,12 +178,14 @@ def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
 
 
 def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor]:
-    """A photograph of a shard, and which concepts its masks show."""
+    """A photograph of a shard, and which concepts its masks or labels show."""
     concepts = opened.explainer.concepts.concepts
     photograph = Photograph.of(sample.picture(), opened.view, sample.id)
     shown = {label for mask in sample.masks for label in mask.labels}
     marked = {mask.category for mask in sample.masks}
-    states = [1 if c.number in shown else 0 if c.category in marked else -1 for c in concepts]
+    known = sample.present is not None
+    shown |= set(sample.present or ())
+    states = [1 if c.number in shown else 0 if known or c.category in marked else -1 for c in concepts]
     return photograph, torch.tensor(states)
 
 

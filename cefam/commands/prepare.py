@@ -1,6 +1,7 @@
 """``cefam prepare``: a raw data set -> shards."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ from cefam.commands._options import call
 from cefam.datasets.contract import Manifest
 from cefam.datasets.shards import check_size, finish, new_folder, shard_name, write_shard
 from cefam.datasets.sources import Source, open_source
+from cefam.datasets.webdatasets import describe
 from cefam.errors import CefamError
-from cefam.passes import Pass, Unit
+from cefam.passes import Pass, Unit, workers
+from cefam.vocabularies import write_labels
 
 
 def prepare(
@@ -24,13 +27,17 @@ def prepare(
     reading: Literal["published", "paper"] | None = None,
     classes: str | None = None,
     split: str | None = None,
+    num_workers: int = 0,
 ) -> Manifest:
     """Convert a raw data set into shards. A stopped run is taken up where it stopped.
 
     Args:
-        kind: "images" (a folder of images, one folder a class or flat), "broden" (its on-disk format), "brodenette" (drawn scenes),
-            "imagenet" (the original tars, or one folder per wnid) or "imagenet_s" (ImageNet-S 50, 300 or 919).
-        source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation.
+        kind: "images" (a folder of images, one folder a class or flat), "broden" (its on-disk format, or a zip of it), "brodenette"
+            (drawn scenes), "imagenet" (the original tars, or one folder per wnid), "imagenet_s" (ImageNet-S 50, 300 or 919), "awa2",
+            "described" (any folder with masks, COCO and PASCAL VOC among them; see docs/data.md), or "webdataset" (existing shards
+            of photographs and classes, which are used where they lie).
+        source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation; of "described",
+            the YAML file; of "webdataset", a folder, or the shards by a pattern ("wds/train-*.tar", "https://host/train-{000..123}.tar").
         folder: where the shards go.
         samples_per_shard: samples in a shard.
         count: how many scenes of Brodenette (200). Other data is taken whole.
@@ -39,40 +46,63 @@ def prepare(
         reading: of ImageNet-S's masks: "published" (default) or "paper".
         classes: a text file with the wnids of the ImageNet-S subset, where folders are missing.
         split: of ImageNet-S: "validation" (default), "test" or "train-semi".
+        num_workers: processes that write shards, or read existing ones; the result does not depend on it.
     """
     if masks is not None and len(set(masks)) < len(masks):
         raise CefamError(f"A category is in masks twice: {list(masks)}.")
     check_size(samples_per_shard)
-    opened = open_source(
-        kind, str(source), count=count, masks=masks, ignore=ignore, reading=reading, classes=classes, split=split
-    )
+    options = {"count": count, "masks": masks, "ignore": ignore, "reading": reading, "classes": classes, "split": split}
+    opened = None if kind == "webdataset" else open_source(kind, str(source), **options)
     target = new_folder(folder)
-    if not len(opened):
-        raise CefamError(f"No sample was found in {opened.name}: nothing was written to {target}.")
     with Pass(target, ["prepare", samples_per_shard]) as work:
         new_folder(target)  # another run may have finished since
-        entries = work.over(_units(opened, samples_per_shard), f"prepare {kind}", len(opened))
-        manifest = Manifest(source=opened.name, labels=opened.labels, mask_cut=opened.mask_cut)
-        finish(manifest, target, list(entries))
+        if opened is None:
+            manifest = describe(str(source), target, work, num_workers)
+        else:
+            manifest = _convert(opened, target, samples_per_shard, work, num_workers)
         work.forget()
     print(
         f"{manifest.num_samples} images with {manifest.num_pairs} (mask, label) pairs in {len(manifest.shards)} shard(s): {target}"
     )
-    for note in opened.notes():
+    return manifest
+
+
+def _convert(source: Source, target: Path, samples_per_shard: int, work: Pass, num_workers: int) -> Manifest:
+    """Write the shards and their manifest, and say what is worth knowing of them."""
+    if not len(source):
+        raise CefamError(f"No sample was found in {source.name}: nothing was written to {target}.")
+    starts = range(0, len(source), samples_per_shard)
+    units = [_unit(source, index, start, samples_per_shard) for index, start in enumerate(starts)]
+    with workers(num_workers, partial(_use, source)) as pool:
+        entries = list(work.over(units, "prepare", len(source), pool))
+    counted = sum((Counter(entry.pop("counted")) for entry in entries), Counter[str]())
+    manifest = finish(Manifest(source=source.name, labels=source.labels, mask_cut=source.mask_cut), target, entries)
+    if source.labels:
+        write_labels(target / "labels.csv", source.labels)
+    for note in source.notes(counted):
         print(note)
     return manifest
 
 
-def _units(source: Source, samples_per_shard: int) -> Iterator[Unit]:
-    """One unit per shard."""
-    for index, start in enumerate(range(0, len(source), samples_per_shard)):
-        stop = min(start + samples_per_shard, len(source))
-        write = partial(_write, source, start, stop)
-        yield Unit(shard_name(index), source.digest(start, stop), stop - start, write)
+def _unit(source: Source, index: int, start: int, samples_per_shard: int) -> Unit:
+    """The work of one shard."""
+    stop = min(start + samples_per_shard, len(source))
+    return Unit(shard_name(index), source.digest(start, stop), stop - start, partial(_write, start, stop))
 
 
-def _write(source: Source, start: int, stop: int, path: Path) -> dict[str, Any]:
-    return write_shard(path, source.samples(start, stop), start)
+_sources: list[Source] = []  # of this process: a source of a million entries is not sent with every shard
+
+
+def _use(source: Source) -> None:
+    _sources[:] = [source]
+    source.in_a_worker()
+
+
+def _write(start: int, stop: int, path: Path) -> dict[str, Any]:
+    (source,) = _sources
+    source.counted = Counter()
+    entry = write_shard(path, source.samples(start, stop), start)
+    return {**entry, "counted": dict(source.counted)}
 
 
 def run(arguments: list[str]) -> None:

@@ -3,7 +3,8 @@
 A folder of shards, local or behind a URL, holds ``manifest.json`` and ``shard-000000.tar`` ... In a tar, a sample KEY has
 
 * ``KEY.<jpg|png|...>``: the photograph, its original bytes;
-* ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...], "crc32": ...}``;
+* ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...], "crc32": ...}``,
+  and ``"present": [label numbers]`` where the labels of the whole photograph are known;
 * ``KEY.mask0.png``, ``KEY.mask1.png`` ...: one index map per entry of ``masks``, 16-bit, 0 = no label, 65535 = not measured.
 
 ``crc32`` is that of the photograph, the masks, and the rest of the json, in this order: a flipped byte is found, and its sample named.
@@ -53,6 +54,7 @@ class Mask:
 class Sample:
     """One photograph: ``image`` its original bytes, ``suffix`` their kind (".jpg"), ``label`` its class, if known.
 
+    ``present`` are the numbers of the labels that hold for the whole photograph, where all of them are known (AwA2's attributes).
     ``where`` is the shard and key that it was read from, for messages.
     """
 
@@ -61,6 +63,7 @@ class Sample:
     suffix: str
     label: int | None = None
     masks: tuple[Mask, ...] = ()
+    present: tuple[int, ...] | None = None
     where: str = field(default="", compare=False)
 
     def picture(self) -> Image.Image:
@@ -170,6 +173,8 @@ def encode(sample: Sample, key: str) -> dict[str, Any]:
     """A sample as the members of a tar."""
     masks = [{"category": mask.category, "labels": mask.labels} for mask in sample.masks]
     about: dict[str, Any] = {"id": sample.id, "label": sample.label, "masks": masks}
+    if sample.present is not None:
+        about["present"] = list(sample.present)
     pictures = []
     for mask in sample.masks:
         buffer = io.BytesIO()
@@ -215,6 +220,7 @@ def decode(members: Mapping[str, Any], layout: Layout = "cefam", with_masks: boo
     try:
         about = json.loads(members["json"])
         name, label, categories = about["id"], about["label"], [entry["category"] for entry in about["masks"]]
+        present = None if about.get("present") is None else tuple(map(int, about["present"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CefamError(
             f"{where}: its json cannot be read. Copy the shard again, or run `cefam prepare` again."
@@ -230,7 +236,7 @@ def decode(members: Mapping[str, Any], layout: Layout = "cefam", with_masks: boo
         for index, (category, picture) in enumerate(zip(categories, pictures, strict=True))
         if with_masks
     ]
-    return Sample(name, image, suffix, label, tuple(masks), where)
+    return Sample(name, image, suffix, label, tuple(masks), present, where)
 
 
 def _label(members: Mapping[str, Any], where: str) -> int | None:

@@ -36,14 +36,18 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def exists(place: str | Path) -> bool:
-    """Whether there is a file.
+    """Whether there is a file (a small one: it is asked for its contents, since `exists` of fsspec says no where nobody answers).
 
     Raises:
         CefamError: where nobody answers.
     """
     if not is_url(place):
         return Path(place).is_file()
-    return bool(_attempts(place, lambda filesystem, path: filesystem.exists(path)))
+    try:
+        read_text(place)
+    except MissingError:
+        return False
+    return True
 
 
 def read_text(place: str | Path) -> str:

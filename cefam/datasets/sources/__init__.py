@@ -12,6 +12,8 @@ SOURCES = {
     "brodenette": "brodenette:Brodenette",
     "imagenet": "imagenet:ImageNet",
     "imagenet_s": "imagenet_s:ImageNetS",
+    "awa2": "awa2:AwA2",
+    "described": "described:Described",
 }
 
 

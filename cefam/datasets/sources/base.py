@@ -5,9 +5,11 @@ import io
 import json
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import Path as ZipPath
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,7 @@ class Source(ABC):
         name: what the data is, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
         mask_cut: how the masks are cut with their photographs.
+        counted: what was counted while samples were read, for :meth:`notes`.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -34,6 +37,7 @@ class Source(ABC):
     name: str
     labels: list[dict[str, Any]]
     mask_cut: MaskCut = "nearest"
+    counted: Counter[str]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -67,9 +71,16 @@ class Source(ABC):
         stamps = [self.stamp(index) for index in range(start, min(stop, len(self)))]
         return hashlib.sha256(json.dumps([self.name, self.labels, self.mask_cut, stamps]).encode()).hexdigest()
 
-    def notes(self) -> list[str]:
-        """What is worth knowing once all samples were read."""
+    def notes(self, counted: Counter[str]) -> list[str]:
+        """What is worth knowing once all samples were read.
+
+        Args:
+            counted: the sum of ``counted`` over all samples, whatever process read them.
+        """
         return []
+
+    def in_a_worker(self) -> None:  # noqa: B027  most have nothing to do
+        """Open anew what a process that was forked may not share."""
 
 
 def _check_orientation(sample: Sample) -> None:
@@ -93,7 +104,7 @@ def _check_orientation(sample: Sample) -> None:
             )
 
 
-def numbers_of(path: Path, ignore: int | None) -> np.ndarray:
+def numbers_of(path: Path | ZipPath, ignore: int | None) -> np.ndarray:
     """A mask file as label numbers (H, W); pixels with the number ``ignore`` become 65535, which is not measured.
 
     Raises:
@@ -102,11 +113,11 @@ def numbers_of(path: Path, ignore: int | None) -> np.ndarray:
     """
     if not path.is_file():
         raise MissingError(f"The mask {path.name} is not in {path.parent}: complete the copy.")
-    numbers = open_mask(path, str(path))
+    numbers = open_mask(path.read_bytes(), str(path))
     return numbers if ignore is None else np.where(numbers == ignore, IGNORED, numbers)
 
 
-def read_image(path: Path, advice: str) -> tuple[bytes, str]:
+def read_image(path: Path | ZipPath, advice: str) -> tuple[bytes, str]:
     """The bytes of an image file and its suffix.
 
     Raises:
@@ -117,6 +128,10 @@ def read_image(path: Path, advice: str) -> tuple[bytes, str]:
     return path.read_bytes(), path.suffix.lower()
 
 
-def stamp_of(path: Path) -> list[Any]:
+def stamp_of(path: Path | ZipPath) -> list[Any]:
     """Name and length of a file: reading it would take as long as the work."""
-    return [str(path), path.stat().st_size if path.is_file() else -1]
+    if not path.is_file():
+        return [str(path), -1]
+    if isinstance(path, ZipPath):
+        return [str(path), path.root.getinfo(path.at).file_size]
+    return [str(path), path.stat().st_size]

@@ -1,8 +1,10 @@
-"""Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection)."""
+"""Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection); in a folder, or in a zip as it is."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import BadZipFile, ZipFile
+from zipfile import Path as ZipPath
 
 import numpy as np
 
@@ -15,6 +17,24 @@ from cefam.reading import read_csv
 MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
 
 
+def _root(place: Path) -> Path | ZipPath:
+    """The folder that holds the tables: the place itself, or, in a zip, the outermost that holds ``index.csv``.
+
+    Raises:
+        CefamError: for a file that is no zip, or a zip without ``index.csv``.
+    """
+    if not place.is_file():
+        return place
+    try:
+        archive = ZipFile(place)
+    except (BadZipFile, OSError) as error:
+        raise CefamError(f"{place} cannot be read as a zip ({error}): copy it again, or name a folder.") from error
+    found = sorted((name for name in archive.namelist() if name.rpartition("/")[2] == "index.csv"), key=len)
+    if not found:
+        raise CefamError(f"{place} is not a zip of Broden: it holds no index.csv.")
+    return ZipPath(archive, found[0].removesuffix("index.csv"))
+
+
 class Broden(Source):
     """Photographs with masks of several categories.
 
@@ -22,7 +42,7 @@ class Broden(Source):
     name several files, separated by ``;``. Only what ``index.csv`` lists is read.
 
     Args:
-        place: the folder that holds index.csv, label.csv and images/.
+        place: the folder that holds index.csv, label.csv and images/ (broden1_224, broden1_227, broden1_384), or a zip of it.
         masks: categories; [] for none.
         ignore: a number in mask files whose pixels are not measured (255 in many data sets).
 
@@ -35,7 +55,8 @@ class Broden(Source):
     refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'broden' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, ignore: int | None = None) -> None:
-        self.root, self.categories, self.ignore = Path(place), tuple(masks), ignore
+        self.place, self.categories, self.ignore = Path(place), tuple(masks), ignore
+        self.root = _root(self.place)
         unknown = set(masks) - set(MASK_CATEGORIES)
         if unknown:
             raise CefamError(
@@ -44,7 +65,11 @@ class Broden(Source):
         self.labels = self._read_labels()
         self.known = {label["number"] for label in self.labels}
         self.rows = self._read_index()
-        self.name = f"broden: {self.root.name}"
+        self.name = f"broden: {self.place.name}"
+
+    def in_a_worker(self) -> None:
+        """An open zip has one place that it reads from."""
+        self.root = _root(self.place)
 
     def _table(self, name: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
         path = self.root / name
@@ -86,7 +111,7 @@ class Broden(Source):
             rows[name] = {**row, "image": name}
         return list(rows.values())
 
-    def _mask_files(self, index: int) -> list[tuple[str, Path]]:
+    def _mask_files(self, index: int) -> list[tuple[str, Path | ZipPath]]:
         row = self.rows[index]
         return [
             (category, self.root / "images" / name.strip())
@@ -116,7 +141,7 @@ class Broden(Source):
         masks = tuple(Mask(category, self._mask(path)) for category, path in self._mask_files(index))
         return Sample(name, image, suffix, None, masks)
 
-    def _mask(self, path: Path) -> np.ndarray:
+    def _mask(self, path: Path | ZipPath) -> np.ndarray:
         numbers = numbers_of(path, self.ignore)
         unknown = sorted(set(np.unique(numbers).tolist()) - self.known - {0, IGNORED})
         if unknown:

@@ -4,6 +4,7 @@ A mask is an RGB PNG of its photograph's size with R + 256 G: 0 is another objec
 order of their sorted wnids, 1000 is not to be measured. A photograph is paired with one concept: the class of its folder.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -74,7 +75,7 @@ class ImageNetS(Source):
         ]
         if not self.paths:
             raise MissingError(f"No image was found below {self.images}.")
-        self.differing = self.read = 0
+        self.counted = Counter()
 
     def _mask_path(self, path: Path) -> Path:
         return self.masks / path.parent.name / f"{path.stem}.png"
@@ -102,8 +103,8 @@ class ImageNetS(Source):
                 f"are missing, name all of its wnids in a file (`classes`)."
             )
         published, paper = numbers == numbers.max(), numbers == self.wnids.index(wnid) + 1
-        self.read += 1
-        self.differing += bool((published != paper).any())
+        self.counted["read"] += 1
+        self.counted["differing"] += bool((published != paper).any())
         concept = class_of(wnid) + 1
         if self.reading == "published":
             index_map = np.where(published, concept, 0)
@@ -117,11 +118,10 @@ class ImageNetS(Source):
             raise CefamError(f"The mask of {path.name} is {index_map.shape}, its photograph {size}: copy both again.")
         return sample
 
-    def notes(self) -> list[str]:
+    def notes(self, counted: Counter[str]) -> list[str]:
         """On how many masks the two readings differ."""
-        return [
-            f"The two readings differ on {self.differing} of {self.read} masks that were read; this is the {self.reading} one."
-        ]
+        differing, read = counted["differing"], counted["read"]
+        return [f"The two readings differ on {differing} of {read} masks; this is the {self.reading} one."]
 
 
 def _class_name(index: int) -> str:

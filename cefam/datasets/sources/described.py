@@ -1,0 +1,268 @@
+"""Any folder of photographs with masks, described by a small YAML file: one PNG per photograph (PASCAL VOC's among them), or COCO.
+
+::
+
+    images: JPEGImages/{id}.jpg          # {id} stands for what tells the photographs apart
+    ids: ImageSets/Segmentation/val.txt  # one a line; without it, every file that fits `images`
+    masks:
+      - {category: object, files: "SegmentationClass/{id}.png", ignore: 255}
+    labels: {object: [aeroplane, bicycle]}  # numbered from 1 on; or a CSV file with number, name and category
+
+    images: val2017/{id}                 # COCO: {id} is the file_name
+    coco: annotations/instances_val2017.json
+    category: object
+
+Paths are relative to the YAML file, and may not leave its folder.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cefam.datasets.contract import Mask, Sample
+from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
+from cefam.errors import CefamError, MissingError, near
+from cefam.reading import read_csv, read_text
+
+KEYS = ("name", "images", "ids", "masks", "labels", "coco", "category")
+MASK_KEYS = ("category", "files", "ignore")
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Masks of one category: where they lie, and the number whose pixels are not measured."""
+
+    category: str
+    files: str
+    ignore: int | None = None
+
+
+class Described(Source):
+    """Photographs with masks as a YAML file describes them.
+
+    A photograph without a mask file has no mask of that category. COCO's objects become one index map per category, and a further one
+    where objects of different classes overlap; crowds count like single objects. COCO needs pycocotools.
+
+    Args:
+        place: the YAML file.
+
+    Raises:
+        MissingError: where a file is missing.
+        CefamError: where the description is wrong, with the key.
+    """
+
+    refusals: ClassVar[Mapping[str, str]] = {"masks": "does not apply: the description names the masks. Leave it out."}
+
+    def __init__(self, place: str) -> None:
+        import yaml
+
+        path = Path(place)
+        if not path.is_file():
+            raise MissingError(f"There is no file {path}: name the YAML file that describes the data.")
+        try:
+            about = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise CefamError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        self.path, self.root = path, path.parent
+        self.about = _checked(about, KEYS, str(path))
+        self.name = f"described: {self.about.get('name', path.stem)}"
+        self.pattern = self._value("images")
+        if "{id}" not in self.pattern:
+            raise CefamError(f"{path}: `images` needs '{{id}}' where the photographs differ, got {self.pattern!r}.")
+        self.coco = _Coco(self._file("coco"), self._value("category")) if "coco" in self.about else None
+        self.masks = [] if self.coco else list(self._masks())
+        self.labels = self.coco.labels if self.coco else self._labels()
+        self.known = {label["number"] for label in self.labels}
+        self.ids = self._ids()
+
+    def _value(self, key: str) -> str:
+        if not isinstance(self.about.get(key), str):
+            raise CefamError(f"{self.path}: `{key}` must be a text, got {self.about.get(key)!r}.")
+        return str(self.about[key])
+
+    def _file(self, key: str) -> Path:
+        path = self._within(self._value(key))
+        if not path.is_file():
+            raise MissingError(f"{self.path}: `{key}` names {path}, which does not exist.")
+        return path
+
+    def _within(self, name: str) -> Path:
+        """A path below the folder of the description."""
+        path = self.root / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise CefamError(
+                f"{self.path}: {name} leaves the folder of the description: put the description above the data."
+            )
+        return path
+
+    def _masks(self) -> Iterator[_Masks]:
+        listed = self.about.get("masks", [])
+        for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
+            where = f"{self.path}: masks[{place}]"
+            about = _checked(entry, MASK_KEYS, where)
+            try:
+                masks = _Masks(**about)
+            except TypeError as error:
+                raise CefamError(f"{where} needs `category` and `files`.") from error
+            if "{id}" not in masks.files:
+                raise CefamError(f"{where}: `files` needs '{{id}}', got {masks.files!r}.")
+            yield masks
+
+    def _labels(self) -> list[dict[str, Any]]:
+        listed, found = self.about.get("labels", {}), list[tuple[Any, Any, Any]]()
+        if isinstance(listed, str):
+            rows = [row for _, row in read_csv(self._file("labels"), ("number", "name", "category"))[1]]
+            found = [(row["number"], row["name"], row["category"]) for row in rows]
+        elif isinstance(listed, dict):
+            found = [
+                (number, name, category)
+                for category, names in listed.items()
+                for number, name in (names.items() if isinstance(names, dict) else enumerate(names or (), start=1))
+            ]
+        else:
+            raise CefamError(f"{self.path}: `labels` must be names by category, or the name of a CSV file.")
+        labels: dict[int, dict[str, Any]] = {}
+        for number, name, category in found:
+            if not str(number).isdigit() or int(number) in (0, *labels):
+                raise CefamError(
+                    f"{self.path}: the number {number} of {name!r} is no whole number above 0 that no other label has. Where categories "
+                    f"have numbers of their own, give them in a CSV file, and masks of those numbers."
+                )
+            labels[int(number)] = {"number": int(number), "name": str(name), "category": str(category)}
+        if self.masks and not labels:
+            raise CefamError(f"{self.path}: `labels` is missing: it names what the numbers of the masks mean.")
+        return list(labels.values())
+
+    def _ids(self) -> list[str]:
+        if "ids" in self.about:
+            found = [line.strip() for line in read_text(self._file("ids")).splitlines() if line.strip()]
+        elif self.coco:
+            found = list(self.coco.images)
+        else:
+            before, _, after = self.pattern.partition("{id}")
+            paths = [path.relative_to(self.root).as_posix() for path in self.root.glob(f"{before}*{after}")]
+            found = sorted(path[len(before) : len(path) - len(after)] for path in paths)
+        if not found:
+            raise MissingError(f"{self.path}: no photograph fits {self.pattern}.")
+        twice = len(found) - len(set(found))
+        if twice:
+            raise CefamError(f"{self.path}: {twice} photograph(s) are listed twice.")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _image(self, index: int) -> Path:
+        return self._within(self.pattern.replace("{id}", self.ids[index]))
+
+    def _mask_files(self, index: int) -> list[tuple[_Masks, Path]]:
+        return [(masks, self._within(masks.files.replace("{id}", self.ids[index]))) for masks in self.masks]
+
+    def stamp(self, index: int) -> Any:
+        """Names and lengths of the photograph and its masks, and what COCO says of it."""
+        masks = [[repr(masks), *stamp_of(path)] for masks, path in self._mask_files(index)]
+        return [stamp_of(self._image(index)), masks, self.coco.stamp(self.ids[index]) if self.coco else None]
+
+    def sample(self, index: int) -> Sample:
+        """One photograph with its masks."""
+        path = self._image(index)
+        if not path.is_file():
+            raise MissingError(f"{self.path} lists {self.ids[index]}, but there is no {path}: complete the copy.")
+        image, suffix = read_image(path, "rename it.")
+        if self.coco:
+            masks = self.coco.masks(self.ids[index])
+        else:
+            files = [(each, file) for each, file in self._mask_files(index) if file.is_file()]
+            masks = tuple(Mask(each.category, numbers_of(file, each.ignore)) for each, file in files)
+        unknown = {label for mask in masks for label in mask.labels} - self.known
+        if unknown:
+            raise CefamError(
+                f"The masks of {self.ids[index]} have labels {sorted(unknown)[:5]}, which {self.path} does not list: add them to `labels`, "
+                f"or, if such pixels are not to be measured, set `ignore` to the number."
+            )
+        return Sample(self.ids[index], image, suffix, None, masks)
+
+
+def _checked(about: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
+    """A mapping with known keys.
+
+    Raises:
+        CefamError: for something else, or an unknown key.
+    """
+    if not isinstance(about, dict):
+        raise CefamError(f"{where} must hold {', '.join(keys)}, got {type(about).__name__}.")
+    for key in about:
+        if key not in keys:
+            raise CefamError(f"{where}: unknown key {key!r}.{near(str(key), keys)} The keys are {', '.join(keys)}.")
+    return about
+
+
+class _Coco:
+    """The annotations of a COCO file."""
+
+    def __init__(self, path: Path, category: str) -> None:
+        self.path, self.category = path, category
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            self.images = {image["file_name"]: image for image in about["images"]}
+            self.labels = [
+                {"number": int(each["id"]), "name": str(each["name"]), "category": category}
+                for each in about["categories"]
+            ]
+            self.objects: dict[int, list[dict[str, Any]]] = {}
+            for each in about["annotations"]:
+                self.objects.setdefault(int(each["image_id"]), []).append(each)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CefamError(f"{path} is not a COCO file of annotations ({type(error).__name__}: {error}).") from error
+
+    def _of(self, name: str) -> list[dict[str, Any]]:
+        if name not in self.images:
+            raise CefamError(
+                f"{self.path} does not know {name}: `images` must be a pattern whose {{id}} is the file_name."
+            )
+        return self.objects.get(int(self.images[name]["id"]), [])
+
+    def stamp(self, name: str) -> Any:
+        """What the file says of a photograph."""
+        return [(each["category_id"], each["segmentation"]) for each in self._of(name)]
+
+    def masks(self, name: str) -> tuple[Mask, ...]:
+        """Index maps of a photograph."""
+        height, width = int(self.images[name]["height"]), int(self.images[name]["width"])
+        covered: dict[int, np.ndarray] = {}
+        for each in self._of(name):
+            number = int(each["category_id"])
+            area = _area(each["segmentation"], height, width, f"{self.path}, annotation {each.get('id')} of {name}")
+            covered[number] = covered[number] | area if number in covered else area
+        maps: list[np.ndarray] = []
+        for number, area in covered.items():
+            free = next((index_map for index_map in maps if not (index_map[area] > 0).any()), None)
+            if free is None:
+                maps.append(free := np.zeros((height, width), np.int32))
+            free[area] = number
+        return tuple(Mask(self.category, index_map) for index_map in maps)
+
+
+def _area(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
+    """Polygons or run lengths as a mask (H, W)."""
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise CefamError("COCO's masks need pycocotools: `pip install cefam[coco]`.") from error
+    try:
+        if isinstance(segmentation, list):
+            runs = coco.merge(coco.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            runs = coco.frPyObjects(segmentation, height, width)
+        else:
+            runs = segmentation
+        found: np.ndarray = coco.decode(runs).astype(bool)
+    except Exception as error:  # its C code raises whatever it meets
+        raise CefamError(f"{where}: the segmentation cannot be read ({error}).") from error
+    if found.shape != (height, width):
+        raise CefamError(f"{where}: the segmentation is {found.shape}, the photograph {(height, width)}.")
+    return found

@@ -1,0 +1,82 @@
+"""Shards of others: a manifest that says where they lie and what they hold. Nothing is copied."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cefam.datasets import storage
+from cefam.datasets.contract import Manifest, Shard, decode
+from cefam.datasets.shards import finish, read_members
+from cefam.errors import CefamError, MissingError
+from cefam.files import write_text
+from cefam.passes import Pass, Unit, workers
+
+
+def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifest:
+    """Read existing shards once, and write the manifest of them.
+
+    Args:
+        source: a folder, or a pattern of paths or URLs.
+        target: where the manifest goes.
+        work: the pass, so that a stopped run is taken up.
+        num_workers: processes that read.
+
+    Raises:
+        MissingError: where there is no shard.
+        CefamError: where one holds no photographs.
+    """
+    root, names = _listed(source)
+    units = [
+        Unit(f"shard-{place:06d}.json", storage.join(root, name), 1, partial(_read, storage.join(root, name), name))
+        for place, name in enumerate(names)
+    ]
+    with workers(num_workers) as pool:
+        entries = [
+            _stored(target / entry["file"]) for entry in work.over(units, "prepare webdataset", len(units), pool)
+        ]
+    manifest = finish(Manifest(source=f"webdataset: {source}", layout="webdataset", root=root), target, entries)
+    for unit in units:
+        (target / unit.file).unlink()
+    return manifest
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _listed(source: str) -> tuple[str, list[str]]:
+    """The folder of the shards, and their names below it."""
+    from braceexpand import braceexpand
+
+    root, _, pattern = source.rpartition("/") if not Path(source).is_dir() else (source, "", "*.tar")
+    try:
+        found = [name for each in braceexpand(pattern) for name in _matching(root, each)]
+    except ValueError as error:
+        raise CefamError(f"{source} is not a pattern: {error}.") from error
+    if not found:
+        raise MissingError(f"No shard (.tar) was found in {source}.")
+    return (root if storage.is_url(root) else str(Path(root).resolve())), list(dict.fromkeys(found))
+
+
+def _matching(root: str, pattern: str) -> Iterator[str]:
+    if storage.is_url(root):
+        yield pattern
+    else:
+        yield from sorted(path.relative_to(root).as_posix() for path in Path(root or ".").glob(pattern))
+
+
+def _read(place: str, name: str, target: Path) -> dict[str, Any]:
+    """Count the samples of a shard, and write its entry of the manifest."""
+    with storage.local(place) as path:
+        digest, count = storage.digest_of(path), 0
+        for members in read_members(Shard(str(path))):
+            decode({**members, "__url__": place}, "webdataset")
+            count += 1
+    if not count:
+        raise CefamError(f"{place} holds no sample.")
+    entry = {"file": name, "samples": count, "pairs": 0, "mask_sizes": [], "sha256": digest}
+    write_text(target, json.dumps(entry))
+    return {}
