@@ -234,6 +234,13 @@ class CEFAM(L.LightningModule):
                 student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
             )
 
+    def on_train_epoch_end(self) -> None:
+        """Log how many samples of the epoch could not be read, over all processes, where some may be left out."""
+        skipped: Any = getattr(getattr(self.trainer, "datamodule", None), "skipped", None)
+        if skipped is not None and skipped.limit:
+            count = torch.tensor(float(skipped.taken()), device=self.device)
+            self.log("train/skipped", self.trainer.strategy.reduce(count, reduce_op="sum"))
+
     def on_validation_epoch_start(self) -> None:
         """Start the metrics that are computed by hand afresh."""
         for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):

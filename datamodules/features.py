@@ -6,8 +6,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from cefam.datasets.batches import mask_labels, region_loader
 from cefam.datasets.features import FeatureManifest, Features, load_features
-from cefam.datasets.streams import ShuffledSampler, StripedSampler, count_batches, mask_labels, region_loader
+from cefam.datasets.streams import ShuffledSampler, StripedSampler, count_batches
 from cefam.views import View
 
 

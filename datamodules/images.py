@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cefam.datasets.batches import Batches, mask_labels, region_loader
 from cefam.datasets.contract import Sample, is_shards
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import (
-    Batches,
     ImageFiles,
     RandomViews,
     ShardEpochs,
     ShuffledSampler,
+    Skipped,
     StartedLate,
     StripedSampler,
     count_batches,
-    mask_labels,
-    region_loader,
+    stacked_views,
 )
 from cefam.views import TrainingView, View
 
@@ -40,6 +40,8 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process.
         seed: of the order of the training images and of their crops.
+        max_skipped: training images that may be left out in an epoch of one process because they cannot be read; their number is
+            logged as ``train/skipped``. Validation never leaves one out.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: int = 16,
         num_workers: int = 4,
         seed: int = 0,
+        max_skipped: int = 0,
     ) -> None:
         super().__init__()
         self.train, self.val, self.regions = train, val, regions
         self.size, self.resize = size, resize
         self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
         self.num_workers, self.seed = num_workers, seed
+        self.skipped = Skipped(max_skipped)
 
     @property
     def labels(self) -> list[dict[str, Any]]:
@@ -73,18 +77,19 @@ class ImagesData(L.LightningDataModule):
         """
         view = TrainingView(self.size)
         if is_shards(self.train):
-            return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed)
+            return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed, self.skipped)
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
         loader = DataLoader(
-            RandomViews(paths, view, self.seed),
+            RandomViews(paths, view, self.seed, may_skip=self.skipped.limit > 0),
+            collate_fn=stacked_views,
             batch_size=self.batch_size,
             sampler=ShuffledSampler(len(paths), self.seed, draws=True),
             num_workers=self.num_workers,
             drop_last=True,
             persistent_workers=self.num_workers > 0,
         )
-        return StartedLate(loader)
+        return StartedLate(loader, self.skipped)
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""

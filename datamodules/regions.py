@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from cefam.datasets.batches import mask_labels, region_loader
 from cefam.datasets.contract import Manifest
-from cefam.datasets.streams import mask_labels, region_loader
 from cefam.views import View
 
 

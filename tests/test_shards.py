@@ -313,7 +313,7 @@ def test_the_real_broden_format_is_read(realset, tmp_path):
 
 
 def test_an_empty_batch_of_masks_collates():
-    from cefam.datasets.streams import _collate_regions
+    from cefam.datasets.batches import _collate_regions
 
     batch = _collate_regions(None, "nearest", [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
     assert len(batch["masks"]) == len(batch["pair_label"]) == 0

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from cefam.commands import main
 from cefam.datamodules import ImagesData
 from cefam.datasets import Manifest, read_shard
+from cefam.datasets.batches import Batches
 from cefam.datasets.photographs import groups
-from cefam.datasets.streams import Batches, ShardEpochs, StripedSampler
+from cefam.datasets.streams import ShardEpochs, StripedSampler
 from tests.test_shards import prepared
 
 
@@ -34,7 +35,8 @@ def photographs(tmp_path_factory):
 
 def pretend(monkeypatch, rank, ranks):
     """Be one of several processes, as far as the data knows."""
-    monkeypatch.setattr("cefam.datasets.streams.world", lambda: (rank, ranks))
+    for module in ("streams", "batches"):
+        monkeypatch.setattr(f"cefam.datasets.{module}.world", lambda: (rank, ranks))
 
 
 def views(monkeypatch, folder, rank, epoch=0, workers=0):

@@ -1,38 +1,25 @@
-"""Streams of batches: samplers, epochs over shards, and the loader of photographs with masks."""
+"""Streams of training batches: samplers, and epochs over shards."""
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import count, groupby, islice
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from cefam.categories import IGNORED
-from cefam.datasets.contract import Manifest, MaskCut, Sample, Shard
-from cefam.datasets.shards import read_samples, read_shard
-from cefam.errors import CefamError
-from cefam.pairs import RegionBatch
+from cefam.datasets.contract import Manifest, Shard, decode
+from cefam.datasets.shards import read_members
+from cefam.datasets.world import world
+from cefam.errors import CefamError, CefamWarning
 from cefam.pictures import open_picture
-from cefam.views import TrainingView, View, drawn
+from cefam.views import TrainingView, drawn
 
 MIXED = 1000  # views of neighboring shards among which a batch is drawn
-
-
-def world() -> tuple[int, int]:
-    """Rank and number of the processes that run together now; environment variables may be left over from another run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def mask_labels(folder: str | None) -> list[dict[str, Any]]:
-    """The vocabulary of the masks in a folder of shards; none without a folder."""
-    return Manifest.read(folder).labels if folder else []
 
 
 def count_batches(rows: int, batch_size: int, folder: str) -> int:
@@ -51,86 +38,36 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
     return rows // (ranks * batch_size)
 
 
-class Batches(IterableDataset[Any]):
-    """Batches of a folder of shards, every sample exactly once over all processes and workers; nothing is padded or dropped.
-
-    Batch k holds the samples k x ``batch_size`` and following, whatever the number of processes and workers: what is computed
-    from it is the same everywhere, and a stopped run can leave out what is done. Each process takes consecutive batches, and so
-    does each of its workers, so that a shard is read by one of them, or two. A process may get fewer than another, or none:
-    evaluation makes no collective call per step, so no process waits.
+class Skipped:
+    """Training samples that could not be read, in this process and epoch.
 
     Args:
-        folder: of shards.
-        batch_size: samples in a batch; the last one may have fewer.
-        make: a batch of samples, in order, as it leaves the worker.
-        masks: whether masks are read.
-        done: numbers of batches that are left out.
+        limit: at most so many.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        batch_size: int,
-        make: Callable[[Sequence[Sample]], dict[str, Any]],
-        masks: bool = True,
-        done: Collection[int] = (),
-    ) -> None:
-        check_batch_size(batch_size)
-        self.manifest = Manifest.read(folder)
-        self.shards, self.batch_size, self.make, self.masks = self.manifest.placed(folder), batch_size, make, masks
-        self.number = -(-self.manifest.num_samples // batch_size)
-        # Shared out here: a data worker that is not forked knows of no other process.
-        self.share = part([number for number in range(self.number) if number not in done], *world())
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise CefamError(f"max_skipped must be 0 or more, got {limit}.")
+        self.limit, self.count = limit, 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        share = part(self.share, worker.id, worker.num_workers) if worker else self.share
-        for first, stop in _runs(share):
-            samples = read_samples(
-                self.shards,
-                first * self.batch_size,
-                min(stop * self.batch_size, self.manifest.num_samples),
-                self.masks,
-            )
-            for number, batch in enumerate(batched(samples, self.batch_size), start=first):
-                yield {**self.make(batch), "number": number}
+    def add(self, reasons: Sequence[str]) -> None:
+        """Count samples, and say why each was left out.
 
+        Raises:
+            CefamError: where they are more than allowed.
+        """
+        for reason in reasons:
+            self.count += 1
+            if self.count > self.limit:
+                raise CefamError(
+                    f"More than {self.limit} sample(s) of an epoch cannot be read (`max_skipped`); the last: {reason}"
+                )
+            warnings.warn(f"Skipped: {reason}", CefamWarning, stacklevel=2)
 
-def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
-    """One of so many consecutive parts that are nearly equal.
-
-    >>> [list(part(range(5), place, 3)) for place in range(3)]
-    [[0], [1, 2], [3, 4]]
-    """
-    return every[place * len(every) // places : (place + 1) * len(every) // places]
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs (first, one after the last) of ascending numbers.
-
-    >>> list(_runs([1, 2, 5]))
-    [(1, 3), (5, 6)]
-    """
-    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        found = [number for _, number in run]
-        yield found[0], found[-1] + 1
-
-
-def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of so many samples; the last one may be shorter."""
-    every = iter(samples)
-    while batch := list(islice(every, size)):
-        yield batch
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse batches of nothing.
-
-    Raises:
-        CefamError: with the value.
-    """
-    if batch_size < 1:
-        raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
+    def taken(self) -> int:
+        """How many there were; the next epoch counts afresh."""
+        count, self.count = self.count, 0
+        return count
 
 
 class StartedLate:
@@ -139,14 +76,16 @@ class StartedLate:
     A Trainer creates the first iterator of a run before it sets the epoch that a resumed run continues with.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader, self.sampler = loader, loader.sampler
+    def __init__(self, loader: DataLoader[Any], skipped: Skipped) -> None:
+        self.loader, self.sampler, self.skipped = loader, loader.sampler, skipped
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self.loader
+        for views, reasons in self.loader:
+            self.skipped.add(reasons)
+            yield {"image": views}
 
 
 class ShardEpochs:
@@ -162,12 +101,22 @@ class ShardEpochs:
         batch_size: views in a batch; what is left at the end of an epoch is dropped.
         num_workers: data workers.
         seed: of orders and views.
+        skipped: counts what cannot be read; ``None``: nothing may be skipped.
 
     Raises:
         CefamError: where there is less than a batch for each process.
     """
 
-    def __init__(self, folder: str, view: TrainingView, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        view: TrainingView,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        skipped: Skipped | None = None,
+    ) -> None:
+        self.skipped = skipped or Skipped(0)
         self.shards, self.view, self.batch_size = Manifest.read(folder).placed(folder), view, batch_size
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
@@ -183,19 +132,24 @@ class ShardEpochs:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         stream = f"{self.seed}/{self.epoch}"
-        shards = _ShardViews(self._share(stream), self.view, stream)
+        shards = _ShardViews(self._share(stream), self.view, stream, self.skipped.limit > 0)
         loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers)
         mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
-        views = mix(view for shard in loader for view in shard)
+        views = mix(self._read(loader))
         for _ in range(self.batches):
             yield {"image": torch.stack(list(islice(views, self.batch_size)))}
+
+    def _read(self, loader: Iterable[tuple[Tensor, list[str]]]) -> Iterator[Tensor]:
+        for views, reasons in loader:
+            self.skipped.add(reasons)
+            yield from views
 
     def _share(self, stream: str) -> list[tuple[int, Shard]]:
         """As many shards as this process needs, each with its place in the order of all processes."""
         share: list[tuple[int, Shard]] = []
         for place, shard in islice(enumerate(self._order(stream)), self.rank, None, self.ranks):
             share.append((place, shard))
-            if sum(shard.count for _, shard in share) >= self.batches * self.batch_size:
+            if sum(shard.count for _, shard in share) >= self.batches * self.batch_size + self.skipped.limit:
                 return share
         raise AssertionError("The order has no end.")
 
@@ -204,33 +158,62 @@ class ShardEpochs:
             yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
-class _ShardViews(Dataset[Tensor]):
-    """The views (n, 3, S, S) of one shard after another."""
+class _ShardViews(Dataset[tuple[Tensor, list[str]]]):
+    """The views (n, 3, S, S) of one shard after another, and why others are missing."""
 
-    def __init__(self, share: Sequence[tuple[int, Shard]], view: TrainingView, stream: str) -> None:
-        self.share, self.view, self.stream = share, view, stream
+    def __init__(self, share: Sequence[tuple[int, Shard]], view: TrainingView, stream: str, may_skip: bool) -> None:
+        self.share, self.view, self.stream, self.may_skip = share, view, stream, may_skip
 
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         place, shard = self.share[index]
-        samples = enumerate(read_shard(shard))
-        return torch.stack([drawn(self.view, sample.picture(), f"{self.stream}/{place}/{n}") for n, sample in samples])
+        views, reasons = list[Tensor](), list[str]()
+        try:
+            for number, members in enumerate(read_members(shard)):
+                try:
+                    picture = decode(members, shard.layout, with_masks=False).picture()
+                    views.append(drawn(self.view, picture, f"{self.stream}/{place}/{number}"))
+                except CefamError as error:
+                    self._skip(error, 1, reasons)
+        except CefamError as error:  # the rest of the shard
+            self._skip(error, shard.count - len(views) - len(reasons), reasons)
+        return torch.stack(views) if views else torch.zeros(0, 3, 1, 1), reasons
+
+    def _skip(self, error: CefamError, count: int, reasons: list[str]) -> None:
+        if not self.may_skip:
+            raise error
+        reasons += [str(error)] * count
 
 
 class RandomViews(Dataset[Any]):
-    """Random views of photographs given by path; what is drawn depends on the number of the draw alone."""
+    """Random views of photographs given by path; what is drawn depends on the number of the draw alone.
 
-    def __init__(self, paths: Sequence[Path], view: TrainingView, seed: int) -> None:
-        self.paths, self.view, self.seed = paths, view, seed
+    Where ``may_skip``, the next photograph that can be read stands in for one that cannot.
+    """
+
+    def __init__(self, paths: Sequence[Path], view: TrainingView, seed: int, may_skip: bool = False) -> None:
+        self.paths, self.view, self.seed, self.may_skip = paths, view, seed, may_skip
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        path = self.paths[draw % len(self.paths)]
-        return {"image": drawn(self.view, open_picture(path, str(path)), f"{self.seed}/{draw}")}
+    def __getitem__(self, draw: int) -> tuple[Tensor, list[str]]:
+        reasons = list[str]()
+        while True:
+            path = self.paths[(draw + len(reasons)) % len(self.paths)]
+            try:
+                return drawn(self.view, open_picture(path, str(path)), f"{self.seed}/{draw}"), reasons
+            except CefamError as error:
+                if not self.may_skip or len(reasons) == len(self.paths):
+                    raise
+                reasons.append(str(error))
+
+
+def stacked_views(found: Sequence[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
+    """A batch of :class:`RandomViews`."""
+    return torch.stack([view for view, _ in found]), [reason for _, reasons in found for reason in reasons]
 
 
 class ImageFiles(Dataset[Any]):
@@ -288,97 +271,3 @@ class ShuffledSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.length if self.draws else 0
         return (first + index for index in super().__iter__())
-
-
-def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sample]:
-    picture = sample.picture()
-    size = (picture.height, picture.width)
-    for mask in sample.masks:
-        if view_masks and mask.index_map.shape != size:
-            raise CefamError(
-                f"The {mask.category} mask of {sample.id} is {mask.index_map.shape}, its photograph {size}: one crop does not fit "
-                f"both. Resize it, or set `view_masks` of the data to false if it belongs to the whole photograph."
-            )
-    if sample.masks and not view_masks and view.cuts(*size):
-        raise CefamError(
-            f"The view cuts the photograph {sample.id} {size}, and not its masks: set `view_masks` of the data to true, or leave "
-            f"`crop` out."
-        )
-    return view(picture), sample
-
-
-def region_loader(
-    folder: str,
-    view: View,
-    batch_size: int,
-    num_workers: int,
-    view_masks: bool = False,
-    done: Collection[int] = (),
-) -> DataLoader[RegionBatch]:
-    """Photographs with their masks from shards, every one exactly once over all processes.
-
-    Args:
-        folder: of shards with masks.
-        view: cut of the photographs.
-        batch_size: photographs in a batch.
-        num_workers: data workers per process.
-        view_masks: whether the masks are cut like the photographs (masks of the photograph's own size, ImageNet-S) or
-            already belong to the view (Broden).
-        done: numbers of batches that are left out.
-
-    Raises:
-        CefamError: where the shards hold no masks; when read, for masks that would not lie where the view is.
-    """
-    batches = Batches(
-        folder, batch_size, partial(_region_batch, view, view_masks, Manifest.read(folder).mask_cut), done=done
-    )
-    if not batches.manifest.num_pairs:
-        raise CefamError(f"The shards in {folder} hold no masks, so no region can be measured on them.")
-    return DataLoader(batches, batch_size=None, num_workers=num_workers)
-
-
-def _region_batch(view: View, view_masks: bool, mask_cut: MaskCut, samples: Sequence[Sample]) -> dict[str, Any]:
-    viewed = [_viewed(view, view_masks, sample) for sample in samples]
-    return _collate_regions(view if view_masks else None, mask_cut, viewed)
-
-
-def _collate_regions(
-    mask_view: View | None, mask_cut: MaskCut, samples: Sequence[tuple[Tensor, Sample]]
-) -> dict[str, Any]:
-    """A batch as a dict of :class:`cefam.pairs.RegionBatch`'s fields (Lightning moves dicts between devices).
-
-    The pairs are those of the whole photograph: one whose mask the view leaves out is undefined, and is counted.
-    """
-    maps, owner, category, pair_mask, pair_label = [], [], [], [], []
-    for index, (_, sample) in enumerate(samples):
-        for mask in sample.masks:
-            index_map, labels = torch.from_numpy(mask.index_map), mask.labels
-            maps.append(mask_view.mask(index_map, mask_cut) if mask_view else index_map)
-            pair_mask += [len(maps) - 1] * len(labels)
-            pair_label += labels
-            owner.append(index)
-            category.append(mask.category)
-    _check_one_size(
-        "photographs", [(s.id, image.shape[-2:]) for image, s in samples], "`resize` and `crop` of the data"
-    )
-    owners = [(samples[index][1].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
-    _check_one_size("masks", owners, "`resize`, `crop` and `view_masks` of the data")
-    return {
-        "image": torch.stack([image for image, _ in samples]),
-        "ids": [sample.id for _, sample in samples],
-        "masks": torch.stack(maps) if maps else torch.zeros(0, 1, 1, dtype=torch.int32),
-        "mask_image": torch.tensor(owner, dtype=torch.long),
-        "mask_category": category,
-        "pair_mask": torch.tensor(pair_mask, dtype=torch.long),
-        "pair_label": torch.tensor(pair_label, dtype=torch.long),
-        "has_ignored": any(bool((index_map == IGNORED).any()) for index_map in maps),
-    }
-
-
-def _check_one_size(what: str, sizes: Sequence[tuple[str, Sequence[int]]], advice: str) -> None:
-    for name, size in sizes:
-        if tuple(size) != tuple(sizes[0][1]):
-            raise CefamError(
-                f"The {what} of {sizes[0][0]} and {name} differ in size ({tuple(sizes[0][1])} and {tuple(size)}): set {advice}, so that "
-                f"all have one."
-            )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cefam.concepts import ConceptSet
+from cefam.datasets.batches import region_loader
 from cefam.datasets.contract import Manifest
-from cefam.datasets.streams import region_loader
 from cefam.errors import CefamError
 from cefam.pairs import RegionBatch, index_of_numbers, labeled
 from cefam.towers.classifier import FrozenClassifier

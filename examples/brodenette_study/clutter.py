@@ -11,7 +11,7 @@ import torch
 
 from cefam.commands.prepare import prepare
 from cefam.concepts import ConceptSet
-from cefam.datasets.streams import region_loader
+from cefam.datasets.batches import region_loader
 from cefam.evaluator import RegionEvaluator
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
 from cefam.pairs import RegionBatch
