@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
 from cefam.commands import _signals
 from cefam.commands._options import OneSentence, expand_home
+from cefam.commands._runs import RunIdentity
 from cefam.datamodules import RegionsData
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluation import RegionEvaluation
@@ -68,6 +70,8 @@ class EndTogether(L.Callback):
 class _CLI(LightningCLI):
     """What all verbs share."""
 
+    callbacks: Sequence[L.Callback] = ()
+
     def __init__(self, verb: str, model: type[L.LightningModule], **kwargs: Any) -> None:
         self.verb = verb
         super().__init__(
@@ -76,7 +80,7 @@ class _CLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            trainer_defaults={"callbacks": EndTogether()},
+            trainer_defaults={"callbacks": [EndTogether(), *self.callbacks]},
             **kwargs,
         )
 
@@ -100,6 +104,11 @@ class _CLI(LightningCLI):
 
 class _FitCLI(_CLI):
     """``cefam fit`` and ``cefam validate``."""
+
+    def __init__(self, verb: str, model: type[L.LightningModule], **kwargs: Any) -> None:
+        self.identity = RunIdentity()
+        self.callbacks = [self.identity]
+        super().__init__(verb, model, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -158,6 +167,7 @@ class _FitCLI(_CLI):
             raise ExistsError(
                 f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
             )
+        self.identity.begin(self.trainer, self.config.fit.ckpt_path)
         metrics = Path(folder or ".") / "metrics.csv"
         if folder and metrics.is_file() and self.trainer.is_global_zero:
             # The logger starts a new file; what the run has logged so far is kept under another name.

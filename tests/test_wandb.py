@@ -1,0 +1,170 @@
+"""W&B: the id of a run, its attempts, the upload of a folder as one run, and sweeps; without a network."""
+
+import csv
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cefam.commands.wandb_ import STEP, rows_of
+from tests.commands import ROOT, csv_logger, feature_options, run
+
+
+def stored(path):
+    """The records of a .wandb file: a header of 7 bytes, then LevelDB's log, blocks of 32 KB with (crc, length, type) before each part."""
+    content, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def records_of(folder):
+    """What an offline run holds: its run record, and its rows of numbers."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("*.wandb")
+    rows, about = [], None
+    for data in stored(path):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "run":
+            about = about or record.run
+        if record.WhichOneof("record_type") == "history":
+            items = {
+                (item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
+            }
+            rows.append(items)
+    return about, rows
+
+
+def logged(folder, *options):
+    """A training with W&B's logger beside the CSV log."""
+    import wandb
+
+    board = {
+        "class_path": "lightning.pytorch.loggers.WandbLogger",
+        "init_args": {"project": "t", "save_dir": str(folder)},
+    }
+    both = [json.loads(csv_logger(folder).split("=", 1)[1]), board]
+    status = run("fit", *options, f"--trainer.logger={json.dumps(both)}")
+    wandb.teardown()  # as when the process of a command ends
+    return status
+
+
+@pytest.fixture
+def attempts(world, prepared, tmp_path, monkeypatch):
+    """Two epochs, then two more; then two again from the same checkpoint, as after a kill: the log of three attempts."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_RUN_ID", "WANDB_RUN_GROUP"):
+        monkeypatch.setenv(name, "")  # set by the command: restored afterwards
+    options = [*feature_options(world, prepared), f"--data.init_args.regions={prepared}/broden"]
+    last = tmp_path / "log" / "checkpoints" / "last.ckpt"
+    assert logged(tmp_path, *options, "--trainer.max_epochs=2") == 0
+    shutil.copy(last, tmp_path / "kept.ckpt")
+    for checkpoint in (last, tmp_path / "kept.ckpt"):
+        assert logged(tmp_path, *options, "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}") == 0
+    return tmp_path
+
+
+def test_a_run_has_one_id_and_its_offline_attempts_are_a_group(attempts):
+    about = json.loads((attempts / "log" / "run.json").read_text())
+    assert about["attempt"] == 3
+    stored = torch.load(attempts / "log/checkpoints/last.ckpt", weights_only=True)
+    assert stored["callbacks"]["RunIdentity"]["id"] == about["id"]
+    runs = [records_of(folder)[0] for folder in sorted((attempts / "wandb").glob("offline-run-*"))]
+    assert [each.run_id for each in runs] == [f"{about['id']}-{attempt}" for attempt in (1, 2, 3)]
+    assert {each.run_group for each in runs} == {about["id"]}
+
+
+def test_a_folder_is_uploaded_as_one_run(attempts, capsys):
+    folder = attempts / "log"
+    assert len(list(folder.glob("metrics-until-*.csv"))) == 2
+    assert run("wandb", folder, "--project", "mine") == 0
+    assert "an offline run was written below it" in capsys.readouterr().out
+    (made,) = (folder / "wandb").glob("offline-run-*")
+    about, rows = records_of(made)
+    assert about.run_id == json.loads((folder / "run.json").read_text())["id"]
+    assert about.project == "mine"
+    steps = [int(row[STEP]) for row in rows]
+    assert steps == sorted(steps)
+    losses = {int(row[STEP]): row["val/loss"] for row in rows if "val/loss" in row}
+    assert len(losses) == 4  # every epoch once, though the third and fourth were trained twice
+    with (folder / "metrics.csv").open() as lines:
+        last = {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"]}
+    assert {step: losses[step] for step in last} == pytest.approx(last)
+    assert list(losses)[-2:] == list(last)
+
+
+def test_rows_of_attempts_that_overlap(tmp_path):
+    (tmp_path / "metrics-until-1.csv").write_text("epoch,step,loss\n0,1,0.5\n0,2,0.4\n1,3,0.3\n")
+    (tmp_path / "metrics-until-2.csv").write_text("epoch,step,loss\n1,3,0.31\n1,4,0.2\n")
+    (tmp_path / "metrics.csv").write_text("epoch,step,loss,extra\n1,4,0.21,\n2,5,0.1,7\n")
+    found = [(row["step"], row["loss"]) for row in rows_of(tmp_path)]
+    assert found == [(1, 0.5), (2, 0.4), (3, 0.31), (4, 0.21), (5, 0.1)]
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    assert run("wandb", tmp_path) == 1
+    assert "holds no log of a run (no metrics.csv)" in capsys.readouterr().err
+    (tmp_path / "metrics.csv").write_text("epoch,step\nx,y\n")
+    assert run("wandb", tmp_path) == 1
+    assert "is not the log of a run" in capsys.readouterr().err
+
+
+def test_panels_come_with_the_rows_of_their_epoch(attempts):
+    from PIL import Image
+
+    folder = attempts / "log"
+    (folder / "panels").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "panels" / "epoch-0001.png")
+    assert run("wandb", folder) == 0
+    (made,) = (folder / "wandb").glob("offline-run-*")
+    _, rows = records_of(made)
+    (row,) = [row for row in rows if any(key.startswith("regions.path") for key in row) or "regions" in row]
+    assert int(row["epoch"]) == 1
+    assert list(made.rglob("media/images/regions_*.png"))
+
+
+def test_a_sweep_runs_what_the_command_line_understands(tmp_path, capsys):
+    """W&B's own expansion of the command, parsed by the command itself."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "examples" / "sweep.yaml").read_text())
+    drawn = {name: {"value": each.get("values", [each.get("min")])[-1]} for name, each in sweep["parameters"].items()}
+    arguments = create_sweep_command_args({"args": drawn})["args"]
+    command = [
+        word for part in create_sweep_command(sweep["command"]) for word in (arguments if part == "${args}" else [part])
+    ]
+    assert command[:3] == ["${env}", "cefam", "fit"]
+    with pytest.raises(SystemExit) as ended:
+        run(*command[2:], "--print_config")
+    assert not ended.value.code
+    config = yaml.safe_load(
+        re.sub(r"^.*?(?=^\w+:)", "", capsys.readouterr().out, count=1, flags=re.DOTALL | re.MULTILINE)
+    )
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.01
+    assert config["model"]["similarity_weight"] == 0.01
+    assert config["seed_everything"] == 2
+    assert sweep["metric"]["name"] == "val/loss"
+
+
+def test_presets_are_online_and_offline():
+    online, offline = (
+        yaml.safe_load(Path(ROOT / "configs/logger" / name).read_text())["trainer"]["logger"]
+        for name in ("wandb.yaml", "wandb_offline.yaml")
+    )
+    assert not online[1]["init_args"].get("offline")
+    assert offline[1]["init_args"]["offline"] is True
+    assert online[0] == offline[0]
