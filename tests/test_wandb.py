@@ -59,7 +59,7 @@ def logged(folder, *options):
     }
     both = [json.loads(csv_logger(folder).split("=", 1)[1]), board]
     status = run("fit", *options, f"--trainer.logger={json.dumps(both)}")
-    wandb.teardown()  # as when the process of a command ends
+    wandb.finish()  # as when the process of a command ends
     return status
 
 
@@ -67,8 +67,6 @@ def logged(folder, *options):
 def attempts(world, prepared, tmp_path, monkeypatch):
     """Two epochs, then two more; then two again from the same checkpoint, as after a kill: the log of three attempts."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("WANDB_RUN_ID", "WANDB_RUN_GROUP"):
-        monkeypatch.setenv(name, "")  # set by the command: restored afterwards
     options = [*feature_options(world, prepared), f"--data.init_args.regions={prepared}/broden"]
     last = tmp_path / "log" / "checkpoints" / "last.ckpt"
     assert logged(tmp_path, *options, "--trainer.max_epochs=2") == 0

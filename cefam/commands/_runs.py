@@ -36,9 +36,9 @@ class RunIdentity(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 offline = logger._offline or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
-                # The variables are W&B's public way to name a run that a logger has not named.
-                os.environ["WANDB_RUN_ID"] = f"{known}-{self.about['attempt']}" if offline else known
-                os.environ["WANDB_RUN_GROUP"] = known
+                named = {"id": f"{known}-{self.about['attempt']}" if offline else known, "group": known}
+                given = {name: value for name, value in logger._wandb_init.items() if value is not None}
+                logger._wandb_init = {**logger._wandb_init, **named, **given}  # what the user named stays
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
