@@ -120,7 +120,8 @@ class RegionEvaluation(L.LightningModule):
         self.options: Any = None  # of the run, in plain types: a stopped one with the same options goes on
 
     def _check_output(self) -> None:
-        if not self.overwrite and any((self.output / name).exists() for name in results.FILES):
+        there = any((self.output / name).exists() for name in results.FILES)
+        if there and not self.overwrite and not self.parts.reporting.exists():
             raise ExistsError(
                 f"{self.output} already holds results: name another `model.output`, or set `model.overwrite`."
             )
@@ -203,6 +204,7 @@ class RegionEvaluation(L.LightningModule):
         with replacing(self.output / "records.csv") as merged:
             records.merge(self.parts.records(), merged, self.metrics)
             table = results.table_of(about, merged)
+            self.parts.reporting.touch()
             results.clear(self.output)  # results of an earlier run must not stay with the new ones
         results.write(self.output, about, table, self.parts.examples(self.num_examples))
         print(tables.to_text(table))

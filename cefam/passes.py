@@ -79,7 +79,7 @@ class Pass:
         """
         self._mine = False
         for journal in sorted(self.folder.glob("journal*.json")):
-            first, *lines = journal.read_text().splitlines() or [""]
+            first, *lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
             try:
                 run = json.loads(first)["run"]
             except (ValueError, KeyError, TypeError) as error:
@@ -90,9 +90,9 @@ class Pass:
                 )
             self._mine |= journal == self.journal and run == self.run
             for line in lines:
-                with suppress(ValueError):
+                with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
-                    self.done[entry["about"]["file"]] = entry
+                    self.done[entry["about"]["file"]] = {key: entry[key] for key in ("digest", "bytes", "about")}
 
     def __exit__(self, *error: Any) -> None:
         self._lock.close()

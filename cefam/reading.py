@@ -25,12 +25,12 @@ def read_text(path: Any) -> str:
 
 
 def read_description(
-    text: str, form: type[T], where: str | Path, advice: str, check: Callable[[T], Any] = lambda found: True
+    text: str | bytes, form: type[T], where: str | Path, advice: str, check: Callable[[T], Any] = lambda found: True
 ) -> T:
     """A dataclass with the fields ``format`` and ``version``, from the JSON it was written as.
 
     Args:
-        text: the JSON.
+        text: the JSON, or its bytes.
         form: the class.
         where: the file, for the message.
         advice: how to get a right one.

@@ -193,6 +193,22 @@ class TrainingView:
         view: Tensor = self._transform(to_pixels(picture))
         return view
 
+    def cut(self, picture: Image.Image) -> Tensor:
+        """Photograph -> the same view before it is resized, uint8 (3, h, w); the random numbers are the same."""
+        crop, flip = self._transform.transforms
+        pixels = to_pixels(picture)
+        where = crop.make_params([pixels])
+        top, left = where["top"], where["left"]
+        pixels = pixels[:, top : top + where["height"], left : left + where["width"]]
+        return pixels.flip(-1) if float(torch.rand(1)) < flip.p else pixels
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""
+        from torchvision.transforms.functional import resize
+
+        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
+        return view
+
 
 def drawn(view: Callable[[Image.Image], Tensor], picture: Image.Image, stream: str) -> Tensor:
     """A view of a photograph that depends on the name of its random stream alone.

@@ -21,7 +21,9 @@ from cefam.datasets.streams import (
     StartedLate,
     StripedSampler,
     count_batches,
-    stacked_views,
+    joined_views,
+    pack,
+    unpack,
 )
 from cefam.views import TrainingView, View
 
@@ -40,6 +42,8 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process.
         seed: of the order of the training images and of their crops.
+        resize_on_device: resize training views on the device, which relieves data workers beside a fast GPU. The views differ by
+            rounding: at most 2 of 255 where a GPU adds in another order.
         max_skipped: training images that may be left out in an epoch of one process because they cannot be read; their number is
             logged as ``train/skipped``. Validation never leaves one out.
     """
@@ -56,6 +60,7 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: int = 16,
         num_workers: int = 4,
         seed: int = 0,
+        resize_on_device: bool = False,
         max_skipped: int = 0,
     ) -> None:
         super().__init__()
@@ -63,7 +68,8 @@ class ImagesData(L.LightningDataModule):
         self.size, self.resize = size, resize
         self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
         self.num_workers, self.seed = num_workers, seed
-        self.skipped = Skipped(max_skipped)
+        self.resize_on_device, self.skipped = resize_on_device, Skipped(max_skipped)
+        self.view = TrainingView(size)
 
     @property
     def labels(self) -> list[dict[str, Any]]:
@@ -75,14 +81,16 @@ class ImagesData(L.LightningDataModule):
 
         Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
-        view = TrainingView(self.size)
+        view = self.view.cut if self.resize_on_device else self.view
         if is_shards(self.train):
-            return ShardEpochs(self.train, view, self.batch_size, self.num_workers, self.seed, self.skipped)
+            return ShardEpochs(
+                self.train, view, self.batch_size, self.num_workers, self.seed, self.skipped, self.resize_on_device
+            )
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
         loader = DataLoader(
             RandomViews(paths, view, self.seed, may_skip=self.skipped.limit > 0),
-            collate_fn=stacked_views,
+            collate_fn=partial(joined_views, pack if self.resize_on_device else torch.stack),
             batch_size=self.batch_size,
             sampler=ShuffledSampler(len(paths), self.seed, draws=True),
             num_workers=self.num_workers,
@@ -90,6 +98,12 @@ class ImagesData(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
         return StartedLate(loader, self.skipped)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Resize what came unresized, on the device."""
+        if isinstance(batch.get("image"), dict):
+            return {**batch, "image": torch.stack([self.view.resize(view) for view in unpack(batch["image"])])}
+        return batch
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""

@@ -2,10 +2,15 @@
 
 import csv
 import json
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from cefam.datasets.features import load_features
+from cefam.metrics import EnergyPointingGame, HitRate, NormalizedRegionAccuracy
 from cefam.report.tables import NEAR
 from tests.commands import BATCH, ROOT, assert_same_results, command, csv_logger, evaluated, feature_options, run
 
@@ -67,3 +72,80 @@ def test_two_processes_train_alike(world, prepared, tmp_path):
     for a, b in zip(*validated, strict=True):
         for key in ("val/loss", "val/cosine", "val/concept_correlation/object", "regions/oracle/epg/part"):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3)
+
+
+@pytest.mark.processes
+def test_three_processes_with_fewer_shards_give_the_table_of_one(trained, world, tmp_path):
+    """14 photographs in 2 uneven shards, 5 batches over 3 processes with 2 data workers each."""
+    options = ["--source", world / "broden", "--folder", tmp_path / "shards", "--samples_per_shard", 9]
+    assert run("prepare", "--kind=broden", *options) == 0
+    shared = [f"--data.shards={tmp_path}/shards", "--data.batch_size=3", "--data.num_workers=2"]
+    assert evaluated(trained, tmp_path, tmp_path / "one", *shared) == 0
+    status, printed = command(
+        sys.executable, "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
+        "--trainer.devices=3", "--model.artefact", trained / "artefact", *shared, "--model.output", tmp_path / "three",
+        "--trainer.enable_progress_bar=false",
+    )  # fmt: skip
+    assert status == 0, printed
+    assert "14 photographs, 92 (mask, label) pairs, 5 batches for 3 process(es)." in printed
+    assert_same_results(tmp_path / "one", tmp_path / "three")
+    one, three = ((tmp_path / name / "table.csv").read_text() for name in ("one", "three"))
+    assert one == three  # batches are the same whatever the number of processes
+
+
+@pytest.mark.processes
+def test_two_nodes_over_the_loopback(trained, prepared, tmp_path):
+    """Torchrun twice, as on two machines, each with one process."""
+    assert evaluated(trained, prepared, tmp_path / "one") == 0
+    words = [
+        "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu", "--trainer.devices=1",
+        "--trainer.num_nodes=2", "--model.artefact", trained / "artefact", "--data.shards", prepared / "broden",
+        f"--data.batch_size={BATCH}", "--model.output", tmp_path / "two", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def node(rank):
+        launch = [f"--node-rank={rank}", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        return command(sys.executable, "-m", "torch.distributed.run", *launch, f"--master-port={port}", *words)
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(node, range(2)))
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert_same_results(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.processes
+def test_two_processes_share_the_features(world, prepared, tmp_path):
+    options = ["--config", world / "towers.yaml", "--images", prepared / "train", "--size=64", "--resize=64"]
+    options += ["--views=2", "--device=cpu"]
+    assert run("features", *options, "--folder", tmp_path / "one") == 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cefam", "features"]
+    status, printed = command(sys.executable, *launch, *options, "--folder", tmp_path / "two")
+    assert status == 0, printed
+    one, two = (load_features(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(one.matrix, two.matrix, rtol=1e-5, atol=1e-6)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "features.npy", "journal-1.json", "journal.json", "manifest.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_states_of_metrics_add_up_whatever_the_split(ranks):
+    """Fed the same values, in any split: averages within 1e-12, the same counts."""
+    random = torch.Generator().manual_seed(0)
+    region, mask = torch.rand(60, 8, 8, generator=random), torch.rand(60, 8, 8, generator=random) > 0.7
+    category = torch.randint(0, 4, (60,), generator=random)
+    for make in (NormalizedRegionAccuracy, EnergyPointingGame, HitRate):
+        whole, parts = make(), [make() for _ in range(ranks)]
+        whole.update(region, mask, category)
+        for rank, part in enumerate(parts):
+            rows = torch.arange(60) % (ranks + 2) % ranks == rank  # uneven
+            part.update(region[rows], mask[rows], category[rows])
+        first, *others = parts
+        for other in others:
+            for name in first._defaults:
+                setattr(first, name, getattr(first, name) + getattr(other, name))
+        for key, value in whole.compute().items():
+            torch.testing.assert_close(first.compute()[key], value, rtol=0, atol=1e-12, equal_nan=True)

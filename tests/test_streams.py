@@ -126,3 +126,17 @@ def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):
     assert len(StripedSampler(3, "cache")) == 2
     with pytest.raises(ValueError, match=r"cache holds 1 row\(s\) for 2 processes: use fewer devices"):
         StripedSampler(1, "cache")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_views_that_are_resized_on_the_device_are_those_of_the_workers(photographs, kind, workers):
+    folder = str(photographs / kind)
+    found = []
+    for on_device in (False, True):
+        data = ImagesData(folder, folder, size=16, batch_size=3, num_workers=workers, resize_on_device=on_device)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(1)
+        found.append(torch.cat([data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]))
+    assert found[0].shape == (12, 3, 16, 16)
+    assert int((found[0].int() - found[1].int()).abs().max()) <= 2

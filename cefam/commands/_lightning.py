@@ -107,7 +107,9 @@ class _FitCLI(_CLI):
 
     def __init__(self, verb: str, model: type[L.LightningModule], **kwargs: Any) -> None:
         self.identity = RunIdentity()
-        self.callbacks = [self.identity]
+        # `save_last` of the other one writes when it writes the best; a run that is killed must not lose the epochs since.
+        self.last = ModelCheckpoint(filename="last", enable_version_counter=False)
+        self.callbacks = [self.identity, self.last]
         super().__init__(verb, model, **kwargs)
 
     @staticmethod
@@ -130,7 +132,6 @@ class _FitCLI(_CLI):
                 "early_stopping.patience": 10,
                 "early_stopping.min_delta": 0.0,
                 "checkpoint.monitor": "val/loss",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
             }
@@ -167,6 +168,7 @@ class _FitCLI(_CLI):
             raise ExistsError(
                 f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
             )
+        self.last.dirpath = getattr(self.trainer.checkpoint_callbacks[0], "dirpath", None)
         self.identity.begin(self.trainer, self.config.fit.ckpt_path)
         metrics = Path(folder or ".") / "metrics.csv"
         if folder and metrics.is_file() and self.trainer.is_global_zero:

@@ -40,6 +40,11 @@ class RunIdentity(L.Callback):
                 given = {name: value for name, value in logger._wandb_init.items() if value is not None}
                 logger._wandb_init = {**logger._wandb_init, **named, **given}  # what the user named stays
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had stopped early, and was killed before it ended, is not trained for one more epoch."""
+        stop = trainer.early_stopping_callback
+        trainer.should_stop |= stop is not None and stop.wait_count >= stop.patience
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return dict(self.about)

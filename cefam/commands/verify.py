@@ -56,7 +56,7 @@ def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
 
 def _kind(folder: str) -> str:
     try:
-        return str(json.loads(storage.read_text(storage.join(folder, MANIFEST)))["format"])
+        return str(json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise CefamError(f"{storage.join(folder, MANIFEST)} is not a manifest of cefam.") from error
 

@@ -116,7 +116,7 @@ class Manifest:
         place = storage.join(folder, MANIFEST)
         if not storage.exists(place):
             raise MissingError(f"{folder} holds no shards (no {MANIFEST}): make them with `cefam prepare`.")
-        manifest = read_description(storage.read_text(place), cls, place, "run `cefam prepare` again", cls._complete)
+        manifest = read_description(storage.read_bytes(place), cls, place, "run `cefam prepare` again", cls._complete)
         if manifest.root is not None and storage.is_url(folder):
             raise CefamError(f"{place} names another place, {manifest.root}: only a manifest of your own may do that.")
         for shard, entry in zip(manifest.placed(folder), manifest.shards, strict=True):

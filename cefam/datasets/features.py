@@ -60,7 +60,7 @@ class FeatureManifest:
             raise MissingError(
                 f"{folder} is not a finished feature cache (no {MANIFEST}): make it with `cefam features`."
             )
-        return read_description(path.read_text(), cls, path, "run `cefam features` again", cls._complete)
+        return read_description(path.read_bytes(), cls, path, "run `cefam features` again", cls._complete)
 
     def _complete(self) -> Any:
         return self.num_rows > 0 and self.sha256 and sum(self.widths) > 0 and self.precision in get_args(Precision)

@@ -44,23 +44,23 @@ def exists(place: str | Path) -> bool:
     if not is_url(place):
         return Path(place).is_file()
     try:
-        read_text(place)
+        read_bytes(place)
     except MissingError:
         return False
     return True
 
 
-def read_text(place: str | Path) -> str:
-    """A text file (UTF-8).
+def read_bytes(place: str | Path) -> bytes:
+    """What a small file holds.
 
     Raises:
         MissingError: where there is none.
         CefamError: where it cannot be fetched.
     """
     if is_url(place):
-        return bytes(_attempts(place, lambda filesystem, path: filesystem.cat_file(path))).decode("utf-8")
+        return bytes(_attempts(place, lambda filesystem, path: filesystem.cat_file(path)))
     try:
-        return Path(place).read_text(encoding="utf-8")
+        return Path(place).read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"There is no file {place}.") from error
 

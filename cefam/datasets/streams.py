@@ -1,14 +1,16 @@
 """Streams of training batches: samplers, and epochs over shards."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import webdataset as wds
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -17,7 +19,7 @@ from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
 from cefam.pictures import open_picture
-from cefam.views import TrainingView, drawn
+from cefam.views import drawn
 
 MIXED = 1000  # views of neighboring shards among which a batch is drawn
 
@@ -36,6 +38,26 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
             f"`data.init_args.batch_size`."
         )
     return rows // (ranks * batch_size)
+
+
+class Packed(TypedDict):
+    """Views of several sizes: their ``pixels`` one after the other, uint8, and their ``shapes``. One tensor travels between processes."""
+
+    pixels: Tensor
+    shapes: list[list[int]]
+
+
+def pack(views: Sequence[Tensor]) -> Packed:
+    """Views (3, h, w), each of its own size, as one tensor."""
+    pixels = torch.cat([view.flatten() for view in views]) if views else torch.zeros(0, dtype=torch.uint8)
+    return {"pixels": pixels, "shapes": [list(view.shape) for view in views]}
+
+
+def unpack(packed: Packed) -> list[Tensor]:
+    """The inverse of :func:`pack`."""
+    sizes = [math.prod(shape) for shape in packed["shapes"]]
+    parts = torch.split(packed["pixels"], sizes)
+    return [part.view(shape) for part, shape in zip(parts, packed["shapes"], strict=True)]
 
 
 class Skipped:
@@ -83,9 +105,9 @@ class StartedLate:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for views, reasons in self.loader:
+        for image, reasons in self.loader:
             self.skipped.add(reasons)
-            yield {"image": views}
+            yield {"image": image}
 
 
 class ShardEpochs:
@@ -102,6 +124,7 @@ class ShardEpochs:
         num_workers: data workers.
         seed: of orders and views.
         skipped: counts what cannot be read; ``None``: nothing may be skipped.
+        packed: views of several sizes: batches are :class:`Packed`.
 
     Raises:
         CefamError: where there is less than a batch for each process.
@@ -110,13 +133,14 @@ class ShardEpochs:
     def __init__(
         self,
         folder: str,
-        view: TrainingView,
+        view: Callable[[Image.Image], Tensor],
         batch_size: int,
         num_workers: int,
         seed: int,
         skipped: Skipped | None = None,
+        packed: bool = False,
     ) -> None:
-        self.skipped = skipped or Skipped(0)
+        self.skipped, self.packed = skipped or Skipped(0), packed
         self.shards, self.view, self.batch_size = Manifest.read(folder).placed(folder), view, batch_size
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
@@ -130,19 +154,20 @@ class ShardEpochs:
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         stream = f"{self.seed}/{self.epoch}"
         shards = _ShardViews(self._share(stream), self.view, stream, self.skipped.limit > 0)
         loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers)
         mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
         views = mix(self._read(loader))
         for _ in range(self.batches):
-            yield {"image": torch.stack(list(islice(views, self.batch_size)))}
+            batch = list(islice(views, self.batch_size))
+            yield {"image": pack(batch) if self.packed else torch.stack(batch)}
 
-    def _read(self, loader: Iterable[tuple[Tensor, list[str]]]) -> Iterator[Tensor]:
+    def _read(self, loader: Iterable[tuple[Packed, list[str]]]) -> Iterator[Tensor]:
         for views, reasons in loader:
             self.skipped.add(reasons)
-            yield from views
+            yield from unpack(views)
 
     def _share(self, stream: str) -> list[tuple[int, Shard]]:
         """As many shards as this process needs, each with its place in the order of all processes."""
@@ -158,16 +183,18 @@ class ShardEpochs:
             yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
-class _ShardViews(Dataset[tuple[Tensor, list[str]]]):
-    """The views (n, 3, S, S) of one shard after another, and why others are missing."""
+class _ShardViews(Dataset[tuple[Packed, list[str]]]):
+    """The views of one shard after another, and why others are missing."""
 
-    def __init__(self, share: Sequence[tuple[int, Shard]], view: TrainingView, stream: str, may_skip: bool) -> None:
+    def __init__(
+        self, share: Sequence[tuple[int, Shard]], view: Callable[[Image.Image], Tensor], stream: str, may_skip: bool
+    ) -> None:
         self.share, self.view, self.stream, self.may_skip = share, view, stream, may_skip
 
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, index: int) -> tuple[Packed, list[str]]:
         place, shard = self.share[index]
         views, reasons = list[Tensor](), list[str]()
         try:
@@ -179,7 +206,7 @@ class _ShardViews(Dataset[tuple[Tensor, list[str]]]):
                     self._skip(error, 1, reasons)
         except CefamError as error:  # the rest of the shard
             self._skip(error, shard.count - len(views) - len(reasons), reasons)
-        return torch.stack(views) if views else torch.zeros(0, 3, 1, 1), reasons
+        return pack(views), reasons
 
     def _skip(self, error: CefamError, count: int, reasons: list[str]) -> None:
         if not self.may_skip:
@@ -193,7 +220,9 @@ class RandomViews(Dataset[Any]):
     Where ``may_skip``, the next photograph that can be read stands in for one that cannot.
     """
 
-    def __init__(self, paths: Sequence[Path], view: TrainingView, seed: int, may_skip: bool = False) -> None:
+    def __init__(
+        self, paths: Sequence[Path], view: Callable[[Image.Image], Tensor], seed: int, may_skip: bool = False
+    ) -> None:
         self.paths, self.view, self.seed, self.may_skip = paths, view, seed, may_skip
 
     def __len__(self) -> int:
@@ -211,9 +240,11 @@ class RandomViews(Dataset[Any]):
                 reasons.append(str(error))
 
 
-def stacked_views(found: Sequence[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
-    """A batch of :class:`RandomViews`."""
-    return torch.stack([view for view, _ in found]), [reason for _, reasons in found for reason in reasons]
+def joined_views(
+    join: Callable[[list[Tensor]], Any], found: Sequence[tuple[Tensor, list[str]]]
+) -> tuple[Any, list[str]]:
+    """A batch of :class:`RandomViews`: views stacked, or packed, and why others are missing."""
+    return join([view for view, _ in found]), [reason for _, reasons in found for reason in reasons]
 
 
 class ImageFiles(Dataset[Any]):

@@ -139,7 +139,7 @@ class Associations:
                     f"{folder} holds no associations (no {name}): make them with `cefam associate` or `cefam import`."
                 )
         place, advice = folder / CONFIG, "make the associations again"
-        about = read_description(place.read_text(), AssociationsAbout, place, advice)
+        about = read_description(place.read_bytes(), AssociationsAbout, place, advice)
         try:
             return cls(about, **load_file(folder / TENSORS))
         except Exception as error:  # safetensors has errors of its own

@@ -43,7 +43,7 @@ class ProbeManifest:
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise MissingError(f"{folder} is not a finished probe (no {MANIFEST}): make it with `cefam probe`.")
-        return read_description(path.read_text(), cls, path, "run `cefam probe` again", lambda found: found.files)
+        return read_description(path.read_bytes(), cls, path, "run `cefam probe` again", lambda found: found.files)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,9 @@ class Parts:
 
     def __init__(self, output: Path) -> None:
         self.folder = output / FOLDER
+        self.reporting = (
+            self.folder / "reporting"
+        )  # there: the results beside the parts are made of them, and may be incomplete
 
     def begin(self, run: Any) -> None:
         """Keep the parts of this run, and remove those of others.

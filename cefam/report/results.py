@@ -55,7 +55,7 @@ class Run:
         for name in (RUN, RECORDS):
             if not (Path(folder) / name).is_file():
                 raise MissingError(f"{folder} holds no results (no {name}): name a folder that `cefam evaluate` made.")
-        return read_description(path.read_text(), cls, path, "run `cefam evaluate` again")
+        return read_description(path.read_bytes(), cls, path, "run `cefam evaluate` again")
 
 
 def clear(folder: Path) -> None:

@@ -104,13 +104,13 @@ class Described(Source):
         for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
             where = f"{self.path}: masks[{place}]"
             about = _checked(entry, MASK_KEYS, where)
-            try:
-                masks = _Masks(**about)
-            except TypeError as error:
-                raise CefamError(f"{where} needs `category` and `files`.") from error
-            if "{id}" not in masks.files:
-                raise CefamError(f"{where}: `files` needs '{{id}}', got {masks.files!r}.")
-            yield masks
+            if not all(isinstance(about.get(key), str) for key in ("category", "files")):
+                raise CefamError(f"{where} needs `category` and `files`, two texts.")
+            if "{id}" not in about["files"]:
+                raise CefamError(f"{where}: `files` needs '{{id}}', got {about['files']!r}.")
+            if not isinstance(about.get("ignore"), int | None):
+                raise CefamError(f"{where}: `ignore` must be a whole number, got {about['ignore']!r}.")
+            yield _Masks(**about)
 
     def _labels(self) -> list[dict[str, Any]]:
         listed, found = self.about.get("labels", {}), list[tuple[Any, Any, Any]]()

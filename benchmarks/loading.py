@@ -1,0 +1,125 @@
+"""Loading photographs: the data module against the bare calls in as many processes, and decoders against each other.
+
+    python -m benchmarks.loading --images photographs --workers 2
+
+The reference is literal: each process decodes its share and cuts a view of it, nothing else. Images per second; best of three.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+
+from cefam.commands import main as cefam
+from cefam.datamodules import ImagesData
+from cefam.datasets.sources.images import list_images
+from cefam.pictures import open_picture, to_pixels
+from cefam.views import TrainingView, drawn
+
+REPEATS = 3
+
+
+def decoded(content: bytes) -> Any:
+    """The bare decoder."""
+    return to_pixels(open_picture(content, "photograph"))
+
+
+def viewed(view: TrainingView, content: bytes) -> Any:
+    """The bare calls of training."""
+    return drawn(view, open_picture(content, "photograph"), "benchmark")
+
+
+def by_pillow(content: bytes) -> Any:
+    """Pillow's pixels, without orientation and checks."""
+    return Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+
+
+def by_torchvision(content: bytes) -> Any:
+    """Torchvision's own decoder (libjpeg-turbo)."""
+    return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+
+
+def share_of(act: Callable[[bytes], Any], contents: Sequence[bytes]) -> None:
+    """One process's part of the reference."""
+    torch.set_num_threads(1)
+    for content in contents:
+        act(content)
+
+
+def bare(act: Callable[[bytes], Any], contents: Sequence[bytes], processes: int) -> float:
+    """Photographs per second of so many processes that do nothing else."""
+    best = 0.0
+    for _ in range(REPEATS):
+        parts = [contents[place::processes] for place in range(processes)]
+        workers = [multiprocessing.Process(target=share_of, args=(act, part)) for part in parts]
+        start = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        best = max(best, len(contents) / (time.perf_counter() - start))
+    return best
+
+
+def loaded(data: ImagesData, count: int) -> float:
+    """Photographs per second of a training epoch; the first is for the workers to begin."""
+    best = 0.0
+    for epoch in range(REPEATS):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        seen, start = 0, time.perf_counter()
+        for batch in loader:
+            batch = data.on_after_batch_transfer(batch, 0)
+            seen += len(batch["image"])
+        best = max(best, seen / (time.perf_counter() - start))
+    return best
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=960)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    paths = [path for path, _ in list_images(options.images)][: options.count]
+    contents = [path.read_bytes() for path in paths]
+    found: dict[str, float] = {}
+    for act in (by_pillow, by_torchvision, decoded):
+        found[f"decoding alone: {act.__name__}"] = bare(act, contents, options.workers)
+    found["decoding and view, bare"] = bare(partial(viewed, TrainingView()), contents, options.workers)
+    with tempfile.TemporaryDirectory() as folder:
+        source, shards = Path(folder) / "files", Path(folder) / "shards"
+        source.mkdir()
+        for place, content in enumerate(contents):
+            (source / f"{place:05d}{paths[place].suffix}").write_bytes(content)
+        cefam(["prepare", "--kind=images", f"--source={source}", f"--folder={shards}", "--samples_per_shard=32"])
+        for kind, place in (("files", source), ("shards", shards)):
+            for where in ("worker", "device"):
+                data = ImagesData(
+                    str(place),
+                    str(place),
+                    batch_size=64,
+                    num_workers=options.workers,
+                    resize_on_device=where == "device",
+                )
+                found[f"ImagesData from {kind}, resized in the {where}"] = loaded(data, len(contents))
+    reference = found["decoding and view, bare"]
+    for name, rate in found.items():
+        print(f"{name:55} {rate:8.1f} images/s {rate / reference:6.2f} of the bare calls")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
