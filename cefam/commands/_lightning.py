@@ -157,24 +157,29 @@ class _FitCLI(_CLI):
             ExistsError: where the folder is taken and the run is not resumed.
         """
         self._check_data()
-        folder = self.trainer.log_dir
+        folder, resumed = self.trainer.log_dir, self._resumed()
         for callback in self.trainer.checkpoint_callbacks:
             taken = getattr(callback, "dirpath", None)
-            if taken and list(Path(taken).glob("*.ckpt")) and not self.config.fit.ckpt_path:
+            if taken and list(Path(taken).glob("*.ckpt")) and not resumed:
                 raise ExistsError(
                     f"{taken} already holds checkpoints: name another `checkpoint.dirpath`, or remove them."
                 )
-        if folder and (Path(folder) / "checkpoints").is_dir() and not self.config.fit.ckpt_path:
+        if folder and (Path(folder) / "checkpoints").is_dir() and not resumed:
             raise ExistsError(
                 f"{folder} already holds a run: name another folder for the logger, resume it with `--ckpt_path`, or remove it."
             )
         self.last.dirpath = getattr(self.trainer.checkpoint_callbacks[0], "dirpath", None)
-        self.identity.begin(self.trainer, self.config.fit.ckpt_path)
+        self.identity.begin(self.trainer, resumed)
         metrics = Path(folder or ".") / "metrics.csv"
         if folder and metrics.is_file() and self.trainer.is_global_zero:
             # The logger starts a new file; what the run has logged so far is kept under another name.
             number = len(list(metrics.parent.glob("metrics-until-*.csv"))) + 1
             metrics.rename(metrics.with_name(f"metrics-until-{number}.csv"))
+
+    def _resumed(self) -> str | None:
+        """The checkpoint that the run goes on from: the one that is named, or the one that SLURM's warning left (Lightning takes it)."""
+        left = sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
+        return self.config.fit.ckpt_path or (str(left[-1]) if left else None)
 
     def before_validate(self) -> None:
         """Refuse to validate untrained weights, and to overwrite the log of a run.
