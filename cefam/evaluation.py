@@ -95,7 +95,8 @@ class RegionEvaluation(L.LightningModule):
     ) -> None:
         super().__init__()
         self.output, self.overwrite = Path(output), overwrite
-        self._lock = ExitStack()  # held while the output is written
+        self.parts = Parts(self.output)
+        self._lock, self._begun = ExitStack(), False  # held while the output is written
         self._check_output()
         stored = Trained.read(artefact)
         stored.explainer(vlm)  # refuses another VLM
@@ -115,7 +116,6 @@ class RegionEvaluation(L.LightningModule):
         self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings, metrics)
         self.num_examples, self.metrics, self.reproduces = num_examples, tuple(metrics), list(reproduces)
         self.presence_scores = presence_scores
-        self.parts = Parts(self.output)
         self.measured = False  # whether there was anything to measure
         self.options: Any = None  # of the run, in plain types: a stopped one with the same options goes on
 
@@ -137,6 +137,7 @@ class RegionEvaluation(L.LightningModule):
             self._lock.enter_context(locked(self.output))
             self._check_output()
             self.parts.begin(self._run(datamodule))
+            self._begun = True
         self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
         done = self.parts.done()
         self.trainer.strategy.barrier()  # nor writes before all have seen what is there
@@ -189,6 +190,8 @@ class RegionEvaluation(L.LightningModule):
 
     def close(self) -> None:
         """Let others write into the output; what a stopped run has measured stays there."""
+        if self._begun and not self.parts.done():
+            self.parts.clear()
         self._lock.close()
 
     def _report(self) -> None:

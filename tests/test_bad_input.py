@@ -130,7 +130,6 @@ CASES = {
     "crop larger than the picture": ("evaluate", ["--data.crop=500"], "smaller than the crop of 500"),
     "regions in half precision": ("evaluate", ["--trainer.precision=bf16-true"], "set `trainer.precision` to 32-true"),
     "training in double precision": ("fit", ["--trainer.precision=64-true"], "The precision '64-true'"),
-    "too many data workers": ("evaluate", ["--data.num_workers=50"], "num_workers"),
     # Weights
     "weights missing offline": (
         "fit",

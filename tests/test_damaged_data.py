@@ -55,8 +55,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("damage", "workers"), [*((damage, 0) for damage in DAMAGES), ("flipped", 2)])
 def test_an_evaluation_stops_with_shard_key_and_reason_and_goes_on_when_mended(
     damage, workers, trained, prepared, tmp_path, capsys
 ):

@@ -146,7 +146,7 @@ def test_importances_by_name_and_by_place(explainer, found):
 def test_the_true_mask_is_filled_and_nothing_else(explainer, found):
     index = torch.tensor([explainer.concepts.numbers.index(number) for number in found.numbers])
     value, _ = true_mask(explainer, Asked(found.image, found.target, index, torch.zeros_like(found.masks)))
-    assert value.abs().max() < 1e-6
+    assert value.abs().max() < 1e-5  # a unit in the last place of a logit of 10 is 1e-6
     value, _ = true_mask(explainer, Asked(found.image, found.target, index, found.masks))
     assert value.abs().max() > 0.1
 

@@ -109,7 +109,7 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
     assert "shard-000001.tar" in printed
     assert "Unexpected error" not in printed
-    assert not list((tmp_path / "out").glob("*"))
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {".parts"}  # what the first process measured
 
 
 @pytest.mark.processes

@@ -58,6 +58,7 @@ def logged(folder, *options):
         "init_args": {"project": "t", "save_dir": str(folder)},
     }
     both = [json.loads(csv_logger(folder).split("=", 1)[1]), board]
+    wandb.finish()  # of another test in this process
     status = run("fit", *options, f"--trainer.logger={json.dumps(both)}")
     wandb.finish()  # as when the process of a command ends
     return status

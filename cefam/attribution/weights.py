@@ -107,7 +107,12 @@ def _before_norm(
 
 
 def fuse(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
-    """Region R = ReLU(sum_k beta_k A_k) (eq. 11) for ragged pairs, without copying a map per pair.
+    """Region R = ReLU(sum_k beta_k A_k) (eq. 11): see :func:`fuse_signed`."""
+    return fuse_signed(activation, weights, layout).relu()
+
+
+def fuse_signed(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+    """The map sum_k beta_k A_k for ragged pairs, without copying a map per pair.
 
     Args:
         activation: maps of one stage (B, C, H, W).
@@ -120,4 +125,4 @@ def fuse(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
     images, _, height, width = activation.shape
     at = (layout.image, layout.slot)
     fused = scattered(weights, at, (images, layout.width)) @ activation.flatten(2).to(weights.dtype)
-    return fused[at].view(-1, height, width).relu()
+    return fused[at].view(-1, height, width)

@@ -200,7 +200,7 @@ def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Te
     pooled = [pool(activation.float()) for activation in classifier(images).activations]
     every = [*pooled, encode_images(vlm, images).float()]
     for place, values in enumerate(every):
-        tower = "classifier" if place < len(pooled) else "vision-language model"
+        tower = f"classifier (pooled.{place})" if place < len(pooled) else "vision-language model (embedding)"
         if not bool(values.isfinite().all()):
             raise CefamError(
                 f"The output of the {tower} is not finite: its weights hold NaN, or numbers that are too large."

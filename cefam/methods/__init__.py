@@ -2,6 +2,7 @@
 
 from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
 from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
+from cefam.methods.beyond import BeyondRegions
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
 from cefam.methods.clip_dissect import CLIPDissectRegions
@@ -17,6 +18,7 @@ from cefam.pairs import Candidates
 __all__ = [
     "Activated",
     "Bench",
+    "BeyondRegions",
     "CEFAMRegions",
     "CLIPDissectRegions",
     "CRAFTRegions",
