@@ -142,3 +142,22 @@ def test_a_remote_manifest_names_no_other_place(server, prepared, tmp_path):
         (copy / "manifest.json").write_text(text.replace("shard-000000.tar", name))
         with pytest.raises(ValueError, match="is not a file of cefam-shards version 1"):
             Manifest.read(copy)
+
+
+def test_an_object_store_of_fsspec_is_read(prepared, trained, tmp_path):
+    """Fsspec's own store in memory stands for those of clouds, whose packages are not installed here."""
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(str(prepared / "broden"), "/bucket/broden", recursive=True)
+    assert evaluated(trained, prepared, tmp_path / "local") == 0
+    assert evaluated(trained, prepared, tmp_path / "remote", "--data.shards=memory://bucket/broden") == 0
+    assert (tmp_path / "remote/records.csv").read_bytes() == (tmp_path / "local/records.csv").read_bytes()
+    assert run("verify", "memory://bucket/broden") == 0
+
+
+def test_a_pipe_is_no_place(tmp_path, capsys):
+    """Webdataset's `pipe:` runs what it names."""
+    assert run("verify", f"pipe:touch {tmp_path}/ran") == 1
+    assert not (tmp_path / "ran").exists()
+    assert "holds neither shards nor features nor an artefact" in capsys.readouterr().err
