@@ -16,9 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+import torchvision
+
 from cefam.commands import main as cefam
 
-CLASSIFIER = "{class_path: cefam.load_classifier, init_args: {name: resnet18, weights: null}}"
+CLASSIFIER = "{{class_path: cefam.load_classifier, init_args: {{name: resnet18, weights: {folder}/resnet18.pth}}}}"
 VLM = "{class_path: cefam.load_vlm, init_args: {name: brodenette}}"
 
 
@@ -46,6 +49,7 @@ def main() -> None:
         for count in options.counts:
             words = ["--kind=brodenette", "--source=evaluation", f"--count={count}", "--samples_per_shard=16"]
             cefam(["prepare", *words, f"--folder={folder}/scenes-{count}"])
+        torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")  # the same in all processes
         cefam(["demo", "--scenes=300", f"--folder={folder}/demo"])
         for verb in ("features", "evaluate"):
             rates = []
@@ -69,7 +73,7 @@ def _words(verb: str, folder: Path, count: int, processes: int) -> list[str]:
     output = folder / "out" / f"{verb}-{count}-{time.monotonic_ns()}"
     if verb == "features":
         return [
-            "features", f"--classifier={CLASSIFIER}", f"--vlm={VLM}", f"--images={folder}/scenes-{count}",
+            "features", f"--classifier={CLASSIFIER.format(folder=folder)}", f"--vlm={VLM}", f"--images={folder}/scenes-{count}",
             f"--folder={output}", "--size=224", "--resize=224", "--device=cpu", "--batch_size=16",
         ]  # fmt: skip
     return [

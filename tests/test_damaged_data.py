@@ -3,14 +3,16 @@
 import csv
 import io
 import shutil
+import sys
 import tarfile
 import warnings
 
 import pytest
 from PIL import Image
 
+from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest
-from tests.commands import QUIET, assert_same_results, csv_logger, evaluated, images_data, run
+from tests.commands import QUIET, assert_same_results, csv_logger, evaluated, good_call, images_data, run
 
 
 def rewritten(shard, change):
@@ -167,3 +169,22 @@ def test_a_photograph_in_another_format_than_its_suffix_is_read(world, prepared,
     shutil.copy(tmp_path / "a.png", tmp_path / "images" / "a.jpg")
     assert run("prepare", "--kind=images", f"--source={tmp_path}/images", f"--folder={tmp_path}/out") == 0
     assert Manifest.read(tmp_path / "out").num_samples == 1
+
+
+def test_a_disk_that_is_gone_is_said(prepared, tmp_path):
+    shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
+    loader = RegionsData(str(shards), batch_size=2).test_dataloader()
+    shutil.rmtree(shards)
+    with pytest.raises(FileNotFoundError, match="see whether its disk is still there"):
+        list(loader)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/sys is Linux's")
+@pytest.mark.parametrize("verb", ["prepare", "features", "evaluate", "export"])
+def test_a_folder_that_cannot_be_written_is_said(verb, world, prepared, trained, capsys):
+    """/sys takes no files, not even from the administrator."""
+    options = [str(option).replace("=out", "=/sys/cefam") for option in good_call(verb, world, prepared, trained)]
+    assert run(verb, *options) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"cefam {verb}: ")
+    assert "/sys/cefam" in said

@@ -34,7 +34,8 @@ class BeyondRegions(RegionMethod):
     Args:
         bench: with the trained translator.
         add: how the stages' maps are added: "signed"; "relu", positive parts; "normalized", positive parts, each divided by its spread.
-        scales: of the view at which the classifier looks; their maps are averaged, each divided by its spread.
+        scales: of the view at which the classifier looks; their maps are averaged, each divided by its spread. A classifier of a fixed
+            size looks once.
         guide: whether the map is smoothed where the photograph looks alike (joint bilateral).
         sharpen: exponent of the final map, exp(``sharpen`` x z-score): ranks stay, the energy moves to the top; 0: none.
         changes: settings that differ from the bench's.
@@ -50,7 +51,9 @@ class BeyondRegions(RegionMethod):
         **changes: Unpack[SettingsChanges],
     ) -> None:
         super().__init__(bench)
-        self.add, self.scales, self.guide, self.sharpen = add, tuple(scales), guide, sharpen
+        self.add, self.guide, self.sharpen = add, guide, sharpen
+        # A network of a fixed size would shrink the enlarged view again.
+        self.scales = tuple(scales) if bench.classifier.preprocessing.size is None else (1.0,)
         settings = bench.settings.changed(derivative="branch").changed(**changes)
         self.explainer = bench.trained.explainer(settings=settings)
 
