@@ -209,6 +209,9 @@ def _missing(stored: Stored) -> str:
     if "vlm" not in about:
         return "its description lacks vlm"
     sizes = about["translator"]
+    numbers = [*_listed(sizes["channels"]), *_listed(sizes["hidden_dims"]), sizes["embedding_dim"]]
+    if not all(isinstance(number, int) for number in numbers) or not isinstance(about["concepts"]["records"], list):
+        return "its sizes are not numbers"
     if tuple(stored.text.shape) != (len(about["concepts"]["records"]), sizes["embedding_dim"]):
         return f"its text embeddings are {tuple(stored.text.shape)}"
     widths = [sum(sizes["channels"]), *sizes["hidden_dims"], sizes["embedding_dim"]]
@@ -220,6 +223,10 @@ def _missing(stored: Stored) -> str:
     if not all(bool(value.isfinite().all()) for value in (stored.text, *stored.weights.values())):
         return "its weights are not finite numbers"
     return ""
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _read_checkpoint(path: Path) -> Stored:

@@ -98,8 +98,8 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
     name = (row.get("word") or row.get("name") or "").strip()
     if not name:
         raise CefamError("the word is empty.")
-    number = row.get("number") or str(position)
-    if not number.strip().isdigit():
+    number = (row.get("number") or str(position)).strip()
+    if not number.isdecimal():
         raise CefamError(f"the number {number!r} of {name!r} is not a whole number.")
     if not 0 < int(number) < 2**16:
         raise CefamError(

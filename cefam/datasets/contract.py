@@ -128,7 +128,8 @@ class Manifest:
 
     def _complete(self) -> bool:
         counted = sum(shard["samples"] for shard in self.shards) == self.num_samples > 0
-        hashed = all(shard["sha256"] for shard in self.shards)
+        hashed = all(shard["sha256"] and isinstance(shard["sha256"], str) for shard in self.shards)
+        counted &= isinstance(self.root, str | None)
         within = not any(
             storage.is_url(s["file"]) or ".." in Path(s["file"]).parts or Path(s["file"]).is_absolute()
             for s in self.shards

@@ -255,7 +255,7 @@ def load_features(folder: str | Path) -> Features:
         stored = np.load(path, mmap_mode="c", allow_pickle=False)  # never written to; torch wants it to be possible
     except FileNotFoundError as error:
         raise MissingError(f"{folder} has no {FILE}: {again}") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python, with all errors of that
         raise CefamError(f"{path} cannot be read ({error}): {again}") from error
     expected = (manifest.num_rows, sum(manifest.widths)), np.dtype(STORED[manifest.precision])
     if (stored.shape, stored.dtype) != expected:

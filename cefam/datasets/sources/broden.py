@@ -92,7 +92,7 @@ class Broden(Source):
         labels: dict[int, dict[str, Any]] = {}
         for line, row in self._table("label.csv", ("number", "name", "category")):
             where, number = f"{self.root / 'label.csv'}, line {line}", row["number"].strip()
-            if not number.isdigit():
+            if not number.isdecimal():
                 raise CefamError(f"{where}: the number {number!r} is not a whole number.")
             if int(number) == 0 or int(number) in labels:
                 reason = "means 'no label' in masks" if int(number) == 0 else "already has a row"

@@ -127,7 +127,7 @@ class Described(Source):
             raise CefamError(f"{self.path}: `labels` must be names by category, or the name of a CSV file.")
         labels: dict[int, dict[str, Any]] = {}
         for number, name, category in found:
-            if not str(number).isdigit() or int(number) in (0, *labels):
+            if not str(number).isdecimal() or int(number) in (0, *labels):
                 raise CefamError(
                     f"{self.path}: the number {number} of {name!r} is no whole number above 0 that no other label has. Where categories "
                     f"have numbers of their own, give them in a CSV file, and masks of those numbers."
@@ -144,7 +144,10 @@ class Described(Source):
             found = list(self.coco.images)
         else:
             before, _, after = self.pattern.partition("{id}")
-            paths = [path.relative_to(self.root).as_posix() for path in self.root.glob(f"{before}*{after}")]
+            try:
+                paths = [path.relative_to(self.root).as_posix() for path in self.root.glob(f"{before}*{after}")]
+            except (ValueError, NotImplementedError) as error:
+                raise CefamError(f"{self.path}: `images` is no pattern of paths ({error}).") from error
             found = sorted(path[len(before) : len(path) - len(after)] for path in paths)
         if not found:
             raise MissingError(f"{self.path}: no photograph fits {self.pattern}.")
