@@ -29,6 +29,7 @@ PAGES = {
     "contributions": ("Contributions", "docs/contributions.md"),
     "methods": ("Methods", "docs/methods.md"),
     "results": ("Results", "docs/results.md"),
+    "beyond": ("Beyond the paper", "docs/beyond.md"),
     "conformance": ("Conformance", "docs/conformance.md"),
     "brodenette": ("Brodenette", "docs/brodenette.md"),
     "performance": ("Performance", "docs/performance.md"),

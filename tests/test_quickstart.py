@@ -52,7 +52,7 @@ def test_the_site_builds_without_a_warning_and_its_links_lead_somewhere(tmp_path
     assert "Warn" not in printed
     assert "signed contribution" in (tmp_path / "site/api/cefam/attribution/types.html").read_text()
     pages = list((tmp_path / "site").glob("*.html"))
-    assert len(pages) == 16
+    assert len(pages) == 17
     for page in pages:
         text = page.read_text()
         for target in re.findall(r'(?:href|src)="([^"#:]+)["#]', text):
