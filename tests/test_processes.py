@@ -16,19 +16,6 @@ from tests.commands import BATCH, ROOT, assert_same_results, command, csv_logger
 
 
 @pytest.mark.processes
-def test_two_processes_give_the_table_of_one(trained, prepared, tmp_path):
-    assert evaluated(trained, prepared, tmp_path / "one") == 0
-    status, printed = command(
-        sys.executable, ROOT / "evaluate.py", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
-        "--model.artefact", trained / "artefact", "--data.shards", prepared / "broden", f"--data.batch_size={BATCH}",
-        "--model.output", tmp_path / "two", "--trainer.enable_progress_bar=false",
-    )  # fmt: skip
-    assert status == 0, printed
-    assert_same_results(tmp_path / "one", tmp_path / "two")
-    assert not list((tmp_path / "two").glob("*.part"))
-
-
-@pytest.mark.processes
 def test_two_processes_validate_exactly(trained, world, prepared, tmp_path):
     """11 validation rows and 3 shards over two processes: unequal shares, nothing repeated, nobody waits."""
     regions = f"--data.init_args.regions={prepared}/broden"
@@ -82,7 +69,7 @@ def test_three_processes_with_fewer_shards_give_the_table_of_one(trained, world,
     shared = [f"--data.shards={tmp_path}/shards", "--data.batch_size=3", "--data.num_workers=2"]
     assert evaluated(trained, tmp_path, tmp_path / "one", *shared) == 0
     status, printed = command(
-        sys.executable, "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
+        sys.executable, ROOT / "evaluate.py", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
         "--trainer.devices=3", "--model.artefact", trained / "artefact", *shared, "--model.output", tmp_path / "three",
         "--trainer.enable_progress_bar=false",
     )  # fmt: skip

@@ -372,7 +372,7 @@ SHIPPED = sorted(p.relative_to(ROOT / "configs").with_suffix("").as_posix() for 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_parses(name, capsys, trained, prepared):
-    verb = "evaluate" if name.startswith(("evaluate/", "paper/")) else "fit"
+    verb = "evaluate" if name.startswith(("evaluate/", "paper/", "methods/")) else "fit"
     needed = ["--model.artefact=x", "--data.shards=y"] if verb == "evaluate" else []
     if name.startswith("features/"):
         verb, needed = "features", ["--images=x", "--folder=y"]

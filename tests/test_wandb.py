@@ -64,17 +64,26 @@ def logged(folder, *options):
     return status
 
 
-@pytest.fixture
-def attempts(world, prepared, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(world, prepared, tmp_path_factory):
     """Two epochs, then two more; then two again from the same checkpoint, as after a kill: the log of three attempts."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path_factory.mktemp("attempts")
     options = [*feature_options(world, prepared), f"--data.init_args.regions={prepared}/broden"]
-    last = tmp_path / "log" / "checkpoints" / "last.ckpt"
-    assert logged(tmp_path, *options, "--trainer.max_epochs=2") == 0
-    shutil.copy(last, tmp_path / "kept.ckpt")
-    for checkpoint in (last, tmp_path / "kept.ckpt"):
-        assert logged(tmp_path, *options, "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}") == 0
-    return tmp_path
+    last = folder / "log" / "checkpoints" / "last.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert logged(folder, *options, "--trainer.max_epochs=2") == 0
+        shutil.copy(last, folder / "kept.ckpt")
+        for checkpoint in (last, folder / "kept.ckpt"):
+            assert logged(folder, *options, "--trainer.max_epochs=4", f"--ckpt_path={checkpoint}") == 0
+    return folder
+
+
+@pytest.fixture
+def attempts(made, tmp_path, monkeypatch):
+    """A copy of them."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return shutil.copytree(made, tmp_path / "attempts")
 
 
 def test_a_run_has_one_id_and_its_offline_attempts_are_a_group(attempts):
