@@ -43,7 +43,7 @@ class ImagesData(L.LightningDataModule):
         num_workers: data workers per process.
         seed: of the order of the training images and of their crops.
         resize_on_device: resize training views on the device, which relieves data workers beside a fast GPU. The views differ by
-            rounding: at most 2 of 255 where a GPU adds in another order.
+            rounding.
         max_skipped: training images that may be left out in an epoch of one process because they cannot be read; their number is
             logged as ``train/skipped``. Validation never leaves one out.
     """

@@ -74,7 +74,7 @@ def _convert(source: Source, target: Path, samples_per_shard: int, work: Pass, n
     starts = range(0, len(source), samples_per_shard)
     units = [_unit(source, index, start, samples_per_shard) for index, start in enumerate(starts)]
     with workers(num_workers, partial(_use, source)) as pool:
-        entries = list(work.over(units, "prepare", len(source), pool))
+        entries = list(work.over(units, f"prepare {source.name}", len(source), pool))
     counted = sum((Counter(entry.pop("counted")) for entry in entries), Counter[str]())
     manifest = finish(Manifest(source=source.name, labels=source.labels, mask_cut=source.mask_cut), target, entries)
     if source.labels:

@@ -88,8 +88,8 @@ class Skipped:
 
     def taken(self) -> int:
         """How many there were; the next epoch counts afresh."""
-        count, self.count = self.count, 0
-        return count
+        found, self.count = self.count, 0
+        return found
 
 
 class StartedLate:

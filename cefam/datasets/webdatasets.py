@@ -28,10 +28,7 @@ def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifes
         CefamError: where one holds no photographs.
     """
     root, names = _listed(source)
-    units = [
-        Unit(f"shard-{place:06d}.json", storage.join(root, name), 1, partial(_read, storage.join(root, name), name))
-        for place, name in enumerate(names)
-    ]
+    units = [_unit(number, storage.join(root, name), name) for number, name in enumerate(names)]
     with workers(num_workers) as pool:
         entries = [
             _stored(target / entry["file"]) for entry in work.over(units, "prepare webdataset", len(units), pool)
@@ -40,6 +37,12 @@ def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifes
     for unit in units:
         (target / unit.file).unlink()
     return manifest
+
+
+def _unit(number: int, place: str, name: str) -> Unit:
+    """The work of one shard; a local one that was changed is read again."""
+    length = "" if storage.is_url(place) else Path(place).stat().st_size
+    return Unit(f"shard-{number:06d}.json", f"{place} {length}", 1, partial(_read, place, name))
 
 
 def _stored(path: Path) -> dict[str, Any]:

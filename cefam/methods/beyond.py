@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.batching import Layout, scattered
-from cefam.attribution.encoding import Encoding
-from cefam.attribution.weights import fuse_signed
+from cefam.attribution.encoding import Encoding, single_precision
+from cefam.attribution.weights import channel_weights, fuse_signed
 from cefam.methods.base import Activated, Bench, RegionMethod
 from cefam.methods.ce_fam import encoding_of
 from cefam.pairs import Candidates, ConceptPairs
@@ -94,7 +94,9 @@ class BeyondRegions(RegionMethod):
     def _summed(self, encoding: Encoding, pairs: ConceptPairs, grid: Sequence[int]) -> Tensor:
         """The sum of the stages' maps (P, h, w)."""
         layout = Layout(pairs.image, len(encoding.similarity))
-        weights = self.explainer.regions(encoding, pairs).weights
+        explainer = self.explainer
+        with single_precision(encoding.device):
+            weights = channel_weights(explainer.networks, encoding, pairs, layout, explainer.settings)
         total = torch.zeros(len(pairs), *grid, device=encoding.device)
         for activation, beta in zip(encoding.output.activations, weights, strict=True):
             cells = activation.shape[-2] * activation.shape[-1]

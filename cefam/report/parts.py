@@ -16,7 +16,7 @@ from cefam.report import examples
 from cefam.report.examples import Example
 
 FOLDER, RUN = ".parts", "run.json"
-EXAMPLE, PRESENCE = "example.", "presence."
+RECORDS, OUTSIDE, EXAMPLE, PRESENCE = "records", "outside", "example.", "presence."
 
 
 class Parts:
@@ -70,45 +70,47 @@ class Parts:
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         arrays: dict[str, Any] = {
-            "records": np.frombuffer(text.getvalue().encode(), np.uint8),
-            "outside": np.array(outside),
+            RECORDS: np.frombuffer(text.getvalue().encode(), np.uint8),
+            OUTSIDE: np.array(outside),
             **{PRESENCE + name: value for name, value in presence.items()},
             **{EXAMPLE + name: value for name, value in (examples.to_arrays(kept) if kept else {}).items()},
         }
         with replacing(self.folder / f"{number:08d}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
-    def _read(self) -> Iterator[dict[str, np.ndarray]]:
+    def _read(self, wanted: str) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of every batch whose names begin so; nothing else is read."""
         for path in self._paths():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
-                    stored = dict(arrays)
-                stored["records"].tobytes().decode()
-                int(stored["outside"])
+                    stored = {name: arrays[name] for name in arrays.files if name.startswith(wanted)}
+                if wanted == RECORDS:
+                    stored[RECORDS].tobytes().decode()
+                elif wanted == OUTSIDE:
+                    int(stored[OUTSIDE])
             except Exception as error:  # zip and NumPy have many for a broken file
                 raise CefamError(
                     f"{path} cannot be read ({error}): remove it, and run `cefam evaluate` again."
                 ) from error
-            yield stored
+            yield {name.removeprefix(wanted) or name: value for name, value in stored.items()}
 
     def records(self) -> Iterator[list[str]]:
         """The records of all batches, in order."""
-        for stored in self._read():
-            yield from csv.reader(io.StringIO(stored["records"].tobytes().decode(), newline=""))
+        for stored in self._read(RECORDS):
+            yield from csv.reader(io.StringIO(stored[RECORDS].tobytes().decode(), newline=""))
 
     def outside(self) -> int:
         """How many pairs were left out."""
-        return sum(int(stored["outside"]) for stored in self._read())
+        return sum(int(stored[OUTSIDE]) for stored in self._read(OUTSIDE))
 
     def presence(self) -> list[dict[str, np.ndarray]]:
         """Scores of photographs, batch by batch."""
-        return [_below(PRESENCE, stored) for stored in self._read()]
+        return list(self._read(PRESENCE))
 
     def examples(self, count: int) -> list[Example]:
         """The first examples."""
         found: list[Example] = []
-        for stored in self._read():
-            arrays = _below(EXAMPLE, stored)
+        for arrays in self._read(EXAMPLE):
             found += examples.from_arrays(arrays) if arrays else []
             if len(found) >= count:
                 break
@@ -117,7 +119,3 @@ class Parts:
     def clear(self) -> None:
         """Remove all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
