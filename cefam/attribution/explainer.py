@@ -18,7 +18,7 @@ from cefam.attribution.encoding import Encoding, Networks, single_precision
 from cefam.attribution.explanation import explain
 from cefam.attribution.flip import why_not
 from cefam.attribution.scores import log_probability
-from cefam.attribution.types import Contribution, Regions
+from cefam.attribution.types import Contribution, Fused, Regions
 from cefam.attribution.weights import channel_weights, fuse
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
@@ -247,6 +247,7 @@ class Explainer:
         num_channels: int | None = None,
         derivative: Derivative | None = None,
         every_stage: bool = False,
+        fused: Fused | None = None,
     ) -> list[Explanation]:
         """Explain a class of each image by concepts, their regions and contributions.
 
@@ -259,6 +260,8 @@ class Explainer:
             num_channels: K of association and contribution; ``None``: as in the settings.
             derivative: of the regions; ``None``: as in the settings.
             every_stage: whether contributions are computed at every stage, not at the chosen one alone.
+            fused: gives one map of all stages together, which is then the region (``BeyondRegions(...).maps``); ``None``: the region is
+                the chosen stage's map.
 
         Returns:
             One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
@@ -268,7 +271,7 @@ class Explainer:
         """
         asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = asker._with(derivative, num_channels)
-        return explain(asker, images, top_k, target, candidates, settings, every_stage)
+        return explain(asker, images, top_k, target, candidates, settings, every_stage, fused)
 
     @torch.no_grad()
     def why_not(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.scores import log_probability, similarity
-from cefam.attribution.types import Regions
+from cefam.attribution.types import Fused, Regions
 from cefam.concepts import FEW
 from cefam.errors import CefamError
 from cefam.explanations import ConceptExplanation, Explanation, Photograph
@@ -32,6 +32,7 @@ def explain(
     candidates: Sequence[int] | None,
     settings: MethodSettings,
     every_stage: bool,
+    fused: Fused | None = None,
 ) -> list[Explanation]:
     """The explanations of a batch; :meth:`cefam.attribution.explainer.Explainer.explain`."""
     photographs, views = _given(images, explainer)
@@ -54,7 +55,8 @@ def explain(
     parts = []
     # Everything comes to the host at once, not number by number.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    maps = [of_stage.cpu() for of_stage in regions.maps]
+    shown = [] if fused is None else [_of_all_stages(fused, encoding, pairs)]
+    maps = [each.cpu() for each in (*regions.maps, *shown)]
     chosen, association = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
         concept = explainer.concepts.concepts[index]
@@ -64,7 +66,7 @@ def explain(
             similarity=similar[row],
             stage=chosen[row],
             association=association[row],
-            maps=[of_stage[row] for of_stage in maps],
+            maps=[each[row] for each in maps],
             photograph=photographs[image],
             present=similar[row] >= baseline[image],
             distrust=explainer.doubts.get(concept.number, ""),
@@ -111,6 +113,13 @@ def _of_image(
         warnings=_warnings(explainer, parts),
         **about,
     )
+
+
+def _of_all_stages(fused: Fused, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+    """Maps of all stages together (P, h, w), scaled so that they add up to the similarity S: a stage's map has its unit."""
+    maps = fused(encoding, pairs)
+    similar = encoding.similarity[pairs.image, pairs.concept].clamp_min(0)
+    return maps * (similar / maps.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)
 
 
 def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:

@@ -57,7 +57,7 @@ def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanatio
     view = photograph.view.to(where)
     size = (view.shape[-2], view.shape[-1])
     grid = (min(GRID, size[0]), min(GRID, size[1]))
-    region = resize_regions(part.maps[part.stage].float().unsqueeze(0).to(where), size)
+    region = resize_regions(part.maps[part.shown].float().unsqueeze(0).to(where), size)
     strength = F.adaptive_avg_pool2d(region, grid).flatten()
     order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
     counts = torch.linspace(0, len(order), min(len(order), STEPS) + 1).round().long().tolist()

@@ -1,9 +1,16 @@
 """What the Explainer computes for pairs: regions and contributions. Data only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from cefam.attribution.encoding import Encoding
+from cefam.pairs import ConceptPairs
+
+# Maps (P, h, w) of pairs, one for all stages together, not negative.
+Fused = Callable[[Encoding, ConceptPairs], Tensor]
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,9 @@ SPLITS: dict[str, Split] = {
         Split("development", "class", "never", "contributions may be looked at on it as often as one likes"),
         Split("confirmation", "class", "never", "finalists, named before, are looked at once"),
         Split("final", "class", "never", "the table of contributions"),
+        Split("regions_development", "free", "always", "region methods may be looked at on it as often as one likes"),
+        Split("regions_confirmation", "free", "always", "finalists, named before, are looked at once"),
+        Split("regions_final", "free", "always", "the table of region methods that go beyond the paper"),
         Split("tuning", "free", "always", "the clutter was chosen on it, with rows that know nothing"),
     )
 }

@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cefam.attribution.explainer import Explainer
+from cefam.attribution.types import Fused
 from cefam.concepts import ConceptSet
 from cefam.datasets.photographs import device_named
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError, MissingError
 from cefam.explanations import Photograph
 from cefam.explanations.explanation import KINDS
+from cefam.methods import Bench, BeyondRegions
+from cefam.probe import Probe
 from cefam.towers.naming import class_number
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained, load_source
@@ -23,14 +26,30 @@ DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 
 @dataclass(frozen=True)
 class Opened:
-    """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way)."""
+    """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
+
+    ``probe``: a folder of ``cefam probe``; with it regions are those of all stages together (``fused``).
+    """
 
     explainer: Explainer
     view: View | int
+    probe: str | None = None
+    fused: Fused | None = None
 
     def photograph(self, path: Path, name: str | None = None) -> Photograph:
         """Read a photograph."""
         return Photograph.open(path, self.view, name)
+
+    def beyond(self, probe: str | None) -> Self:
+        """The same with regions of all stages together.
+
+        Raises:
+            CefamError: without a probe, or with one of another classifier.
+        """
+        explainer = self.explainer
+        trained = Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)
+        method = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
+        return replace(self, probe=probe, fused=method.maps)
 
     def target(self, name: str | int | None) -> int | None:
         """A class by name or index."""

@@ -39,6 +39,8 @@ def explain(
     open: bool = False,  # noqa: A002
     json: str | None = None,
     top_k: int = 8,
+    method: Literal["ce-fam", "beyond"] = "ce-fam",
+    probe: str | None = None,
     every_stage: bool = False,
     num_channels: int | None = None,
     colormap: Literal["viridis", "cividis", "inferno", "grey"] = "viridis",
@@ -60,6 +62,9 @@ def explain(
         open: open the page in a browser.
         json: also write the explanations as JSON, one a line if there are several; "-": to the terminal, instead of the summary.
         top_k: concepts per photograph.
+        method: of the regions: "ce-fam", the stage with the largest association, as published; "beyond", one map of all stages (see
+            docs/beyond.md).
+        probe: a folder of `cefam probe`, for "beyond".
         every_stage: contributions at every stage, not at the concept's own alone.
         num_channels: K, how many channels are masked; null: as in training.
         colormap: that a page opens with.
@@ -75,9 +80,11 @@ def explain(
     if is_file_name(out) and not single:
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
     place = Path(out or (Path(FOLDER) / page_name(found[0][0]) if single else FOLDER))
-    _check(place, single, json, overwrite, why_not)
+    _check(place, single, json, overwrite, why_not, method)
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
+    if method == "beyond":
+        opened = opened.beyond(probe)
     wanted, other = opened.target(target), opened.target(why_not)
     count = max(top_k, len(candidates or [])) if concept else top_k
     options = {
@@ -106,8 +113,10 @@ def explain(
     return made
 
 
-def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None) -> None:
+def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None, method: str) -> None:
     """Refuse places that cannot be written before the work begins."""
+    if why_not is not None and method != "ce-fam":
+        raise CefamError("`--why-not` compares the published regions: leave `--method` out.")
     if why_not is not None and not (single and place.suffix.lower() == ".html"):
         raise CefamError(f"`--why-not` compares two classes of one photograph in one .html file, got {place}.")
     if single:
@@ -119,7 +128,7 @@ def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not
 
 
 def _explained(opened: Opened, name: str, path: Path, options: dict[str, Any]) -> Explanation:
-    return opened.explainer.explain([opened.photograph(path, name)], **options)[0]
+    return opened.explainer.explain([opened.photograph(path, name)], fused=opened.fused, **options)[0]
 
 
 def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
@@ -164,7 +173,7 @@ def _folder(
 ) -> list[Path]:
     """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
     identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
-    run = ["explain", identity, opened.view, options, colormap, json is not None]
+    run = ["explain", identity, opened.view, opened.probe, options, colormap, json is not None]
     with Pass(folder, run) as work:
         units = [
             Unit(page_name(name), f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,

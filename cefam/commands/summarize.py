@@ -151,7 +151,7 @@ def _deleted(opened: Opened, done: Sequence[Explanation]) -> list[dict[str, dict
     views = stacked([each.photograph for each in done])
     parts = [each.concepts[0] for each in done]
     size = views.shape[-2:]
-    regions = torch.cat([resize_regions(part.maps[part.stage].unsqueeze(0).float(), size) for part in parts])
+    regions = torch.cat([resize_regions(part.maps[part.shown].unsqueeze(0).float(), size) for part in parts])
     where = next(opened.explainer.translator.parameters()).device
     target = torch.tensor([each.target for each in done]).to(where)
     found: list[dict[str, dict[str, float]]] = [{} for _ in done]

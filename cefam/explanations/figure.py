@@ -28,9 +28,9 @@ def draw(explanation: Findings, regions: int = REGIONS) -> Figure:
         axes.set_axis_off()
     for axes, part in zip(grid, shown, strict=False):
         axes.imshow(explanation.photograph.picture)
-        region = explanation.photograph.to_size(density(part, part.stage, explanation.baseline).unsqueeze(0))[0]
+        region = explanation.photograph.to_size(density(part, part.shown, explanation.baseline).unsqueeze(0))[0]
         drawn = axes.imshow(region.cpu().numpy(), cmap="viridis", vmin=0, vmax=largest, alpha=0.65)
-        axes.set_title(f"{part.concept.word}\n{explanation.stages[part.stage]}, p {part.score:.2g}", fontsize=7)
+        axes.set_title(f"{part.concept.word}\n{explanation.map_names[part.shown]}, p {part.score:.2g}", fontsize=7)
     if shown:
         legend = below.colorbar(drawn, ax=grid, shrink=0.8)
         legend.set_label("similarity", fontsize=7)

@@ -30,7 +30,7 @@ def density(part: ConceptExplanation, stage: int, baseline: float) -> Tensor:
 
 def scale(explanation: Findings) -> float:
     """The largest density of the shown maps, which all are drawn against; above 0."""
-    largest = max((float(density(part, part.stage, explanation.baseline).max()) for part in explanation), default=0.0)
+    largest = max((float(density(part, part.shown, explanation.baseline).max()) for part in explanation), default=0.0)
     return largest if largest > 0 else 1.0
 
 

@@ -79,7 +79,7 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
     parts = [_part(part, explanation, largest) for part in explanation]
     colors = {name: _tables(name) for name in maps.COLORMAPS}
     shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)]
-    kept = ("word", "stage", "association", "curve", "present", "maps", "shares")
+    kept = ("word", "level", "association", "curve", "present", "maps", "shares")
     place, (height, width) = explanation.photograph.placement, explanation.photograph.size
     share = {
         "left": 100 * place.left / width,
@@ -110,7 +110,7 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
             data=as_data(
                 {
                     "parts": [{key: part[key] for key in kept} for part in parts],
-                    "stages": explanation.stages,
+                    "stages": explanation.map_names,
                     "largest": largest,
                     "colormaps": colors,
                 }
@@ -145,14 +145,16 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
         "distrust": part.distrust,
         "maps": pictures,
         "shares": [round(top / largest, 4) for top in tops],
-        "shown": Markup(pictures[part.stage]),
+        "level": part.shown,
+        "level_name": explanation.map_names[part.shown],
+        "shown": Markup(pictures[part.shown]),
         "where": where(part),
     }
 
 
 def where(part: ConceptExplanation) -> str:
     """A region in words, for those who do not see it."""
-    found = part.maps[part.stage].cpu().numpy()
+    found = part.maps[part.shown].cpu().numpy()
     if not found.max() > 0:
         return "nowhere"
     row, column = np.unravel_index(int(found.argmax()), found.shape)
@@ -205,7 +207,7 @@ def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, lar
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     if part is None:
         return small
-    values = maps.density(part, part.stage, explanation.baseline)
+    values = maps.density(part, part.shown, explanation.baseline)
     region = maps.grey(photograph.to_size(values.unsqueeze(0), THUMBNAIL)[0], largest).resize(small.size)
     colored = region.convert("P")
     colored.putpalette(maps.palette("viridis").tobytes())

@@ -49,6 +49,7 @@ def row(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
         "vlm_score": part.vlm_score,
         "vlm_similarity": part.vlm_similarity,
         "stage": explanation.stages[part.stage],
+        "region_of": explanation.map_names[part.shown],
         "association": part.association,
         "contribution": part.contribution,
         "contributions": part.contributions,
@@ -85,7 +86,7 @@ def arrays(explanation: Findings) -> dict[str, np.ndarray]:
     photograph = explanation.photograph
     size = (photograph.view.shape[-2], photograph.view.shape[-1])
     on_view = [
-        F.interpolate(part.maps[part.stage][None, None].float(), size, mode="bilinear", align_corners=False)[0]
+        F.interpolate(part.maps[part.shown][None, None].float(), size, mode="bilinear", align_corners=False)[0]
         for part in explanation
     ]
     return {

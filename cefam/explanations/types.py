@@ -10,6 +10,7 @@ from cefam.explanations.photograph import Photograph
 from cefam.explanations.rle import Rle, run_lengths
 from cefam.vocabularies import Concept
 
+ALL_STAGES = "all stages"  # name of the map that is made of all stages together
 HALF = 0.5  # a region's pixels are those above this share of its largest value, where a mask is wanted
 
 
@@ -23,7 +24,7 @@ class ConceptExplanation:
         similarity: S^t, as the VLM scales it.
         stage: from 0, the one with the largest association.
         association: L values, how much each stage matters to the score.
-        maps: R^l, one (H_l, W_l) per stage, not negative.
+        maps: R^l, one (H_l, W_l) per stage, not negative; a last one of all stages together, where a method made it.
         contribution: signed share of the class probability, masked at ``stage``; positive: the concept speaks for the class.
             ``None`` where a stage is by-passed.
         curve: share of the class probability that is lost after 0 .. K masked channels.
@@ -54,13 +55,18 @@ class ConceptExplanation:
     distrust: str = ""
 
     @property
+    def shown(self) -> int:
+        """Which of the maps is the region: that of all stages, where there is one, or that of the chosen stage."""
+        return len(self.association) if len(self.maps) > len(self.association) else self.stage
+
+    @property
     def region(self) -> Tensor:
-        """The map of the chosen stage at the size of the photograph (H, W)."""
-        return self.photograph.to_size(self.maps[self.stage].unsqueeze(0))[0]
+        """The shown map at the size of the photograph (H, W)."""
+        return self.photograph.to_size(self.maps[self.shown].unsqueeze(0))[0]
 
     def mask(self, threshold: float = HALF, limit: int | None = None) -> Tensor:
         """Where the region is above a share of its largest value: (H, W), boolean; ``limit``: of a reduced photograph."""
-        region = self.photograph.to_size(self.maps[self.stage].unsqueeze(0), limit)[0]
+        region = self.photograph.to_size(self.maps[self.shown].unsqueeze(0), limit)[0]
         return region > threshold * max(float(region.max()), 1e-30)
 
     def rle(self, threshold: float = HALF, limit: int | None = None) -> Rle:
@@ -104,6 +110,11 @@ class Findings:
     def name(self) -> str:
         """Name of the photograph."""
         return self.photograph.name
+
+    @property
+    def map_names(self) -> list[str]:
+        """Of the entries of a concept's ``maps``, and of the one that may stand behind them."""
+        return [*self.stages, ALL_STAGES]
 
     def __iter__(self) -> Iterator[ConceptExplanation]:
         return iter(self.concepts)

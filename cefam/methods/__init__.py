@@ -8,6 +8,7 @@ from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelR
 from cefam.methods.clip_dissect import CLIPDissectRegions
 from cefam.methods.craft import CRAFTRegions
 from cefam.methods.grad_cam import GradCAMRegions
+from cefam.methods.guided import AnotherConceptRegions, GuidedRegions
 from cefam.methods.net2vec import Net2VecRegions
 from cefam.methods.network_dissection import NetworkDissectionRegions
 from cefam.methods.neurons import NeuronRegions
@@ -17,6 +18,7 @@ from cefam.pairs import Candidates
 
 __all__ = [
     "Activated",
+    "AnotherConceptRegions",
     "Bench",
     "BeyondRegions",
     "CEFAMRegions",
@@ -26,6 +28,7 @@ __all__ = [
     "CenterRegions",
     "GradCAMPlusPlusRegions",
     "GradCAMRegions",
+    "GuidedRegions",
     "IntegratedGradientsRegions",
     "LuminanceRegions",
     "MethodFactory",

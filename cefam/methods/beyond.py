@@ -4,134 +4,153 @@ The score is, to first order, a sum over stages and places: S ~ const + sum_l me
 of all stages, each with the gradient by its pooled activations z, not by its maps: choosing one stage throws the others away.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import Layout, scattered
+from cefam.attribution.batching import Layout
 from cefam.attribution.encoding import Encoding, single_precision
 from cefam.attribution.weights import channel_weights, fuse_signed
+from cefam.errors import CefamError
 from cefam.methods.base import Activated, Bench, RegionMethod
 from cefam.methods.ce_fam import encoding_of
+from cefam.methods.directions import concept_directions
+from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.settings import SettingsChanges
 from cefam.views import resize_regions
 
-Sum = Literal["signed", "relu", "normalized"]
-CELLS = 56  # of the grid on which maps are added and smoothed, a side
-NEAR = 0.25  # of the side: how far a cell reaches
-ALIKE = 0.25  # of the view's contrast: what still looks alike
+Add = Literal["relu", "signed"]
+At = Literal["mean", "image"]
+SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
 
 
 class BeyondRegions(RegionMethod):
-    """The sum of the stages' maps, at several scales of the view, smoothed within what looks alike.
+    """The stages' maps added, over the view and windows of it, smoothed within what looks alike.
 
-    It has no masks, no labels, no choice of a stage, and no backward pass: the gradient goes through the translator alone.
+    It has no masks, no labels, no choice of a stage, and no backward pass.
 
     Args:
-        bench: with the trained translator.
-        add: how the stages' maps are added: "signed"; "relu", positive parts; "normalized", positive parts, each divided by its spread.
-        scales: of the view at which the classifier looks; their maps are averaged, each divided by its spread. A classifier of a fixed
-            size looks once.
-        guide: whether the map is smoothed where the photograph looks alike (joint bilateral).
-        sharpen: exponent of the final map, exp(``sharpen`` x z-score): ranks stay, the energy moves to the top; 0: none.
-        changes: settings that differ from the bench's.
+        bench: with the trained translator; the probe for ``at="mean"``.
+        at: where the gradient of S is taken: at the "mean" activations of the probe set (one direction per concept, for all images), or
+            at the "image"'s own.
+        shared: how much of the mean direction of all concepts is taken out: it shows where there is anything at all.
+        add: what of a stage's map is added: its positive part ("relu"), or all of it ("signed").
+        scales: how much the classifier sees the view enlarged, in overlapping windows of its usual input size; 1: the whole view.
+        guide: whether the map is smoothed where the photograph looks alike.
+        sharpen: whether its high values are raised; ranks stay.
+
+    Raises:
+        CefamError: for a scale below 1, or none, and where the probe is missing.
     """
 
     def __init__(
         self,
         bench: Bench,
-        add: Sum = "signed",
+        at: At = "mean",
+        shared: float = 0.5,
+        add: Add = "relu",
         scales: Sequence[float] = (1.0, 1.5),
         guide: bool = True,
-        sharpen: float = 2.0,
-        **changes: Unpack[SettingsChanges],
+        sharpen: bool = True,
     ) -> None:
         super().__init__(bench)
-        self.add, self.guide, self.sharpen = add, guide, sharpen
-        # A network of a fixed size would shrink the enlarged view again.
-        self.scales = tuple(scales) if bench.classifier.preprocessing.size is None else (1.0,)
-        settings = bench.settings.changed(derivative="branch").changed(**changes)
-        self.explainer = bench.trained.explainer(settings=settings)
+        if not scales or min(scales) < 1:
+            raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
+        self.add, self.guide, self.sharpen, self.scales = add, guide, sharpen, tuple(scales)
+        self.explainer = bench.trained.explainer(settings=bench.settings.changed(derivative="branch"))
+        self.directions: list[Tensor] | None = None
+        if at == "mean":
+            found = concept_directions(bench, "BeyondRegions")
+            self.directions = [each - shared * each.mean(dim=0) for each in found]
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """One candidate: the sum. Its score is the concept's."""
-        images = activated.images
-        grid = (CELLS, CELLS)
-        total = torch.zeros(len(pairs), *grid, device=images.device)
+        device = activated.images.device
+        pairs = pairs.to(device)
+        used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
+        layout, weights = Layout(place, len(used)), self._weights(activated, pairs)
+        total = torch.zeros(len(pairs), *GRID, device=device)
         for scale in self.scales:
-            total += _scaled(self._summed(self._encoding(activated, scale), pairs, grid))
+            seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
+            for window, activations in activated.once(("windows", scale), partial(self._seen, activated, scale)):
+                rows, columns = (_cells(n, side) for n, side in zip(GRID, window, strict=True))
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                trust = _tent(shape, device)
+                seen[:, rows, columns] += trust * self._summed([a[used] for a in activations], weights, layout, shape)
+                count[rows, columns] += trust
+            total += spread_apart(seen / count)
         if self.guide:
-            affinity = activated.once(("affinity", grid), lambda: alike(images, grid))
-            layout = Layout(pairs.image, len(images))
-            at = (layout.slot, layout.image)
-            coarse = scattered(F.avg_pool2d(total.unsqueeze(1), 2).flatten(1), at, (layout.width, len(images)))
-            total = torch.einsum("bnk,sbk->sbn", affinity, coarse)[at].view_as(total)
-        centered = _scaled(total - total.mean(dim=(1, 2), keepdim=True))
-        total = (self.sharpen * centered).exp() if self.sharpen else total.relu()
-        score = self._encoding(activated, 1.0).similarity[pairs.image, pairs.concept]
-        maps = resize_regions(total, size).unsqueeze(1)
-        one = torch.ones(len(pairs), 1, dtype=torch.bool, device=images.device)
-        return Candidates(maps, score.double().unsqueeze(1), -one.long(), one)
+            total = guided(activated, total, pairs.image)
+        total = sharpened(total) if self.sharpen else total.relu()
+        score = self.presence(activated)[pairs.image, pairs.concept]
+        one = torch.ones(len(pairs), 1, dtype=torch.bool, device=device)
+        return Candidates(resize_regions(total, size).unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
 
-    def _encoding(self, activated: Activated, scale: float) -> Encoding:
-        """The encoding of the view, or of the view enlarged."""
-        if scale == 1.0:
-            return encoding_of(self.explainer, activated)
-        return activated.once(("beyond", self.explainer.translator, scale), lambda: self._enlarged(activated, scale))
+    def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+        """The regions of pairs (P, 48, 48), as :meth:`cefam.Explainer.explain` takes them: ``fused=method.maps``."""
+        return self.regions(Activated(encoding.images, encoding.output), pairs, GRID, 1).maps[:, 0]
 
-    def _enlarged(self, activated: Activated, scale: float) -> Encoding:
-        images = activated.images
-        pixels = images.float() / (1 if images.is_floating_point() else 255)
-        side = [round(scale * length) for length in images.shape[-2:]]
-        return self.explainer.encode(F.interpolate(pixels, side, mode="bilinear", align_corners=False))
+    def presence(self, activated: Activated) -> Tensor:
+        """The similarity S (B, T)."""
+        return encoding_of(self.explainer, activated).similarity
 
-    def _summed(self, encoding: Encoding, pairs: ConceptPairs, grid: Sequence[int]) -> Tensor:
-        """The sum of the stages' maps (P, h, w)."""
-        layout = Layout(pairs.image, len(encoding.similarity))
-        explainer = self.explainer
+    def _weights(self, activated: Activated, pairs: ConceptPairs) -> list[Tensor]:
+        """dS/dz of every pair at every stage, one (P, C_l) per stage."""
+        if self.directions is not None:
+            return [each.to(pairs.concept.device)[pairs.concept] for each in self.directions]
+        encoding, explainer = encoding_of(self.explainer, activated), self.explainer
+        layout = Layout(pairs.image, len(activated.images))
         with single_precision(encoding.device):
-            weights = channel_weights(explainer.networks, encoding, pairs, layout, explainer.settings)
-        total = torch.zeros(len(pairs), *grid, device=encoding.device)
-        for activation, beta in zip(encoding.output.activations, weights, strict=True):
-            cells = activation.shape[-2] * activation.shape[-1]
-            part = resize_regions(fuse_signed(activation, beta, layout) * cells, grid)
-            if self.add != "signed":
-                part = part.relu()
-            total += _scaled(part) if self.add == "normalized" else part
+            beta = channel_weights(explainer.networks, encoding, pairs, layout, explainer.settings)
+        return [b * a.shape[-2] * a.shape[-1] for b, a in zip(beta, activated.output.activations, strict=True)]
+
+    def _summed(self, activations: list[Tensor], weights: list[Tensor], layout: Layout, grid: Sequence[int]) -> Tensor:
+        """The sum of the stages' maps (P, h, w)."""
+        total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
+        for activation, weight in zip(activations, weights, strict=True):
+            part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
+            total += part.relu() if self.add == "relu" else part
         return total
 
+    @torch.no_grad()
+    def _seen(self, activated: Activated, scale: float) -> list[tuple[list[tuple[float, float]], list[Tensor]]]:
+        """Windows of the view, and the stages' maps of each: (rows, columns) from 0 to 1, one (B, C_l, H_l, W_l) per stage."""
+        if scale == 1:
+            return [([(0.0, 1.0), (0.0, 1.0)], activated.output.activations)]
+        images, found = activated.images, []
+        pixels = images.float() / (1 if images.is_floating_point() else 255)
+        height, width = images.shape[-2:]
+        for rows in windows(scale):
+            for columns in windows(scale):
+                part = pixels[..., _cells(height, rows), _cells(width, columns)]
+                enlarged = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+                found.append(([rows, columns], self.explainer.classifier(enlarged).activations))
+        return found
 
-def _scaled(maps: Tensor) -> Tensor:
-    """Maps (P, h, w) divided by their spread; a constant map stays as it is."""
-    spread = maps.std(dim=(1, 2), keepdim=True)
-    return maps / torch.where(spread > 0, spread, torch.ones_like(spread))
 
+def windows(scale: float) -> list[tuple[float, float]]:
+    """Windows of a side, from 0 to 1: each 1 / ``scale`` long, the next one at most half a window further.
 
-def _places(grid: Sequence[int], device: torch.device) -> Tensor:
-    """Centers of the cells of a grid (N, 2), the side being 1."""
-    lines = ((torch.arange(n, device=device) + 0.5) / n for n in grid)
-    rows, columns = torch.meshgrid(*lines, indexing="ij")
-    return torch.stack([rows.flatten(), columns.flatten()], dim=1)
-
-
-def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """How much each cell of a grid looks like each other, near it: rows that add to 1 (B, N, N / 4).
-
-    A Gaussian of the distance (a quarter of the side) and of the difference of color, whose unit is the view's own contrast. The map is
-    read on a grid half as fine (N / 4 cells), which a Gaussian of that width does not feel.
+    >>> windows(2.0)
+    [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)]
     """
-    pixels = images.float() / (1 if images.is_floating_point() else 255)
-    half = [n // 2 for n in grid]
-    colors, keys = (F.interpolate(pixels, g, mode="area").flatten(2).transpose(1, 2) for g in (list(grid), half))
-    contrast = colors.std(dim=1).norm(dim=1).clamp_min(1e-3).view(-1, 1, 1)
-    near = torch.cdist(_places(grid, images.device), _places(half, images.device)) / NEAR
-    differ = torch.cdist(colors, keys) / (ALIKE * contrast)
-    weight = (-(near.square() + differ.square()) / 2).exp()
-    total: Tensor = weight / weight.sum(dim=2, keepdim=True)
-    return total
+    side = 1 / scale
+    steps = math.ceil(2 * (scale - 1))
+    return [(step * (1 - side) / steps, step * (1 - side) / steps + side) for step in range(steps + 1)]
+
+
+def _cells(length: int, window: tuple[float, float]) -> slice:
+    return slice(round(length * window[0]), round(length * window[1]))
+
+
+def _tent(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Weights (h, w) that fall from the middle to the border, so that windows join without a seam."""
+    rows, columns = (1 - ((torch.arange(n, device=device) + 0.5) / n * 2 - 1).abs() for n in shape)
+    return rows[:, None] * columns + SEAM

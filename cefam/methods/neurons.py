@@ -74,7 +74,7 @@ def classifier_probe(bench: Bench, method: str) -> Probe:
         CefamError: where there is none, or it is of another one.
     """
     if bench.probe is None:
-        raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `model.probe`.")
+        raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `probe`.")
     check_identity("classifier", bench.probe.manifest.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
     return bench.probe
 

@@ -10,28 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.encoding import single_precision
-from cefam.attribution.scores import similarity_gradient
 from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
-from cefam.methods.neurons import classifier_probe
+from cefam.methods.directions import concept_directions
 from cefam.methods.www import class_slopes
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
 
 
-@torch.no_grad()
 def concept_vectors(bench: Bench) -> list[Tensor]:
     """Unit vectors of all concepts at every stage: (T, C_l)."""
-    trained, probe = bench.trained, classifier_probe(bench, "TCAV")
-    explainer = trained.explainer()
-    device = next(trained.translator.parameters()).device
-    with single_precision(device):
-        mean = [value.float().to(device).unsqueeze(0) for value in probe.mean]
-        embedding, pull_back = trained.translator.linearize(mean)
-        text = explainer.networks.text(device)
-        gradient = similarity_gradient(embedding.expand(len(text), -1), text, trained.concepts.logit_scale)
-        rows = torch.zeros(len(text), dtype=torch.long, device=device)
-        return [F.normalize(vectors, dim=1) for vectors in pull_back(gradient, rows)]
+    return [F.normalize(direction, dim=1) for direction in concept_directions(bench, "TCAV")]
 
 
 class TCAVRegions(RegionMethod):

@@ -26,6 +26,7 @@ BLOCKS = {
 # 32 x 32). Hits that lie nearer to their threshold are counted below the table.
 NEAR = 0.005
 THRESHOLD = 0.5  # of a hit
+ANOTHER = ", another concept"  # ends the name of a row that shows a method's regions for another concept than the one measured
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def summarize(
             )
     rows = [_row(protocol, method, row, present, shown) for (protocol, method), row in cells.items()]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
-    return Table(present, rows, num_candidates, [*notes, *_near(rows)], list(differences), shown)
+    return Table(present, rows, num_candidates, [*notes, *_specific(rows), *_near(rows)], list(differences), shown)
 
 
 def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequence[str], columns: Sequence[str]) -> Row:
@@ -129,6 +130,20 @@ def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequen
         sum(getattr(cell, name) for cell in cells.values()) for name in ("pairs", "undefined", "expressible", "near")
     )
     return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1), near)
+
+
+def _specific(rows: Sequence[Row]) -> list[str]:
+    """A note on every row whose method was also measured with another concept's regions."""
+    found = {(row.protocol, row.method): row for row in rows}
+    notes = []
+    for (protocol, method), row in found.items():
+        other = found.get((protocol, method + ANOTHER))
+        if other is None or "nra" not in row.means:
+            continue
+        pairs = zip(row.means["nra"], other.means["nra"], strict=True)
+        values = ", ".join(_cell(None if a is None or b is None else a - b) for a, b in pairs)
+        notes.append(f"Specific NRA (minus that of another concept) of {method}, {protocol}: {values}.")
+    return notes
 
 
 def _near(rows: Sequence[Row]) -> list[str]:

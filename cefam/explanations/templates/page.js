@@ -6,7 +6,7 @@
   if (!map) return;
   document.documentElement.classList.add("scripted");
   const rows = [...body.rows];
-  let chosen = 0, stage = data.parts[0].stage;
+  let chosen = 0, stage = data.parts[0].level;
 
   const drawCurve = (part) => {
     at("curve-figure").hidden = part.curve.length < 2;
@@ -28,7 +28,7 @@
   const show = (index, level) => {
     const part = data.parts[index];
     chosen = index;
-    stage = level ?? part.stage;
+    stage = level ?? part.level;
     map.src = part.maps[stage];
     map.style.setProperty("--share", at("own").checked ? 1 : part.shares[stage]);
     at("top").textContent = (at("own").checked ? part.shares[stage] * data.largest : data.largest).toPrecision(3);
@@ -38,10 +38,10 @@
     name.textContent = part.word;
     at("said").replaceChildren("Region of ", name, ` at ${data.stages[stage]}${part.present ? "" : ", absent"}.`);
     rows.forEach((row) => row.setAttribute("aria-selected", row.dataset.index == index));
-    at("stages").replaceChildren(...data.stages.map((label, number) => {
+    at("stages").replaceChildren(...part.maps.map((_, number) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `${label} ${part.association[number].toFixed(2)}`;
+      button.textContent = `${data.stages[number]} ${part.association[number]?.toFixed(2) ?? ""}`;
       button.setAttribute("aria-pressed", number === stage);
       button.addEventListener("click", () => { show(chosen, number); at("stages").children[number].focus(); });
       return button;

@@ -1,0 +1,127 @@
+"""Smoothing a map within what looks alike in the photograph, and sharpening it; alone or behind another method."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.batching import Layout, scattered
+from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
+from cefam.pairs import Candidates, ConceptPairs
+from cefam.views import resize_regions
+
+GRID = (48, 48)  # cells on which maps are added and smoothed; a half, a third and two thirds of it are whole numbers
+NEAR = 0.25  # of the side: how far a cell reaches
+ALIKE = 0.25  # of the view's contrast: what still looks alike
+SHARPEN = 2.0  # exp(so many times the z-score): ranks stay, the energy moves to the top
+
+
+def spread_apart(maps: Tensor) -> Tensor:
+    """Maps (P, h, w) divided by their standard deviation; a constant map stays as it is."""
+    spread = maps.std(dim=(1, 2), keepdim=True)
+    return maps / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def sharpened(maps: Tensor, power: float = SHARPEN) -> Tensor:
+    """exp(power x z-score) of maps (P, h, w): their ranks, and so NRA, stay."""
+    return (power * spread_apart(maps - maps.mean(dim=(1, 2), keepdim=True))).exp()
+
+
+def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
+    """Maps (P, h, w) on ``GRID`` of the images ``image`` (P,), each cell the mean of the cells that look like it, near it."""
+    affinity = activated.once(("affinity", GRID), lambda: alike(activated.images, GRID))
+    used, place = torch.unique(image, return_inverse=True)  # a chunk of pairs is of few images
+    layout = Layout(place, len(used))
+    at = (layout.slot, layout.image)
+    coarse = scattered(F.avg_pool2d(maps.unsqueeze(1), 2).flatten(1), at, (layout.width, len(used)))
+    smooth = torch.einsum("bnk,sbk->sbn", affinity[used], coarse)
+    return smooth[at].view_as(maps)
+
+
+def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
+    """How much each cell of a grid looks like each other, near it: rows that add to 1 (B, N, N / 4).
+
+    A Gaussian of the distance (a quarter of the side) and of the difference of color, whose unit is the view's own contrast: the joint
+    bilateral filter (Petschnigg et al. 2004). The map is read on a grid half as fine (N / 4 cells), which a Gaussian of that width
+    does not feel.
+
+    Args:
+        images: views (B, 3, H, W), uint8 or floats in [0, 1].
+        grid: its rows and columns, even numbers.
+    """
+    pixels = images.float() / (1 if images.is_floating_point() else 255)
+    half = [n // 2 for n in grid]
+    colors, keys = (F.interpolate(pixels, g, mode="area").flatten(2).transpose(1, 2) for g in (list(grid), half))
+    contrast = colors.std(dim=1).norm(dim=1).clamp_min(1e-3).view(-1, 1, 1)
+    near = torch.cdist(_places(grid, images.device), _places(half, images.device)) / NEAR
+    differ = torch.cdist(colors, keys) / (ALIKE * contrast)
+    weight = (-(near.square() + differ.square()) / 2).exp()
+    total: Tensor = weight / weight.sum(dim=2, keepdim=True)
+    return total
+
+
+def _places(grid: Sequence[int], device: torch.device) -> Tensor:
+    """Centers of the cells of a grid (N, 2), the side being 1."""
+    lines = ((torch.arange(n, device=device) + 0.5) / n for n in grid)
+    rows, columns = torch.meshgrid(*lines, indexing="ij")
+    return torch.stack([rows.flatten(), columns.flatten()], dim=1)
+
+
+class GuidedRegions(RegionMethod):
+    """The first choice of another method, smoothed within what looks alike and sharpened: a control of what smoothing alone is worth.
+
+    Args:
+        bench: of the other method.
+        method: the other method.
+    """
+
+    def __init__(self, bench: Bench, method: MethodFactory) -> None:
+        super().__init__(bench)
+        self.method = method(bench)
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """One candidate; see :class:`cefam.methods.RegionMethod`."""
+        pairs = pairs.to(activated.images.device)
+        found = self.method.regions(activated, pairs, GRID, 1)
+        maps = resize_regions(sharpened(guided(activated, found.maps[:, 0], pairs.image)), size)
+        return Candidates(maps.unsqueeze(1), found.score, found.stage, found.valid)
+
+
+class AnotherConceptRegions(RegionMethod):
+    """The regions that a method gives for ANOTHER concept of the same category: what of its accuracy is figure against ground.
+
+    Which one depends on the photograph's pixels and the concept alone. Where a category has one concept, it is taken from all others.
+
+    Args:
+        bench: of the other method.
+        method: the other method.
+    """
+
+    def __init__(self, bench: Bench, method: MethodFactory) -> None:
+        super().__init__(bench)
+        self.method = method(bench)
+        categories = [concept.category for concept in bench.concepts.concepts]
+        self.others = [_others(categories, index) for index in range(len(categories))]
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """See :class:`cefam.methods.RegionMethod`."""
+        images = activated.images
+        pixels = (images * 255).round() if images.is_floating_point() else images
+        drawn = pixels.long().sum(dim=(1, 2, 3)).tolist()
+        chosen = []
+        for image, concept in zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True):
+            others = self.others[concept]
+            chosen.append(others[drawn[image] % len(others)])
+        another = torch.tensor(chosen).to(pairs.image)
+        return self.method.regions(activated, ConceptPairs(pairs.image, another, pairs.keys()), size, num_candidates)
+
+
+def _others(categories: Sequence[str], index: int) -> list[int]:
+    """The concepts of the same category after and before this one, or all others."""
+    circle = [*range(index + 1, len(categories)), *range(index)]
+    return [other for other in circle if categories[other] == categories[index]] or circle or [index]

@@ -1,0 +1,112 @@
+"""The final table of docs/beyond.md: two classifiers x two vision-language models x three translators, on fresh scenes.
+
+    python -m examples.beyond --folder runs/brodenette_results
+
+Translators, features and probes are those of ``examples.brodenette_results`` in the same folder; what is there is kept. Prints the
+tables, and writes them to ``beyond.md``.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cefam.files import write_text
+from cefam.report import records, results
+from cefam.report.bootstrap import differences
+from cefam.report.tables import ANOTHER, Row
+from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
+from examples.kept import kept
+
+SCENES = 100
+FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
+CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegions, init_args: {method: CEFAMRegions}}}"""
+
+
+def measured(comparison: Comparison, seed: int, *options: str, zero_shot: bool = False) -> Path:
+    """The folder of an evaluation on fresh scenes."""
+    root, training = comparison.root, Training(f"seed_{seed}", seed)
+    shards = root / "scenes" / ("regions_final_zero_shot" if zero_shot else "regions_final")
+    drawn = ["--source", "regions_final", "--count", SCENES, "--folder", shards]
+    if zero_shot:
+        drawn += ["--masks", "[color, object, part, material, composition]"]
+        options = (*options, "--model.concepts", "brodenette_zero_shot", *comparison.pair.towers("model.")[4:])
+    kept(shards / "manifest.json", "prepare", "--kind", "brodenette", *drawn)
+    output = comparison.folder / shards.name / training.name
+    arguments = ["--model.artefact", comparison.train(training), "--model.probe", comparison.probe(())]
+    arguments += ["--model.output", output, "--data.shards", shards, "--trainer.logger", "false", *options]
+    kept(output / "table.csv", "evaluate", *arguments)
+    return output
+
+
+def cells(values: Sequence[float | None]) -> str:
+    """Cells of a table."""
+    return " | ".join("-" if value is None else f"{value:.3f}" for value in values)
+
+
+def line(name: str, row: Row, other: Row | None) -> str:
+    """A method: NRA of the categories and their mean, Hit, EPG, and what is left of NRA without that of another concept."""
+    means = [*row.means["nra"], row.means["hit"][-1], row.means["epg"][-1]]
+    specific: list[float | None] = [None] * len(row.means["nra"])
+    if other is not None:
+        specific = [
+            a - b for a, b in zip(row.means["nra"], other.means["nra"], strict=True) if a is not None and b is not None
+        ]
+    return f"| {name} | {cells(means)} | {cells(specific)} |"
+
+
+def head(folder: Path) -> list[str]:
+    """Of :func:`line`'s table."""
+    names = [*results.joined([folder]).categories, "avg"]
+    titles = [*(f"NRA {name}" for name in names), "Hit", "EPG", *(f"specific {name}" for name in names)]
+    return [f"| method | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+
+
+def lines(folder: Path, prefix: str = "") -> list[str]:
+    """A line for every method that was measured with top-1."""
+    table = results.joined([folder])
+    rows = {row.method: row for row in table.rows if row.protocol == "top1"}
+    found = [line(prefix + name, row, rows.get(name + ANOTHER)) for name, row in rows.items()]
+    return [*found, line(f"{prefix}CE-FAM, *oracle*", row_of(table, "oracle", "CE-FAM"), None)]
+
+
+def intervals(folder: Path) -> list[str]:
+    """Beyond minus each other row, by category: paired 95 % intervals over images."""
+    found, measured_pairs = [], list(records.read(folder / results.RECORDS))
+    top1 = [record for record in measured_pairs if record["protocol"] == "top1"]
+    for category in sorted({record["category"] for record in top1 if record["category"]}):
+        of_category = [record for record in top1 if record["category"] == category]
+        for metric in ("nra", "hit"):
+            each = differences(of_category, metric, order=["beyond"])
+            found += [
+                f"* {category}, {metric}: {d}" for d in each if d.other in ("CE-FAM", f"beyond{ANOTHER}", "center")
+            ]
+    return found
+
+
+def main() -> None:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(prog="python -m examples.beyond", description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_results"))
+    folder: Path = parser.parse_args().folder
+    parts: list[str] = []
+    for pair in pairs():
+        parts += _of_pair(Comparison(folder, pair, False), pair)
+    text = "\n".join([*parts, ""])
+    write_text(folder / "beyond.md", text)
+    print(text)
+
+
+def _of_pair(comparison: Comparison, pair: Pair) -> list[str]:
+    evaluate = ["--config", "evaluate/broden"]
+    first = measured(comparison, SEEDS[0], *evaluate, "--config", "methods/beyond")
+    parts = [f"## {pair.classifier}, {pair.vlm}", "", *head(first), *lines(first)]
+    for seed in SEEDS[1:]:
+        rows = lines(measured(comparison, seed, *evaluate, "--model.methods", " ".join(FOUR.split())), f"seed {seed}: ")
+        parts += [row for row in rows if ANOTHER not in row]
+    parts += ["", "beyond minus others, seed 0:", "", *intervals(first)]
+    unseen = measured(comparison, SEEDS[0], *evaluate, "--model.methods", " ".join(FOUR.split()), zero_shot=True)
+    return [*parts, "", "Words never seen:", "", *head(unseen), *lines(unseen), ""]
+
+
+if __name__ == "__main__":
+    main()
