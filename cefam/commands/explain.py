@@ -64,7 +64,7 @@ def explain(
         top_k: concepts per photograph.
         method: of the regions: "ce-fam", the stage with the largest association, as published; "beyond", one map of all stages (see
             docs/beyond.md).
-        probe: a folder of `cefam probe`, for "beyond".
+        probe: a folder of `cefam probe`, whose mean activations "beyond" starts from; null: from zero, a little less exact.
         every_stage: contributions at every stage, not at the concept's own alone.
         num_channels: K, how many channels are masked; null: as in training.
         colormap: that a page opens with.

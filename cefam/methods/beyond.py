@@ -19,13 +19,13 @@ from cefam.attribution.weights import channel_weights, fuse_signed
 from cefam.errors import CefamError
 from cefam.methods.base import Activated, Bench, RegionMethod
 from cefam.methods.ce_fam import encoding_of
-from cefam.methods.directions import concept_directions
+from cefam.methods.directions import concept_directions, mean_activations
 from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
 
 Add = Literal["relu", "signed"]
-At = Literal["mean", "image"]
+At = Literal["zero", "mean", "image"]
 SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
 
 
@@ -35,9 +35,9 @@ class BeyondRegions(RegionMethod):
     It has no masks, no labels, no choice of a stage, and no backward pass.
 
     Args:
-        bench: with the trained translator; the probe for ``at="mean"``.
-        at: where the gradient of S is taken: at the "mean" activations of the probe set (one direction per concept, for all images), or
-            at the "image"'s own.
+        bench: with the trained translator.
+        at: where the gradient of S is taken: at the "mean" activations of the bench's probe or at "zero" (one direction per concept, for
+            all images), or at the "image"'s own; ``None``: the mean, or, without a probe, zero.
         shared: how much of the mean direction of all concepts is taken out: it shows where there is anything at all.
         add: what of a stage's map is added: its positive part ("relu"), or all of it ("signed").
         scales: how much the classifier sees the view enlarged, in overlapping windows of its usual input size; 1: the whole view.
@@ -51,10 +51,10 @@ class BeyondRegions(RegionMethod):
     def __init__(
         self,
         bench: Bench,
-        at: At = "mean",
+        at: At | None = None,
         shared: float = 0.5,
         add: Add = "relu",
-        scales: Sequence[float] = (1.0, 1.5),
+        scales: Sequence[float] = (1.0, 1.7),
         guide: bool = True,
         sharpen: bool = True,
     ) -> None:
@@ -64,8 +64,10 @@ class BeyondRegions(RegionMethod):
         self.add, self.guide, self.sharpen, self.scales = add, guide, sharpen, tuple(scales)
         self.explainer = bench.trained.explainer(settings=bench.settings.changed(derivative="branch"))
         self.directions: list[Tensor] | None = None
-        if at == "mean":
-            found = concept_directions(bench, "BeyondRegions")
+        if at != "image":
+            zero = at == "zero" or (at is None and bench.probe is None)
+            nothing = [torch.zeros(channels) for channels in bench.classifier.channels]
+            found = concept_directions(bench, nothing if zero else mean_activations(bench, "BeyondRegions"))
             self.directions = [each - shared * each.mean(dim=0) for each in found]
 
     def regions(
@@ -136,14 +138,14 @@ class BeyondRegions(RegionMethod):
 
 
 def windows(scale: float) -> list[tuple[float, float]]:
-    """Windows of a side, from 0 to 1: each 1 / ``scale`` long, the next one at most half a window further.
+    """As few windows as cover a side, from 0 to 1, each 1 / ``scale`` long.
 
-    >>> windows(2.0)
-    [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)]
+    >>> windows(1.6)
+    [(0.0, 0.625), (0.375, 1.0)]
     """
-    side = 1 / scale
-    steps = math.ceil(2 * (scale - 1))
-    return [(step * (1 - side) / steps, step * (1 - side) / steps + side) for step in range(steps + 1)]
+    side, steps = 1 / scale, math.ceil(scale) - 1
+    starts = [step * (1 - side) / max(steps, 1) for step in range(steps + 1)]
+    return [(start, start + side) for start in starts]
 
 
 def _cells(length: int, window: tuple[float, float]) -> slice:

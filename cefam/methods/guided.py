@@ -11,9 +11,11 @@ from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
 
-GRID = (48, 48)  # cells on which maps are added and smoothed; a half, a third and two thirds of it are whole numbers
-NEAR = 0.25  # of the side: how far a cell reaches
+GRID = (48, 48)  # cells on which maps are added and smoothed
+NEAR = 0.15  # of the side: how far a cell reaches
+ROUNDS = 2
 ALIKE = 0.25  # of the view's contrast: what still looks alike
+FLAT = 1e-3  # contrast of a view that has none
 SHARPEN = 2.0  # exp(so many times the z-score): ranks stay, the energy moves to the top
 
 
@@ -34,17 +36,18 @@ def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
     used, place = torch.unique(image, return_inverse=True)  # a chunk of pairs is of few images
     layout = Layout(place, len(used))
     at = (layout.slot, layout.image)
-    coarse = scattered(F.avg_pool2d(maps.unsqueeze(1), 2).flatten(1), at, (layout.width, len(used)))
-    smooth = torch.einsum("bnk,sbk->sbn", affinity[used], coarse)
-    return smooth[at].view_as(maps)
+    for _ in range(ROUNDS):
+        coarse = scattered(F.avg_pool2d(maps.unsqueeze(1), 2).flatten(1), at, (layout.width, len(used)))
+        maps = torch.einsum("bnk,sbk->sbn", affinity[used], coarse)[at].view_as(maps)
+    return maps
 
 
 def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
     """How much each cell of a grid looks like each other, near it: rows that add to 1 (B, N, N / 4).
 
-    A Gaussian of the distance (a quarter of the side) and of the difference of color, whose unit is the view's own contrast: the joint
-    bilateral filter (Petschnigg et al. 2004). The map is read on a grid half as fine (N / 4 cells), which a Gaussian of that width
-    does not feel.
+    A Gaussian of the distance, of the difference of color, whose unit is the view's own contrast, and of the difference of texture, in
+    units of its own spread: a joint bilateral filter (Petschnigg et al. 2004). The map is read on a grid half as fine (N / 4 cells),
+    which a Gaussian of that width does not feel.
 
     Args:
         images: views (B, 3, H, W), uint8 or floats in [0, 1].
@@ -52,13 +55,30 @@ def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
     """
     pixels = images.float() / (1 if images.is_floating_point() else 255)
     half = [n // 2 for n in grid]
-    colors, keys = (F.interpolate(pixels, g, mode="area").flatten(2).transpose(1, 2) for g in (list(grid), half))
-    contrast = colors.std(dim=1).norm(dim=1).clamp_min(1e-3).view(-1, 1, 1)
     near = torch.cdist(_places(grid, images.device), _places(half, images.device)) / NEAR
-    differ = torch.cdist(colors, keys) / (ALIKE * contrast)
-    weight = (-(near.square() + differ.square()) / 2).exp()
+    exponent = near.square().expand(len(images), -1, -1)
+    for features, unit in ((pixels, ALIKE), (_texture(pixels, grid), 1.0)):
+        cells, keys = (F.interpolate(features, g, mode="area").flatten(2).transpose(1, 2) for g in (list(grid), half))
+        spread = cells.std(dim=1).norm(dim=1).clamp_min(FLAT).view(-1, 1, 1)
+        exponent = exponent + (torch.cdist(cells, keys) / (unit * spread)).square()
+    weight = (-exponent / 2).exp()
     total: Tensor = weight / weight.sum(dim=2, keepdim=True)
     return total
+
+
+def _texture(pixels: Tensor, grid: Sequence[int]) -> Tensor:
+    """Roughness across, along and around every pixel (B, 3, H, W), averaged over a few cells of the grid."""
+    grey = pixels.mean(dim=1, keepdim=True)
+    side = max(3, pixels.shape[-1] // grid[1] * 2 + 1)
+    across = F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1))
+    along = F.pad((grey[..., 1:, :] - grey[..., :-1, :]).abs(), (0, 0, 0, 1))
+    around = (grey - _averaged(grey, side)).abs()
+    return _averaged(torch.cat([across, along, around], dim=1), 2 * side + 1)
+
+
+def _averaged(values: Tensor, side: int) -> Tensor:
+    """The mean over a square of so many pixels, an odd number."""
+    return F.avg_pool2d(values, side, 1, side // 2, count_include_pad=False)
 
 
 def _places(grid: Sequence[int], device: torch.device) -> Tensor:

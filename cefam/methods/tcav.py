@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
-from cefam.methods.directions import concept_directions
+from cefam.methods.directions import concept_directions, mean_activations
 from cefam.methods.www import class_slopes
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
@@ -19,7 +19,7 @@ from cefam.views import resize_regions
 
 def concept_vectors(bench: Bench) -> list[Tensor]:
     """Unit vectors of all concepts at every stage: (T, C_l)."""
-    return [F.normalize(direction, dim=1) for direction in concept_directions(bench, "TCAV")]
+    return [F.normalize(direction, dim=1) for direction in concept_directions(bench, mean_activations(bench, "TCAV"))]
 
 
 class TCAVRegions(RegionMethod):

@@ -25,8 +25,8 @@ CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegi
 def measured(comparison: Comparison, seed: int, *options: str, zero_shot: bool = False) -> Path:
     """The folder of an evaluation on fresh scenes."""
     root, training = comparison.root, Training(f"seed_{seed}", seed)
-    shards = root / "scenes" / ("regions_final_zero_shot" if zero_shot else "regions_final")
-    drawn = ["--source", "regions_final", "--count", SCENES, "--folder", shards]
+    shards = root / "scenes" / ("regions_fresh_zero_shot" if zero_shot else "regions_fresh")
+    drawn = ["--source", "regions_fresh", "--count", SCENES, "--folder", shards]
     if zero_shot:
         drawn += ["--masks", "[color, object, part, material, composition]"]
         options = (*options, "--model.concepts", "brodenette_zero_shot", *comparison.pair.towers("model.")[4:])
