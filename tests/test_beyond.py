@@ -1,7 +1,231 @@
-"""The sum of the stages: the literal second derivation, and what windows and smoothing may and may not do."""
+"""The sum of the stages: the literal second derivation, what windows and smoothing may and may not do, and the controls."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cefam.errors import CefamError
+from cefam.methods import Activated, AnotherConceptRegions, BeyondRegions, CEFAMRegions, GuidedRegions, LuminanceRegions
+from cefam.methods.beyond import windows
+from cefam.methods.guided import GRID, alike
+from cefam.pairs import ConceptPairs
+from cefam.report import records
+from cefam.report.tables import ANOTHER
+from tests.commands import evaluated
+from tests.test_explain import RAGGED, explainer_of
+from tests.test_grad_cam import bench_of
 
 KINDS = ["resnet", "vit", "swin", "bypass"]
+PLAIN = {"scales": [1.0], "guide": False, "sharpen": False, "add": "signed", "shared": 0.0}
 
 
-def test_placeholder():
-    pass
+def activated_of(kind):
+    explainer, images = explainer_of(kind)
+    return explainer, Activated(images, explainer.classifier(images))
+
+
+def literal(explainer, image, concept, at):
+    """The signed sum of one pair, by autograd through the translator alone, stage by stage and channel by channel."""
+    output = explainer.classifier(image[None])
+    pooled = [a.float().mean(dim=(-2, -1)) for a in output.activations]
+    where = [(z if at == "image" else torch.zeros_like(z)).requires_grad_() for z in pooled]
+    text = explainer.concepts.require_embeddings()[concept]
+    score = explainer.concepts.logit_scale * F.cosine_similarity(explainer.translator(where), text[None])
+    total = torch.zeros(GRID)
+    for activation, gradient in zip(output.activations, torch.autograd.grad(score.sum(), where), strict=True):
+        stage = torch.zeros(activation.shape[-2:])
+        for channel in range(activation.shape[1]):
+            stage += gradient[0, channel] * activation[0, channel]
+        total += F.interpolate(stage[None, None], GRID, mode="bilinear", align_corners=False)[0, 0]
+    return total
+
+
+@pytest.mark.parametrize("kind", ["resnet", "bypass"])
+@pytest.mark.parametrize("at", ["zero", "image"])
+def test_the_plain_sum_is_the_literal_one(kind, at):
+    explainer, activated = activated_of(kind)
+    found = BeyondRegions(bench_of(explainer), at=at, **PLAIN).regions(activated, RAGGED, GRID, 4)
+    assert found.maps.shape == (len(RAGGED), 1, *GRID)
+    for row, (image, concept) in enumerate(zip(RAGGED.image.tolist(), RAGGED.concept.tolist(), strict=True)):
+        wanted = literal(explainer, activated.images[image], concept, at)
+        wanted = (wanted / wanted.std()).relu()
+        torch.testing.assert_close(found.maps[row, 0], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_what_all_concepts_share_is_taken_out():
+    explainer, _ = activated_of("resnet")
+    whole, half, rest = (BeyondRegions(bench_of(explainer), shared=share).directions for share in (0.0, 0.5, 1.0))
+    for a, b, c in zip(whole, half, rest, strict=True):
+        torch.testing.assert_close(c.mean(dim=0), torch.zeros(c.shape[1]), rtol=0, atol=1e-5)
+        torch.testing.assert_close((a + c) / 2, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("add", ["signed", "relu"])
+def test_any_classifier_has_one_finite_map_per_pair(kind, add):
+    explainer, activated = activated_of(kind)
+    found = BeyondRegions(bench_of(explainer), add=add).regions(activated, RAGGED, (20, 24), 4)
+    assert found.maps.shape == (len(RAGGED), 1, 20, 24)
+    assert found.maps.isfinite().all()
+    assert found.valid.all()
+    assert found.stage.unique().tolist() == [-1]
+
+
+@given(st.floats(1.0, 4.0))
+def test_windows_cover_the_side_and_have_its_length(scale):
+    found = windows(scale)
+    assert found[0][0] == 0
+    assert found[-1][1] == pytest.approx(1)
+    assert all(high - low == pytest.approx(1 / scale) for low, high in found)
+    assert all(after[0] <= before[1] + 1e-9 for before, after in pairwise(found))
+
+
+def test_windows_are_seen_enlarged_and_joined():
+    """Literally: four windows of 40 pixels (of 64) and 30 cells (of 48), averaged by how near a cell is to a window's middle."""
+    explainer, activated = activated_of("resnet")
+    options = {**PLAIN, "at": "zero", "scales": [1.6]}
+    found = BeyondRegions(bench_of(explainer), **options).regions(activated, RAGGED, GRID, 1).maps[:, 0]
+    whole = BeyondRegions(bench_of(explainer), **{**options, "scales": [1.0]})
+    row, image = 0, int(RAGGED.image[0])
+    total, trust = torch.zeros(GRID), torch.zeros(GRID)
+    for top in (0, 24):
+        for left in (0, 24):
+            view = activated.images[image, :, top : top + 40, left : left + 40][None]
+            view = F.interpolate(view, (64, 64), mode="bilinear", align_corners=False)
+            part = torch.zeros(30, 30)
+            for stage, activation in enumerate(explainer.classifier(view).activations):
+                direction = whole.directions[stage][RAGGED.concept[row]]
+                seen = torch.einsum("c,chw->hw", direction, activation[0])
+                part += F.interpolate(seen[None, None], (30, 30), mode="bilinear", align_corners=False)[0, 0]
+            for y in range(30):
+                for x in range(30):
+                    near = (1 - abs((y + 0.5) / 15 - 1)) * (1 - abs((x + 0.5) / 15 - 1)) + 0.05
+                    total[top * 3 // 4 + y, left * 3 // 4 + x] += near * part[y, x]
+                    trust[top * 3 // 4 + y, left * 3 // 4 + x] += near
+    wanted = total / trust
+    torch.testing.assert_close(found[row], (wanted / wanted.std()).relu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scales", [[], [0.5], [1.0, 0.9]])
+def test_a_view_is_not_made_smaller(scales):
+    explainer, _ = explainer_of("resnet")
+    with pytest.raises(CefamError, match="`scales` says how much the view is enlarged"):
+        BeyondRegions(bench_of(explainer), scales=scales)
+
+
+def test_the_mean_needs_a_probe():
+    explainer, _ = explainer_of("resnet")
+    with pytest.raises(CefamError, match="BeyondRegions needs a probe"):
+        BeyondRegions(bench_of(explainer), at="mean")
+
+
+def test_sharpening_keeps_the_ranks():
+    explainer, activated = activated_of("resnet")
+    plain, sharp = (
+        BeyondRegions(bench_of(explainer), scales=[1.0], guide=False, sharpen=sharpen)
+        .regions(activated, RAGGED, GRID, 1)
+        .maps.flatten(1)
+        for sharpen in (False, True)
+    )
+    best = [maps.topk(50, dim=1).indices.sort(dim=1).values for maps in (plain, sharp)]
+    assert torch.equal(*best)
+
+
+def test_smoothing_stays_within_what_looks_alike():
+    """A picture of two halves: a map on one side does not reach the other, and a constant map stays as it is."""
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 32:] = 1
+    affinity = alike(image, (16, 16))
+    torch.testing.assert_close(affinity.sum(dim=2), torch.ones(1, 256))
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    smoothed = (affinity[0] @ left.flatten()).view(16, 16)
+    assert smoothed[:, :8].min() > 0.99
+    assert smoothed[:, 8:].max() < 0.01
+    grey = alike(torch.full((1, 3, 64, 64), 0.5), (16, 16))
+    assert grey.isfinite().all()
+
+
+def test_smoothing_tells_textures_apart():
+    """Both halves have the same mean color; one is striped."""
+    image = torch.full((1, 3, 96, 96), 0.5)
+    image[..., ::2, :48] = 1.0
+    image[..., 1::2, :48] = 0.0
+    affinity = alike(image, (16, 16)).view(16, 16, 8, 8)
+    across, within = affinity[8, 5, 4, 5], affinity[8, 5, 4, 1]  # as far away, on the other side and on its own
+    assert within > 2 * across
+
+
+def test_one_picture_does_not_touch_another():
+    explainer, activated = activated_of("resnet")
+    method = BeyondRegions(bench_of(explainer))
+    whole = method.regions(activated, RAGGED, (20, 20), 1).maps
+    mine = RAGGED.image == 0
+    alone = RAGGED[mine.nonzero().squeeze(1)]
+    images = activated.images[:1]
+    found = method.regions(Activated(images, explainer.classifier(images)), alone, (20, 20), 1).maps
+    torch.testing.assert_close(found, whole[mine], rtol=1e-3, atol=1e-4)
+
+
+def test_another_concept_is_of_the_category_and_the_photographs_own():
+    explainer, activated = activated_of("resnet")
+    asked = []
+
+    class Asked(CEFAMRegions):
+        def regions(self, activated, pairs, size, num_candidates):
+            asked.append(pairs.concept.tolist())
+            return super().regions(activated, pairs, size, num_candidates)
+
+    method = AnotherConceptRegions(bench_of(explainer), Asked)
+    concepts = explainer.concepts.concepts
+    every = ConceptPairs(torch.zeros(len(concepts), dtype=torch.long), torch.arange(len(concepts)))
+    method.regions(activated, every, (8, 8), 1)
+    categories = [concept.category for concept in concepts]
+    for mine, other in enumerate(asked[0]):
+        assert mine != other
+        assert categories[mine] == categories[other] or categories.count(categories[mine]) == 1
+    alone = Activated(activated.images[:1], explainer.classifier(activated.images[:1]))
+    method.regions(alone, every, (8, 8), 1)
+    assert asked[1] == asked[0]
+    floats = (
+        Activated(activated.images.float() / 255, alone.output) if activated.images.dtype == torch.uint8 else activated
+    )
+    method.regions(floats, every, (8, 8), 1)
+    assert asked[2] == asked[0]
+
+
+def test_a_guided_map_is_the_methods_own_smoothed_and_sharpened():
+    explainer, activated = activated_of("resnet")
+    found = GuidedRegions(bench_of(explainer), LuminanceRegions).regions(activated, RAGGED, GRID, 4)
+    plain = LuminanceRegions().regions(activated, RAGGED, GRID, 1).maps[:, 0]
+    affinity = alike(activated.images, GRID)
+    for row, image in enumerate(RAGGED.image.tolist()):
+        wanted = plain[row]
+        for _ in range(2):
+            wanted = (affinity[image] @ F.avg_pool2d(wanted[None, None], 2).flatten()).view(GRID)
+        wanted = (2 * (wanted - wanted.mean()) / wanted.std()).exp()
+        torch.testing.assert_close(found.maps[row, 0], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_shipped_rows_and_what_is_specific(trained, prepared, tmp_path):
+    """``--config methods/beyond``: the note below the table is the difference of two of its rows, from the records."""
+    folder = tmp_path / "out"
+    assert evaluated(trained, prepared, folder, "--config", "methods/beyond") == 0
+    values = {}
+    for record in records.read(folder / "records.csv"):
+        if record["protocol"] == "top1" and record["category"] and not math.isnan(record["nra"]):
+            values.setdefault((record["method"], record["category"]), []).append(record["nra"])
+    for method in ("beyond", "CE-FAM"):
+        found = [
+            sum(values[method, name]) / len(values[method, name])
+            - sum(values[method + ANOTHER, name]) / len(values[method + ANOTHER, name])
+            for name in ("object", "part", "color", "material")
+            if (method, name) in values
+        ]
+        said = ", ".join(f"{value:.3f}" for value in (*found, sum(found) / len(found)))
+        assert f"of {method}, top1: {said}." in (folder / "table.txt").read_text()

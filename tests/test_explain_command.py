@@ -139,3 +139,20 @@ def test_bad_input_is_one_sentence_and_writes_nothing(explain, photograph, capsy
 def test_without_an_artefact_it_says_how_to_make_one(photograph, capsys):
     assert run("explain", photograph) == 1
     assert "run `cefam demo` first" in capsys.readouterr().err
+
+
+def test_regions_of_all_stages(explain, photograph, capsys):
+    regions = {}
+    for method in ("ce-fam", "beyond"):
+        assert explain(photograph, "--method", method, "--json", "-", "--out", f"{method}.html") == 0
+        found = json.loads(capsys.readouterr().out)
+        regions[method] = {part["word"]: part["region"] for part in found["concepts"]}
+        every = {part["region_of"] for part in found["concepts"]}
+        assert every == {"all stages"} if method == "beyond" else every <= set(found["stages"])
+    assert regions["ce-fam"].keys() == regions["beyond"].keys()
+    assert regions["ce-fam"] != regions["beyond"]
+    assert "at all stages." in Path("beyond.html").read_text()
+    assert explain(photograph, "--method", "beyond", "--why-not", "3", "--out", "x.html") == 1
+    assert "leave `--method` out" in capsys.readouterr().err
+    assert explain(photograph, "--method", "beyond", "--probe", "nowhere", "--out", "x.html") == 1
+    assert "nowhere" in capsys.readouterr().err
