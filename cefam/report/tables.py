@@ -133,16 +133,14 @@ def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequen
 
 
 def _specific(rows: Sequence[Row]) -> list[str]:
-    """A note on every row whose method was also measured with another concept's regions."""
-    found = {(row.protocol, row.method): row for row in rows}
+    """A note on every first choice that was also measured with another concept's regions."""
+    found = {row.method: row.means["nra"] for row in rows if row.protocol == "top1" and "nra" in row.means}
     notes = []
-    for (protocol, method), row in found.items():
-        other = found.get((protocol, method + ANOTHER))
-        if other is None or "nra" not in row.means:
-            continue
-        pairs = zip(row.means["nra"], other.means["nra"], strict=True)
-        values = ", ".join(_cell(None if a is None or b is None else a - b) for a, b in pairs)
-        notes.append(f"Specific NRA (minus that of another concept) of {method}, {protocol}: {values}.")
+    for method in found:
+        if method + ANOTHER in found:
+            pairs = zip(found[method], found[method + ANOTHER], strict=True)
+            values = ", ".join(_cell(None if a is None or b is None else a - b) for a, b in pairs)
+            notes.append(f"Specific NRA (minus that of another concept) of {method}, top1: {values}.")
     return notes
 
 
