@@ -50,13 +50,11 @@ def explain(
     predicted = probabilities.argmax(dim=1)
     targets = predicted if target is None else torch.as_tensor(target).to(predicted).expand(len(predicted))
     effects = _effects(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
-    teacher = _teacher(explainer, views, best)
-    baseline = encoding.similarity.mean(dim=1).tolist()
+    teacher, baseline = _teacher(explainer, views, best), encoding.similarity.mean(dim=1).tolist()
     parts = []
     # Everything comes to the host at once, not number by number.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    shown = [] if fused is None else [_of_all_stages(fused, encoding, pairs)]
-    maps = [each.cpu() for each in (*regions.maps, *shown)]
+    maps = [each.cpu() for each in (*regions.maps, *_of_all_stages(fused, encoding, pairs))]
     chosen, association = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
         concept = explainer.concepts.concepts[index]
@@ -115,11 +113,13 @@ def _of_image(
     )
 
 
-def _of_all_stages(fused: Fused, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
-    """Maps of all stages together (P, h, w), scaled so that they add up to the similarity S: a stage's map has its unit."""
+def _of_all_stages(fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
+    """Maps of all stages together (P, h, w), where wanted: scaled so that they add up to the similarity S, the unit of a stage's map."""
+    if fused is None:
+        return []
     maps = fused(encoding, pairs)
     similar = encoding.similarity[pairs.image, pairs.concept].clamp_min(0)
-    return maps * (similar / maps.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)
+    return [maps * (similar / maps.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)]
 
 
 def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
