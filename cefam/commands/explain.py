@@ -83,8 +83,7 @@ def explain(
     _check(place, single, json, overwrite, why_not, method)
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
-    if method == "beyond":
-        opened = opened.beyond(probe)
+    opened = opened.beyond(probe) if method == "beyond" else opened
     wanted, other = opened.target(target), opened.target(why_not)
     count = max(top_k, len(candidates or [])) if concept else top_k
     options = {
