@@ -28,7 +28,7 @@ DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 class Opened:
     """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
 
-    ``probe``: a folder of ``cefam probe``; with it regions are those of all stages together (``fused``).
+    ``fused``: gives the regions of all stages together, where they are wanted; ``probe``: the folder of ``cefam probe`` they start from.
     """
 
     explainer: Explainer
@@ -44,7 +44,7 @@ class Opened:
         """The same with regions of all stages together.
 
         Raises:
-            CefamError: without a probe, or with one of another classifier.
+            CefamError: where the probe is missing, or of another classifier.
         """
         explainer = self.explainer
         trained = Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)

@@ -172,7 +172,16 @@ def _folder(
 ) -> list[Path]:
     """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
     identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
-    run = ["explain", identity, opened.view, opened.probe, options, colormap, json is not None]
+    run = [
+        "explain",
+        identity,
+        opened.view,
+        opened.fused is not None,
+        opened.probe,
+        options,
+        colormap,
+        json is not None,
+    ]
     with Pass(folder, run) as work:
         units = [
             Unit(page_name(name), f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
