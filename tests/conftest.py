@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.commands import csv_logger, feature_options, run
+from tests.commands import csv_logger, evaluated, feature_options, run
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -189,4 +189,12 @@ def trained(world, prepared, tmp_path_factory):
     options = [f"--data.init_args.regions={prepared}/broden", "--trainer.max_epochs=3", csv_logger(folder)]
     assert run("fit", *feature_options(world, prepared), *options) == 0
     assert run("export", "--checkpoint", folder / "log/checkpoints/best.ckpt", "--folder", folder / "artefact") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(trained, prepared, tmp_path_factory):
+    """The usual evaluation by one process: what others are compared with."""
+    folder = tmp_path_factory.mktemp("measured") / "usual"
+    assert evaluated(trained, prepared, folder) == 0
     return folder

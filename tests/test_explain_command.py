@@ -84,6 +84,8 @@ def test_a_stopped_folder_is_taken_up(explain, world, capsys, monkeypatch):
     first = {path: path.stat().st_mtime_ns for path in Path("pages").glob("*.html")}
     assert len(first) == 4
     monkeypatch.setattr(command, "_write", usual)
+    assert explain(folder, "--out", "pages", "--top_k", 1, "--method", "beyond") == 1
+    assert "the work of a run with other inputs or options" in capsys.readouterr().err
     assert explain(folder, "--out", "pages", "--top_k", 1) == 0
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert len(list(Path("pages").glob("*.html"))) == 12
