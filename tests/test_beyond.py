@@ -1,5 +1,6 @@
 """The sum of the stages: the literal second derivation, what windows and smoothing may and may not do, and the controls."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cefam import Explainer
 from cefam.errors import CefamError
 from cefam.methods import Activated, AnotherConceptRegions, BeyondRegions, CEFAMRegions, GuidedRegions, LuminanceRegions
 from cefam.methods.beyond import windows
@@ -134,6 +136,26 @@ def test_sharpening_keeps_the_ranks():
     )
     best = [maps.topk(50, dim=1).indices.sort(dim=1).values for maps in (plain, sharp)]
     assert torch.equal(*best)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "sigmoid"])
+def test_a_page_shows_what_is_above_the_mean_in_the_unit_of_the_stages(kind):
+    """Also where every S is below 0, as with SigLIP's bias: the map of what a concept has is not empty."""
+    explainer, images = explainer_of("resnet")
+    if kind == "sigmoid":
+        concepts = dataclasses.replace(explainer.concepts, probability="sigmoid", logit_bias=-1000.0)
+        explainer = Explainer(explainer.classifier, explainer.translator, concepts)
+    method = BeyondRegions(bench_of(explainer))
+    (found,) = explainer.explain(images[:1], top_k=3, fused=method.maps)
+    numbers = [explainer.concepts.numbers.index(part.concept.number) for part in found]
+    pairs = ConceptPairs(torch.zeros(3, dtype=torch.long), torch.tensor(numbers))
+    sharp = method.regions(Activated(images, explainer.classifier(images)), pairs, GRID, 1).maps[:, 0]
+    for part, row in zip(found, sharp, strict=True):
+        *stages, region = part.maps
+        wanted = (row.log() / 2).relu()  # sharpened: exp(2 x z-score)
+        torch.testing.assert_close(region / region.sum(), wanted / wanted.sum(), rtol=1e-3, atol=1e-6)
+        assert float(region.sum()) == pytest.approx(sum(float(each.sum()) for each in stages), rel=1e-4)
+        assert float(region.sum()) > 0
 
 
 def test_smoothing_stays_within_what_looks_alike():

@@ -94,3 +94,35 @@ def test_the_classifier_knows_its_photographs(realset):
     images = torch.stack([View(256, 224)(open_picture(path, str(path))) for path, _ in chosen])
     correct = classifier(images).logits.argmax(dim=1) == torch.tensor([label for _, label in chosen])
     assert correct.double().mean() > 0.75
+
+
+def test_colors_are_those_of_the_standard():
+    """CIELAB of white, black, and the sRGB primaries, as tabulated."""
+    import torch
+
+    from examples.real_photos.teacher import _lab
+
+    rgb = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    wanted = torch.tensor(
+        [[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86]]
+    )
+    torch.testing.assert_close(_lab(rgb[:, :, None, None])[:, :, 0, 0], wanted, rtol=0, atol=0.05)
+
+
+def test_a_teacher_that_knows_colors():
+    """Of plain views, and of halves of two colors: the names of what is there come first."""
+    import torch
+
+    from examples.real_photos.teacher import COLORS, ColorConSE
+    from examples.real_photos.weights import convert_lite0
+
+    convert_lite0(Path("lite0.safetensors"))
+    teacher = ColorConSE("timm:tf_efficientnet_lite0", "lite0.safetensors").freeze()
+    views = torch.tensor(list(COLORS.values()), dtype=torch.uint8)[:, :, None, None].expand(-1, 3, 64, 64)
+    halves = torch.cat([views[8:9, :, :32], views[1:2, :, 32:]], dim=2)  # red over blue
+    change = teacher.encode_image(torch.cat([views, halves])) - super(ColorConSE, teacher).encode_image(
+        torch.cat([views, halves])
+    )
+    like = torch.cosine_similarity(change.unsqueeze(1), teacher.colors.unsqueeze(0), dim=2)
+    assert like[:-1].argmax(dim=1).tolist() == list(range(len(COLORS)))
+    assert sorted(like[-1].topk(2).indices.tolist()) == [list(COLORS).index("blue"), list(COLORS).index("red")]

@@ -282,6 +282,7 @@ class Explainer:
         target: int | None = None,
         concepts: Sequence[str | int] | ConceptSet | None = None,
         num_channels: int | None = None,
+        fused: Fused | None = None,
     ) -> Comparison:
         """Compare the predicted class with another one (Fig. 7).
 
@@ -292,6 +293,7 @@ class Explainer:
             target: compared in place of the predicted class.
             concepts: as for :meth:`explain`.
             num_channels: as for :meth:`explain`.
+            fused: as for :meth:`explain`.
 
         Returns:
             Both explanations, and, for the concepts that speak most for the one rather than the other, how much of their region must
@@ -301,7 +303,7 @@ class Explainer:
             CefamError: where both classes are the same, or one does not exist.
         """
         asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        return why_not(asker, photograph, other, top_k, target, candidates, num_channels)
+        return why_not(asker, photograph, other, top_k, target, candidates, num_channels, fused)
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that knows these concepts, too, and the indices that they have there."""

@@ -54,7 +54,7 @@ def explain(
     parts = []
     # Everything comes to the host at once, not number by number.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    maps = [each.cpu() for each in (*regions.maps, *_of_all_stages(fused, encoding, pairs))]
+    maps = [each.cpu() for each in _with_fused(regions.maps, fused, encoding, pairs)]
     chosen, association = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
         concept = explainer.concepts.concepts[index]
@@ -113,13 +113,13 @@ def _of_image(
     )
 
 
-def _of_all_stages(fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
-    """Maps of all stages together (P, h, w), where wanted: scaled so that they add up to the similarity S, the unit of a stage's map."""
+def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
+    """The stages' maps and, where wanted, that of all stages together (P, h, w), scaled to add up to what theirs add up to: their unit."""
     if fused is None:
-        return []
-    maps = fused(encoding, pairs)
-    similar = encoding.similarity[pairs.image, pairs.concept].clamp_min(0)
-    return [maps * (similar / maps.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)]
+        return maps
+    together = fused(encoding, pairs)
+    total = torch.stack([each.sum(dim=(1, 2)) for each in maps]).sum(dim=0)
+    return [*maps, together * (total / together.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)]
 
 
 def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.batching import chunks, room
+from cefam.attribution.types import Fused
 from cefam.errors import CefamError
 from cefam.explanations import ConceptExplanation, Photograph
 from cefam.explanations.comparison import Comparison, Flip, differences
@@ -32,12 +33,13 @@ def why_not(
     target: int | None,
     concepts: list[int] | None,
     num_channels: int | None,
+    fused: Fused | None = None,
 ) -> Comparison:
     """The comparison of two classes; :meth:`cefam.attribution.explainer.Explainer.why_not`."""
     pool = max(top_k, min(POOL, len(concepts or explainer.concepts.concepts)))
-    chosen = explainer.explain([photograph], pool, target, concepts, num_channels)[0]
+    chosen = explainer.explain([photograph], pool, target, concepts, num_channels, fused=fused)[0]
     numbers = [explainer.concepts.numbers.index(part.concept.number) for part in chosen]
-    rival = explainer.explain([photograph], pool, other, numbers, num_channels)[0]
+    rival = explainer.explain([photograph], pool, other, numbers, num_channels, fused=fused)[0]
     if chosen.target == other:
         raise CefamError(f"The photograph is taken for {chosen.target_name}: name a class that it is not taken for.")
     leading = [part for part, _ in differences(chosen, rival) if part.contribution is None or part.contribution > 0]

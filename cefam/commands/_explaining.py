@@ -40,16 +40,20 @@ class Opened:
         """Read a photograph."""
         return Photograph.open(path, self.view, name)
 
-    def beyond(self, probe: str | None) -> Self:
-        """The same with regions of all stages together.
+    def with_regions(self, method: str, probe: str | None) -> Self:
+        """The same with the regions of a method: "ce-fam", or "beyond".
 
         Raises:
-            CefamError: where the probe is missing, or of another classifier.
+            CefamError: where the probe is missing, of another classifier, or not used.
         """
+        if method == "ce-fam":
+            if probe is not None:
+                raise CefamError('Only the method "beyond" starts from a probe: leave `--probe` or `--method` out.')
+            return self
         explainer = self.explainer
         trained = Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)
-        method = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
-        return replace(self, probe=probe, fused=method.maps)
+        beyond = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
+        return replace(self, probe=probe, fused=beyond.maps)
 
     def target(self, name: str | int | None) -> int | None:
         """A class by name or index."""

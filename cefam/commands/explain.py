@@ -39,7 +39,7 @@ def explain(
     open: bool = False,  # noqa: A002
     json: str | None = None,
     top_k: int = 8,
-    method: Literal["ce-fam", "beyond"] = "ce-fam",
+    method: Literal["beyond", "ce-fam"] = "beyond",
     probe: str | None = None,
     every_stage: bool = False,
     num_channels: int | None = None,
@@ -62,8 +62,8 @@ def explain(
         open: open the page in a browser.
         json: also write the explanations as JSON, one a line if there are several; "-": to the terminal, instead of the summary.
         top_k: concepts per photograph.
-        method: of the regions: "ce-fam", the stage with the largest association, as published; "beyond", one map of all stages (see
-            docs/beyond.md).
+        method: of the regions: "beyond", one map of all stages (see docs/beyond.md); "ce-fam", that of the stage with the largest
+            association, as published.
         probe: a folder of `cefam probe`, whose mean activations "beyond" starts from; null: from zero, a little less exact.
         every_stage: contributions at every stage, not at the concept's own alone.
         num_channels: K, how many channels are masked; null: as in training.
@@ -80,10 +80,10 @@ def explain(
     if is_file_name(out) and not single:
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
     place = Path(out or (Path(FOLDER) / page_name(found[0][0]) if single else FOLDER))
-    _check(place, single, json, overwrite, why_not, method)
+    _check(place, single, json, overwrite, why_not)
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
-    opened = opened.beyond(probe) if method == "beyond" else opened
+    opened = opened.with_regions(method, probe)
     wanted, other = opened.target(target), opened.target(why_not)
     count = max(top_k, len(candidates or [])) if concept else top_k
     options = {
@@ -95,7 +95,7 @@ def explain(
     }
     if other is not None:
         compared = opened.explainer.why_not(
-            opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels
+            opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels, opened.fused
         )
         made = [compared.save(place)]
         _tell(compared, json)
@@ -112,10 +112,8 @@ def explain(
     return made
 
 
-def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None, method: str) -> None:
+def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None) -> None:
     """Refuse places that cannot be written before the work begins."""
-    if why_not is not None and method != "ce-fam":
-        raise CefamError("`--why-not` compares the published regions: leave `--method` out.")
     if why_not is not None and not (single and place.suffix.lower() == ".html"):
         raise CefamError(f"`--why-not` compares two classes of one photograph in one .html file, got {place}.")
     if single:

@@ -74,8 +74,28 @@ class BeyondRegions(RegionMethod):
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """One candidate: the sum. Its score is the concept's."""
+        pairs = pairs.to(activated.images.device)
+        total = self._total(activated, pairs)
+        total = sharpened(total) if self.sharpen else total.relu()
+        score = self.presence(activated)[pairs.image, pairs.concept]
+        one = torch.ones(len(pairs), 1, dtype=torch.bool, device=total.device)
+        return Candidates(resize_regions(total, size).unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
+
+    def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+        """Maps of pairs for the eye (P, 48, 48), as :meth:`cefam.Explainer.explain` takes them: ``fused=method.maps``.
+
+        What of the sum is above its mean over the view: all of it would be fog, and sharpened nothing but its peak is seen.
+        """
+        total = self._total(Activated(encoding.images, encoding.output), pairs)
+        return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
+
+    def presence(self, activated: Activated) -> Tensor:
+        """The similarity S (B, T)."""
+        return encoding_of(self.explainer, activated).similarity
+
+    def _total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
+        """The sum over stages and windows, smoothed where that is wanted (P, 48, 48)."""
         device = activated.images.device
-        pairs = pairs.to(device)
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
         layout, weights = Layout(place, len(used)), self._weights(activated, pairs)
         total = torch.zeros(len(pairs), *GRID, device=device)
@@ -88,20 +108,7 @@ class BeyondRegions(RegionMethod):
                 seen[:, rows, columns] += trust * self._summed([a[used] for a in activations], weights, layout, shape)
                 count[rows, columns] += trust
             total += spread_apart(seen / count)
-        if self.guide:
-            total = guided(activated, total, pairs.image)
-        total = sharpened(total) if self.sharpen else total.relu()
-        score = self.presence(activated)[pairs.image, pairs.concept]
-        one = torch.ones(len(pairs), 1, dtype=torch.bool, device=device)
-        return Candidates(resize_regions(total, size).unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
-
-    def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
-        """The regions of pairs (P, 48, 48), as :meth:`cefam.Explainer.explain` takes them: ``fused=method.maps``."""
-        return self.regions(Activated(encoding.images, encoding.output), pairs, GRID, 1).maps[:, 0]
-
-    def presence(self, activated: Activated) -> Tensor:
-        """The similarity S (B, T)."""
-        return encoding_of(self.explainer, activated).similarity
+        return guided(activated, total, pairs.image) if self.guide else total
 
     def _weights(self, activated: Activated, pairs: ConceptPairs) -> list[Tensor]:
         """dS/dz of every pair at every stage, one (P, C_l) per stage."""

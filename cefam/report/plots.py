@@ -28,6 +28,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "+++")
 SMALL = {"font.size": 7}
+LINE = 0.055  # height of a name, of the axes'
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -118,7 +119,7 @@ def winning_stages(
 
 
 def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "oracle") -> Figure:
-    """The Hit Rate of validations over the epochs of a training, with other methods' as dotted lines (Fig. A2).
+    """The Hit Rate of validations over the epochs of a training, with other methods' as lines across (Fig. A2).
 
     Args:
         log: ``metrics.csv`` of a training with ``data.init_args.regions``.
@@ -138,12 +139,14 @@ def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "or
     figure, axes = _axes(COLUMN, 2.3)
     epochs, values = zip(*rows, strict=True)
     axes.plot(epochs, values, color=COLORS[0], marker="o", markersize=2.5, lw=1.2, label="CE-FAM")
-    for index, (name, value) in enumerate(references.items(), start=1):
-        axes.axhline(value, color=COLORS[index % 7], linestyle=":", lw=1.4)
-        axes.text(max(epochs), value, f" {name}", fontsize=6, va="bottom", ha="right", color=COLORS[index % 7])
+    top, place = 1.05 * max([*values, *references.values()]) or 1, -1.0
+    for index, (name, value) in enumerate(sorted(references.items(), key=lambda item: item[1]), start=1):
+        place = max(value / top, place + LINE)  # names stand apart where values do not
+        axes.axhline(value, color=COLORS[index % 7], linestyle=DASHES[index % 7], lw=1)
+        axes.text(1.02, place, name, fontsize=6, va="center", color=COLORS[index % 7], transform=axes.transAxes)
     axes.set_xlabel("epoch", fontsize=7)
     axes.set_ylabel("Hit Rate", fontsize=7)
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, top)
     return figure
 
 
