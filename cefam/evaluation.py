@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Unpack, runtime_checkable
 
@@ -22,6 +23,7 @@ from cefam.methods import (
     RandomChannelRegions,
     RandomMapRegions,
 )
+from cefam.methods.neurons import NeuronRegions
 from cefam.pairs import RegionBatch
 from cefam.presence import joined, presence_scores
 from cefam.probe import Probe
@@ -109,6 +111,9 @@ class RegionEvaluation(L.LightningModule):
         self.vlm = vlm  # a method that asks for it finds it on the device
         bench = Bench(trained, vlm, None if probe is None else Probe.read(probe))
         rows = {name: make(bench) for name, make in methods.items()}
+        # What the folders hold that the options only name.
+        self.inputs = [asdict(row.associations.about) for row in rows.values() if isinstance(row, NeuronRegions)]
+        self.inputs += [asdict(bench.probe.manifest)] if bench.probe else []
         # Methods with weights move to the device with this module.
         self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
@@ -152,7 +157,7 @@ class RegionEvaluation(L.LightningModule):
         limited = isinstance(self.trainer.limit_test_batches, int)  # a number of batches of each process
         if self.options is None or limited or not isinstance(datamodule, Resumable):
             return None
-        return [self.options, weights_fingerprint(self.translator), datamodule.identity()]
+        return [self.options, weights_fingerprint(self.translator), self.inputs, datamodule.identity()]
 
     @runs_to_its_end
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

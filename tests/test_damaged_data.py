@@ -91,6 +91,34 @@ def test_an_evaluation_goes_on_when_a_shard_is_mended(workers, trained, prepared
     )
 
 
+def test_an_evaluation_with_another_probe_in_the_same_place_starts_afresh(world, trained, prepared, tmp_path, capsys):
+    towers = [
+        "--config",
+        world / "towers.yaml",
+        "--folder",
+        tmp_path / "probe",
+        "--size",
+        64,
+        "--resize",
+        64,
+        "--top",
+        2,
+    ]
+    shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
+    good = (shards / "shard-000001.tar").read_bytes()
+    options = [f"--data.shards={shards}", "--data.batch_size=2", f"--model.probe={tmp_path}/probe"]
+    rewritten(shards / "shard-000001.tar", without_image)
+    assert run("probe", *towers, "--images", world / "images/val", "--device", "cpu") == 0
+    assert evaluated(trained, prepared, tmp_path / "out", *options) == 1
+    assert list((tmp_path / "out/.parts").glob("*.npz"))
+    shutil.rmtree(tmp_path / "probe")
+    assert run("probe", *towers, "--images", world / "images/train", "--device", "cpu") == 0
+    (shards / "shard-000001.tar").write_bytes(good)
+    capsys.readouterr()
+    assert evaluated(trained, prepared, tmp_path / "out", *options) == 0
+    assert "measured already" not in capsys.readouterr().out
+
+
 def test_an_evaluation_with_other_options_starts_afresh(trained, prepared, tmp_path, capsys):
     shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
     good = (shards / "shard-000001.tar").read_bytes()
