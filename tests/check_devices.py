@@ -8,7 +8,9 @@ import torch
 from cefam import CEFAM, ConceptSet, Trained
 from cefam.evaluator import RegionEvaluator
 from cefam.methods import (
+    AnotherConceptRegions,
     Bench,
+    BeyondRegions,
     CEFAMRegions,
     CenterRegions,
     GradCAMRegions,
@@ -24,6 +26,11 @@ from tests.pretend import OnDevice, alike, moved, pretended
 from tests.test_explain import BUILDERS, DIM, RAGGED, TEXTS, explainer_of
 
 
+def bench_of(explainer):
+    """What methods start from."""
+    return Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings))
+
+
 def explained(explainer, images):
     """Everything that an Explainer gives."""
     encoding = explainer.encode(images)
@@ -35,8 +42,9 @@ def explained(explainer, images):
         if all(stage.resumable for stage in explainer.classifier.stages):
             contribution = explainer.contribution(encoding, RAGGED, None, 3, association.argmax(dim=1), regions)
             found += [contribution.value, contribution.curve]
-    explainer.explain(images, 3, num_channels=3)
-    return found
+    beyond = BeyondRegions(bench_of(explainer))
+    explainer.explain(images, 3, num_channels=3, fused=beyond.maps)
+    return [*found, beyond.maps(encoding, RAGGED.to(encoding.device))]
 
 
 def neurons_of(bench):
@@ -51,7 +59,7 @@ def neurons_of(bench):
 
 def measured(explainer, batch):
     """All rows of a table, and a contact sheet."""
-    bench = Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings))
+    bench = bench_of(explainer)
     methods = {
         "CE-FAM": CEFAMRegions(bench, num_channels=3),
         "class": GradCAMRegions(bench),
@@ -61,11 +69,13 @@ def measured(explainer, batch):
         "center": CenterRegions(),
         "light": LuminanceRegions(),
         "neurons": NeuronRegions(bench, neurons_of(bench)),
+        "beyond": BeyondRegions(bench),
+        "another": AnotherConceptRegions(bench, BeyondRegions),
     }
     evaluator = RegionEvaluator(methods, explainer.concepts, 2, explainer.settings)
     found = evaluator.evaluate(batch, explainer.classifier(batch.image), keep=[0, 2])
     kept = examples.of_pairs(batch, found, [0, 2], explainer.concepts, explainer.classifier.stage_names)
-    assert [len(example.candidates) for example in kept] == [8, 8]
+    assert [len(example.candidates) for example in kept] == [10, 10]
     return found
 
 
