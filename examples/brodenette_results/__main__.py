@@ -99,7 +99,7 @@ class Comparison:
             options += ["--trainer.gradient_clip_val", 1.0]
         options += [f"--data.init_args.{split}={features / split}" for split in ("train", "val")]
         options += [f"--trainer.logger.init_args.{k}={v}" for k, v in (("save_dir", run.parent), ("name", run.name))]
-        kept(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
+        kept(run / "finished", "fit", "--config", "demo", *options)
         return run / "checkpoints" / "best.ckpt"
 
     def probe(self, stages: Sequence[str]) -> Path:

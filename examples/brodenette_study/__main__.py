@@ -116,7 +116,7 @@ class Study:
         options = ["--trainer.max_epochs", EPOCHS, *training.options, "--model.classifier.init_args.stages", stages]
         options += [f"--data.init_args.{split}={features / split}" for split in ("train", "val")]
         options += [f"--trainer.logger.init_args.{k}={v}" for k, v in (("save_dir", run.parent), ("name", run.name))]
-        kept(run / "checkpoints" / "best.ckpt", "fit", "--config", "demo", *options)
+        kept(run / "finished", "fit", "--config", "demo", *options)
         return run / "checkpoints" / "best.ckpt"
 
     def measure(self, measurement: Measurement, *options: str, shards: str = "evaluation") -> Path:
