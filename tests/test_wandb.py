@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,15 @@ def stored(path):
 
 
 def records_of(folder):
-    """What an offline run holds: its run record, and its rows of numbers."""
+    """What an offline run holds: its run record, and its rows of numbers. W&B's service writes the end a little after the run."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.glob("*.wandb")
+    for _ in range(300):
+        kinds = {wandb_internal_pb2.Record.FromString(data).WhichOneof("record_type") for data in stored(path)}
+        if "exit" in kinds:
+            break
+        time.sleep(0.1)
     rows, about = [], None
     for data in stored(path):
         record = wandb_internal_pb2.Record()
