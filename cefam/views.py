@@ -186,21 +186,27 @@ class TrainingView:
         from torchvision.transforms import v2
 
         self.size, self.flip = size, flip
-        self._transform = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(flip)])
+        self._crop = v2.RandomResizedCrop(size, antialias=True)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, size, size)."""
-        view: Tensor = self._transform(to_pixels(picture))
-        return view
+        from torchvision.transforms.v2.functional import resize
+
+        pixels, flipped = self._drawn(picture)
+        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
+        return view.flip(-1) if flipped else view
 
     def cut(self, picture: Image.Image) -> Tensor:
         """Photograph -> the same view before it is resized, uint8 (3, h, w); the random numbers are the same."""
-        crop, flip = self._transform.transforms
-        pixels = to_pixels(picture)
-        where = crop.make_params([pixels])
+        pixels, flipped = self._drawn(picture)
+        return pixels.flip(-1) if flipped else pixels
+
+    def _drawn(self, picture: Image.Image) -> tuple[Tensor, bool]:
+        """Crop, and whether it is flipped. Pixels outside it are never converted: half of the time of a small photograph's view."""
+        where = self._crop.make_params([picture])
         top, left = where["top"], where["left"]
-        pixels = pixels[:, top : top + where["height"], left : left + where["width"]]
-        return pixels.flip(-1) if float(torch.rand(1)) < flip.p else pixels
+        pixels = to_pixels(picture.crop((left, top, left + where["width"], top + where["height"])))
+        return pixels, float(torch.rand(1)) < self.flip
 
     def resize(self, pixels: Tensor) -> Tensor:
         """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""

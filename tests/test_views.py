@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from cefam.pictures import to_pixels
 from cefam.views import IMAGENET, Preprocessing, TrainingView, View, to_photograph
@@ -70,10 +71,21 @@ def test_pictures_of_any_mode_become_three_channels(mode):
     assert View(64, 64)(picture.convert(mode) if mode != "I;16" else Image.new("I;16", (64, 64))).shape == (3, 64, 64)
 
 
-def test_the_training_view_is_one_random_crop():
-    pixels = TrainingView(32)(photograph(100, 80, (30, 30)))
-    assert pixels.shape == (3, 32, 32)
-    assert pixels.dtype == torch.uint8
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
+def test_the_training_view_is_torchvisions_to_the_bit(mode):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)).convert(mode)
+    literal = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
+    view = TrainingView(32)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = literal(to_pixels(picture))
+        torch.manual_seed(seed)
+        found = view(picture)
+        torch.manual_seed(seed)
+        cut = view.cut(picture)
+        assert torch.equal(found, expected)
+        assert (view.resize(cut).int() - expected.int()).abs().max() <= 1
 
 
 def test_preprocessing_from_a_pencil_and_in_plain_types():
