@@ -197,9 +197,9 @@ class TrainingView:
         return view.flip(-1) if flipped else view
 
     def cut(self, picture: Image.Image) -> Tensor:
-        """Photograph -> the same view before it is resized, uint8 (3, h, w); the random numbers are the same."""
+        """Photograph -> the same view before it is resized, uint8 (h, w, 3) as it lies in memory; the random numbers are the same."""
         pixels, flipped = self._drawn(picture)
-        return pixels.flip(-1) if flipped else pixels
+        return (pixels.flip(-1) if flipped else pixels).permute(1, 2, 0)
 
     def _drawn(self, picture: Image.Image) -> tuple[Tensor, bool]:
         """Crop, and whether it is flipped. Pixels outside it are never converted: half of the time of a small photograph's view."""
@@ -212,7 +212,7 @@ class TrainingView:
         """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""
         from torchvision.transforms.functional import resize
 
-        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
+        view: Tensor = resize(pixels.permute(2, 0, 1), [self.size, self.size], antialias=True)
         return view
 
 

@@ -11,20 +11,9 @@ from torch.utils.data import DataLoader
 
 from cefam.datasets.batches import Batches, mask_labels, region_loader
 from cefam.datasets.contract import Sample, is_shards
+from cefam.datasets.handover import Views, pack, unpack
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import (
-    ImageFiles,
-    RandomViews,
-    ShardEpochs,
-    ShuffledSampler,
-    Skipped,
-    StartedLate,
-    StripedSampler,
-    count_batches,
-    joined_views,
-    pack,
-    unpack,
-)
+from cefam.datasets.streams import FileEpochs, ImageFiles, ShardEpochs, Skipped, StripedSampler, count_batches
 from cefam.views import TrainingView, View
 
 
@@ -81,23 +70,14 @@ class ImagesData(L.LightningDataModule):
 
         Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
-        view = self.view.cut if self.resize_on_device else self.view
+        views = Views(self.view, torch.stack, 3 * self.size**2)
+        if self.resize_on_device:
+            views = Views(self.view.cut, pack, 2 * 3 * self.size**2)  # some are larger
         if is_shards(self.train):
-            return ShardEpochs(
-                self.train, view, self.batch_size, self.num_workers, self.seed, self.skipped, self.resize_on_device
-            )
+            return ShardEpochs(self.train, views, self.batch_size, self.num_workers, self.seed, self.skipped)
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
-        loader = DataLoader(
-            RandomViews(paths, view, self.seed, may_skip=self.skipped.limit > 0),
-            collate_fn=partial(joined_views, pack if self.resize_on_device else torch.stack),
-            batch_size=self.batch_size,
-            sampler=ShuffledSampler(len(paths), self.seed, draws=True),
-            num_workers=self.num_workers,
-            drop_last=True,
-            persistent_workers=self.num_workers > 0,
-        )
-        return StartedLate(loader, self.skipped)
+        return FileEpochs(paths, views, self.batch_size, self.num_workers, self.seed, self.skipped)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Resize what came unresized, on the device."""

@@ -12,6 +12,7 @@ from cefam.commands import main
 from cefam.datamodules import ImagesData
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.batches import Batches
+from cefam.datasets.handover import Views
 from cefam.datasets.photographs import groups
 from cefam.datasets.streams import ShardEpochs, StripedSampler
 from tests.test_shards import prepared
@@ -77,7 +78,8 @@ def test_an_epoch_of_shards_draws_every_photograph_about_once(monkeypatch, world
         drawn = []
         for rank in range(ranks):
             pretend(monkeypatch, rank, ranks)
-            loader = ShardEpochs(str(folder), lambda picture: torch.tensor(picture.getpixel((70, 0))), 2, 0, seed=5)
+            views = Views(lambda picture: torch.tensor(picture.getpixel((70, 0))), torch.stack, 0)
+            loader = ShardEpochs(str(folder), views, 2, 0, seed=5)
             loader.set_epoch(epoch)
             batches = [batch["image"] for batch in loader]
             assert [len(batch) for batch in batches] == [2] * (24 // (2 * ranks)) == [2] * len(loader)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from cefam.datasets.world import world
 from cefam.errors import CefamError
 from cefam.pairs import RegionBatch
 from cefam.views import View
+
+T = TypeVar("T")
 
 
 def mask_labels(folder: str | None) -> list[dict[str, Any]]:
@@ -88,9 +90,9 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield found[0], found[-1] + 1
 
 
-def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of so many samples; the last one may be shorter."""
-    every = iter(samples)
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many items; the last one may be shorter."""
+    every = iter(items)
     while batch := list(islice(every, size)):
         yield batch
 

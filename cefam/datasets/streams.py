@@ -1,20 +1,19 @@
 """Streams of training batches: samplers, and epochs over shards."""
 
-import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import torch
 import webdataset as wds
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from cefam.datasets.batches import batched
 from cefam.datasets.contract import Manifest, Shard, decode
+from cefam.datasets.handover import PREFETCH, Draw, Handed, Handover, Views
 from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
@@ -38,26 +37,6 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
             f"`data.init_args.batch_size`."
         )
     return rows // (ranks * batch_size)
-
-
-class Packed(TypedDict):
-    """Views of several sizes: their ``pixels`` one after the other, uint8, and their ``shapes``. One tensor travels between processes."""
-
-    pixels: Tensor
-    shapes: list[list[int]]
-
-
-def pack(views: Sequence[Tensor]) -> Packed:
-    """Views (3, h, w), each of its own size, as one tensor."""
-    pixels = torch.cat([view.flatten() for view in views]) if views else torch.zeros(0, dtype=torch.uint8)
-    return {"pixels": pixels, "shapes": [list(view.shape) for view in views]}
-
-
-def unpack(packed: Packed) -> list[Tensor]:
-    """The inverse of :func:`pack`."""
-    sizes = [math.prod(shape) for shape in packed["shapes"]]
-    parts = torch.split(packed["pixels"], sizes)
-    return [part.view(shape) for part, shape in zip(parts, packed["shapes"], strict=True)]
 
 
 class Skipped:
@@ -92,22 +71,55 @@ class Skipped:
         return found
 
 
-class StartedLate:
-    """A loader whose workers begin with its first batch, not with its iterator.
+class FileEpochs:
+    """Batches of random views of photographs given by path; what an epoch holds depends on its number, the seed and the process alone.
 
-    A Trainer creates the first iterator of a run before it sets the epoch that a resumed run continues with.
+    Args:
+        paths: of photographs.
+        views: drawn of every photograph.
+        batch_size: views in a batch; what is left at the end of an epoch is dropped.
+        num_workers: data workers.
+        seed: of orders and views.
+        skipped: counts what cannot be read; the next photograph that can be read stands in for one that cannot.
     """
 
-    def __init__(self, loader: DataLoader[Any], skipped: Skipped) -> None:
-        self.loader, self.sampler, self.skipped = loader, loader.sampler, skipped
+    def __init__(
+        self, paths: Sequence[Path], views: Views, batch_size: int, num_workers: int, seed: int, skipped: Skipped
+    ) -> None:
+        self.skipped, self.views = skipped, views
+        self.sampler = ShuffledSampler(len(paths), seed, draws=True)  # a Trainer calls its set_epoch
+        self.handover = Handover(num_workers, batch_size * views.size)
+        self.loader = DataLoader(
+            RandomViews(paths, views.draw, seed, skipped.limit > 0, self.handover),
+            batch_size=None,
+            sampler=_NumberedBatches(self.sampler, batch_size),
+            num_workers=num_workers,
+            prefetch_factor=PREFETCH if num_workers else None,
+            persistent_workers=num_workers > 0,
+        )
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Any]:
-        for image, reasons in self.loader:
-            self.skipped.add(reasons)
-            yield {"image": image}
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # Workers begin with the first batch, not with the iterator: a Trainer creates the first iterator of a run before it
+        # sets the epoch that a resumed run continues with.
+        for number, handed in enumerate(self.loader):
+            self.skipped.add(handed.reasons)
+            yield {"image": self.views.join(self.handover.take(number, handed))}
+
+
+class _NumberedBatches(Sampler[Any]):
+    """Full batches of draws, each with its number in the epoch."""
+
+    def __init__(self, draws: DistributedSampler[Any], batch_size: int) -> None:
+        self.draws, self.batch_size = draws, batch_size
+
+    def __len__(self) -> int:
+        return len(self.draws) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        return islice(enumerate(batched(self.draws, self.batch_size)), len(self))
 
 
 class ShardEpochs:
@@ -119,12 +131,11 @@ class ShardEpochs:
 
     Args:
         folder: of shards.
-        view: drawn of every photograph.
+        views: drawn of every photograph.
         batch_size: views in a batch; what is left at the end of an epoch is dropped.
         num_workers: data workers.
         seed: of orders and views.
         skipped: counts what cannot be read; ``None``: nothing may be skipped.
-        packed: views of several sizes: batches are :class:`Packed`.
 
     Raises:
         CefamError: where there is less than a batch for each process.
@@ -133,18 +144,18 @@ class ShardEpochs:
     def __init__(
         self,
         folder: str,
-        view: Callable[[Image.Image], Tensor],
+        views: Views,
         batch_size: int,
         num_workers: int,
         seed: int,
         skipped: Skipped | None = None,
-        packed: bool = False,
     ) -> None:
-        self.skipped, self.packed = skipped or Skipped(0), packed
-        self.shards, self.view, self.batch_size = Manifest.read(folder).placed(folder), view, batch_size
+        self.skipped, self.views = skipped or Skipped(0), views
+        self.shards, self.batch_size = Manifest.read(folder).placed(folder), batch_size
         self.num_workers, self.seed, self.epoch = num_workers, seed, 0
         self.rank, self.ranks = world()
         self.batches = count_batches(sum(shard.count for shard in self.shards), batch_size, folder)
+        self.handover = Handover(num_workers, max(shard.count for shard in self.shards) * views.size)
         self.sampler = self  # a Trainer calls set_epoch on the sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -156,18 +167,18 @@ class ShardEpochs:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         stream = f"{self.seed}/{self.epoch}"
-        shards = _ShardViews(self._share(stream), self.view, stream, self.skipped.limit > 0)
-        loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers)
+        shards = _ShardViews(self._share(stream), self.views.draw, stream, self.skipped.limit > 0, self.handover)
+        ahead = PREFETCH if self.num_workers else None
+        loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers, prefetch_factor=ahead)
         mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
         views = mix(self._read(loader))
         for _ in range(self.batches):
-            batch = list(islice(views, self.batch_size))
-            yield {"image": pack(batch) if self.packed else torch.stack(batch)}
+            yield {"image": self.views.join(list(islice(views, self.batch_size)))}
 
-    def _read(self, loader: Iterable[tuple[Packed, list[str]]]) -> Iterator[Tensor]:
-        for views, reasons in loader:
-            self.skipped.add(reasons)
-            yield from unpack(views)
+    def _read(self, loader: Iterable[Handed]) -> Iterator[Tensor]:
+        for number, handed in enumerate(loader):
+            self.skipped.add(handed.reasons)
+            yield from (view.clone() for view in self.handover.take(number, handed))
 
     def _share(self, stream: str) -> list[tuple[int, Shard]]:
         """As many shards as this process needs, each with its place in the order of all processes."""
@@ -183,30 +194,30 @@ class ShardEpochs:
             yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
-class _ShardViews(Dataset[tuple[Packed, list[str]]]):
+class _ShardViews(Dataset[Handed]):
     """The views of one shard after another, and why others are missing."""
 
     def __init__(
-        self, share: Sequence[tuple[int, Shard]], view: Callable[[Image.Image], Tensor], stream: str, may_skip: bool
+        self, share: Sequence[tuple[int, Shard]], draw: Draw, stream: str, may_skip: bool, handover: Handover
     ) -> None:
-        self.share, self.view, self.stream, self.may_skip = share, view, stream, may_skip
+        self.share, self.draw, self.stream, self.may_skip, self.handover = share, draw, stream, may_skip, handover
 
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, index: int) -> tuple[Packed, list[str]]:
+    def __getitem__(self, index: int) -> Handed:
         place, shard = self.share[index]
         views, reasons = list[Tensor](), list[str]()
         try:
             for number, members in enumerate(read_members(shard)):
                 try:
                     picture = decode(members, shard.layout, with_masks=False).picture()
-                    views.append(drawn(self.view, picture, f"{self.stream}/{place}/{number}"))
+                    views.append(drawn(self.draw, picture, f"{self.stream}/{place}/{number}"))
                 except CefamError as error:
                     self._skip(error, 1, reasons)
         except CefamError as error:  # the rest of the shard
             self._skip(error, shard.count - len(views) - len(reasons), reasons)
-        return pack(views), reasons
+        return self.handover.put(index, views, reasons)
 
     def _skip(self, error: CefamError, count: int, reasons: list[str]) -> None:
         if not self.may_skip:
@@ -214,37 +225,31 @@ class _ShardViews(Dataset[tuple[Packed, list[str]]]):
         reasons += [str(error)] * count
 
 
-class RandomViews(Dataset[Any]):
-    """Random views of photographs given by path; what is drawn depends on the number of the draw alone.
+class RandomViews(Dataset[Handed]):
+    """Batches of random views of photographs given by path; what is drawn depends on the number of the draw alone.
 
     Where ``may_skip``, the next photograph that can be read stands in for one that cannot.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], view: Callable[[Image.Image], Tensor], seed: int, may_skip: bool = False
-    ) -> None:
-        self.paths, self.view, self.seed, self.may_skip = paths, view, seed, may_skip
+    def __init__(self, paths: Sequence[Path], draw: Draw, seed: int, may_skip: bool, handover: Handover) -> None:
+        self.paths, self.draw, self.seed, self.may_skip, self.handover = paths, draw, seed, may_skip, handover
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, draw: int) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, batch: tuple[int, list[int]]) -> Handed:
+        number, draws = batch
         reasons = list[str]()
-        while True:
-            path = self.paths[(draw + len(reasons)) % len(self.paths)]
+        views = [self._drawn(draw, reasons) for draw in draws]
+        return self.handover.put(number, views, reasons)
+
+    def _drawn(self, draw: int, reasons: list[str]) -> Tensor:
+        for place in range(draw, draw + len(self.paths)):
+            path = self.paths[place % len(self.paths)]
             try:
-                return drawn(self.view, open_picture(path, str(path)), f"{self.seed}/{draw}"), reasons
+                return drawn(self.draw, open_picture(path, str(path)), f"{self.seed}/{draw}")
             except CefamError as error:
-                if not self.may_skip or len(reasons) == len(self.paths):
+                if not self.may_skip:
                     raise
                 reasons.append(str(error))
-
-
-def joined_views(
-    join: Callable[[list[Tensor]], Any], found: Sequence[tuple[Tensor, list[str]]]
-) -> tuple[Any, list[str]]:
-    """A batch of :class:`RandomViews`: views stacked, or packed, and why others are missing."""
-    return join([view for view, _ in found]), [reason for _, reasons in found for reason in reasons]
+        raise CefamError(f"None of the photographs can be read; the last: {reasons[-1]}")
 
 
 class ImageFiles(Dataset[Any]):

@@ -4,6 +4,7 @@ The first two are captum's and grad-cam's, the extra "methods" (``pip install 'c
 they are ours, so that the masked images of an image serve all its concepts.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from cefam.attribution.scores import log_probability
 from cefam.errors import CefamError
-from cefam.methods.base import Bench
-from cefam.methods.views import Of, ScoreMapRegions, needed
+from cefam.methods.base import Activated, Bench
+from cefam.methods.views import Of, ScoreMapRegions, floats, needed
 
 
 class IntegratedGradientsRegions(ScoreMapRegions):
@@ -30,10 +31,10 @@ class IntegratedGradientsRegions(ScoreMapRegions):
         self.attribution = needed("captum.attr", "Integrated Gradients").IntegratedGradients
         self.steps = steps
 
-    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+    def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
         """See :meth:`ScoreMapRegions.maps`."""
         found: Tensor = self.attribution(self.view).attribute(
-            images, target=target, n_steps=self.steps, internal_batch_size=max(64, len(images))
+            floats(activated)[image], target=target, n_steps=self.steps, internal_batch_size=max(64, len(image))
         )
         return found.abs().sum(dim=1)
 
@@ -50,9 +51,9 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
         super().__init__(bench, of)
         self.library = needed("pytorch_grad_cam", "Grad-CAM++")
 
-    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+    def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
         """See :meth:`ScoreMapRegions.maps`."""
-        classifier = self.explainer.classifier
+        classifier, images = self.explainer.classifier, floats(activated)[image]
         size = classifier.preprocessing.size or images.shape[-2:]
         stage = classifier.stages[-1]
 
@@ -69,33 +70,40 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
 class MaskedScoreRegions(ScoreMapRegions):
     """Sums of masks, weighted by the scores of the masked images. Subclasses define :meth:`masks` and :meth:`weights`."""
 
+    settings: tuple[float, ...] = ()  # of the masks: rows with the same masks share what they score
+
     def masks(self, images: Tensor) -> Tensor:
         """Masks of every image, in [0, 1]: (B, N, H, W)."""
         raise NotImplementedError
 
     def weights(self, outputs: Tensor) -> Tensor:
-        """Weights of the masks (B, N, scores), from the scores of the masked images."""
+        """Weights of the masks of an image (N, scores), from the scores of the masked images."""
         raise NotImplementedError
 
-    def weighted(self, images: Tensor, masks: Tensor) -> Tensor:
+    def weighted(self, images: Tensor) -> Tensor:
         """What is summed with the weights (B, N, h, w)."""
-        return masks
+        return self.masks(images)
 
     @torch.no_grad()
-    def maps(self, images: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`ScoreMapRegions.maps`; equal images in a row are masked once.
+    def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
+        """See :meth:`ScoreMapRegions.maps`; an image is masked once for all its pairs.
 
         One image after another: Score-CAM's masks of one are a quarter of a gigabyte (1,280 channels at 224).
         """
-        first = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        first[1:] = (images[1:] != images[:-1]).flatten(1).any(dim=1)
-        which, found = first.long().cumsum(0) - 1, list[Tensor]()
-        for index, image in enumerate(torch.split(images[first], 1)):
-            masks = self.masks(image)
-            outputs = torch.cat([self.view(image * part.unsqueeze(1)) for part in torch.split(masks[0], 64)])
-            weights = self.weights(outputs.unsqueeze(0))[0, :, target[which == index]].to(masks.dtype)
-            found.append(torch.einsum("np,nhw->phw", weights, self.weighted(image, masks)[0]))
-        return torch.cat(found).relu()
+        found, images = list[Tensor](), floats(activated)
+        order = image.argsort(stable=True)
+        for index in torch.unique(image).tolist():
+            one = images[index : index + 1]
+            classes, concepts = activated.once((type(self), self.settings, index), partial(self._outputs, one))
+            weights = self.weights(classes if self.of == "class" else concepts)[:, target[image == index]]
+            found.append(torch.einsum("np,nhw->phw", weights.float(), self.weighted(one)[0]))
+        return torch.cat(found)[order.argsort()].relu()
+
+    def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and similarities of a masked image (1, 3, H, W): (N, classes), (N, T)."""
+        parts = torch.split(self.masks(image)[0], 64)
+        every = [self.explainer.encode(image * part.unsqueeze(1)) for part in parts]
+        return torch.cat([each.output.logits for each in every]), torch.cat([each.similarity for each in every])
 
 
 class ScoreCAMRegions(MaskedScoreRegions):
@@ -115,9 +123,9 @@ class ScoreCAMRegions(MaskedScoreRegions):
 
     def weights(self, outputs: Tensor) -> Tensor:
         """A softmax over the channels."""
-        return torch.softmax(outputs, dim=1)
+        return torch.softmax(outputs, dim=0)
 
-    def weighted(self, images: Tensor, masks: Tensor) -> Tensor:
+    def weighted(self, images: Tensor) -> Tensor:
         """The channels themselves: what is summed."""
         activation: Tensor = self.explainer.classifier(images).activations[-1]
         return activation.float()
@@ -143,6 +151,7 @@ class RISERegions(MaskedScoreRegions):
             raise CefamError(
                 f"RISE needs count and cells above 0 and a share in (0, 1), got {count}, {cells}, {share}."
             )
+        self.settings = (count, cells, share, seed)
         random = torch.Generator().manual_seed(seed)
         self.grid = (torch.rand(count, 1, cells + 1, cells + 1, generator=random) < share).float()
         self.shift = torch.rand(count, 2, generator=random)
@@ -162,10 +171,9 @@ class RISERegions(MaskedScoreRegions):
     def weights(self, outputs: Tensor) -> Tensor:
         """Probabilities."""
         if self.of == "class":
-            classes = self.explainer.classifier.probabilities(outputs.flatten(0, 1))
-            return classes.view(*outputs.shape[:2], -1)
+            return self.explainer.classifier.probabilities(outputs)
         return log_probability(outputs, self.explainer.concepts.probability).exp()
 
-    def maps(self, images: Tensor, target: Tensor) -> Tensor:
+    def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
         """The sum of the masks, divided at every pixel by how often it is shown."""
-        return super().maps(images, target) / self.masks(images[:1]).sum(dim=1)
+        return super().maps(activated, image, target) / self.masks(activated.images[:1]).sum(dim=1)

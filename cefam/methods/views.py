@@ -53,6 +53,12 @@ class ScoreView(nn.Module):
         return self.explainer.networks.similarity(self.explainer.translator(pooled))
 
 
+def floats(activated: Activated) -> Tensor:
+    """The views of a batch, floats in [0, 1], a copy."""
+    images = activated.images.clone()  # outside inference mode
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def needed(package: str, method: str) -> ModuleType:
     """A package of the extra "methods".
 
@@ -89,8 +95,8 @@ class ScoreMapRegions(RegionMethod):
             self._view = ScoreView(self.explainer, self.of).eval()
         return self._view
 
-    def maps(self, images: Tensor, target: Tensor) -> Tensor:
-        """A map (P, h, w) of the score ``target`` (P,) of each view (P, 3, H, W), floats in [0, 1]."""
+    def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
+        """Maps (P, h, w) of the scores ``target`` (P,) of the images ``image`` (P,)."""
         raise NotImplementedError
 
     @torch.inference_mode(False)
@@ -99,14 +105,14 @@ class ScoreMapRegions(RegionMethod):
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
         pairs = pairs.to(activated.images.device)
-        images = activated.images.clone()
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
         with torch.enable_grad():
             if self.of == "concept":
-                found = self.maps(images[pairs.image], pairs.concept) if len(pairs) else images[:0, 0]
+                empty = torch.zeros(0, 1, 1, device=pairs.image.device)
+                found = self.maps(activated, pairs.image, pairs.concept) if len(pairs) else empty
             else:
                 target = self.explainer.classifier.probabilities(activated.output.logits).argmax(dim=1)
-                found = activated.once((type(self), self), lambda: self.maps(images, target))[pairs.image]
+                every = torch.arange(len(target), device=target.device)
+                found = activated.once((type(self), self), lambda: self.maps(activated, every, target))[pairs.image]
         found = resize_regions(found.detach().float(), size).unsqueeze(1)
         ones = found.new_ones(len(found), 1)
         return Candidates(found, ones, -ones.long(), ones.bool())

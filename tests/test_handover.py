@@ -1,0 +1,62 @@
+"""Views that come from data workers through shared memory."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from cefam.datasets.handover import PREFETCH, Handover, pack, unpack
+
+SHAPES = st.lists(st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
+
+
+def views_of(task, shapes):
+    return [(torch.arange(3 * h * w) + task).to(torch.uint8).view(c, h, w) for c, h, w in shapes]
+
+
+@given(shapes=SHAPES)
+def test_packed_views_come_back(shapes):
+    views = views_of(0, shapes)
+    assert all(torch.equal(found, view) for found, view in zip(unpack(pack(views)), views, strict=True))
+
+
+class Tasks(Dataset):
+    """Task n: n % 4 views, of sizes that fit into a slot and of others that do not."""
+
+    def __init__(self, handover):
+        self.handover = handover
+
+    def __len__(self):
+        return 40
+
+    @staticmethod
+    def views(task):
+        return views_of(task, [(3, 4 + task % 5, 4)] * (task % 4))
+
+    def __getitem__(self, task):
+        views = [view.permute(0, 2, 1).contiguous().permute(0, 2, 1) for view in self.views(task)]  # not contiguous
+        return self.handover.put(task, views, [f"task {task}"])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("size", [0, 3 * 3 * 6 * 4, 10_000])
+def test_every_task_gives_its_own_views(workers, size):
+    handover = Handover(workers, size)
+    ahead = PREFETCH if workers else None
+    loader = DataLoader(Tasks(handover), batch_size=None, num_workers=workers, prefetch_factor=ahead)
+    for task, handed in enumerate(loader):
+        views = [view.clone() for view in handover.take(task, handed)]
+        assert handed.reasons == [f"task {task}"]
+        fits = workers and sum(view.numel() for view in views) <= size
+        assert (handed.pixels is None) == bool(fits)
+        assert len(views) == len(Tasks.views(task))
+        assert all(torch.equal(found, view) for found, view in zip(views, Tasks.views(task), strict=True))
+
+
+def test_a_slot_is_not_written_again_before_its_task_is_taken():
+    handover = Handover(2, 100)
+    tasks = 2 * PREFETCH + 1
+    handed = [handover.put(task, views_of(task, [(3, 2, 2)]), []) for task in range(tasks)]
+    for task in range(tasks):
+        assert torch.equal(handover.take(task, handed[task])[0], views_of(task, [(3, 2, 2)])[0])
