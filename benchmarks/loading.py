@@ -20,9 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
 
 from cefam.commands import main as cefam
 from cefam.datamodules import ImagesData
+from cefam.datasets.handover import PREFETCH
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import MIXED
 from cefam.pictures import open_picture, to_pixels
@@ -30,6 +33,14 @@ from cefam.views import TrainingView, drawn
 
 REPEATS = 3
 BATCH = 64
+
+
+def resized(path: Path, side: int) -> bytes:
+    """A photograph of another size, as JPEG."""
+    picture, stream = Image.open(path).convert("RGB"), io.BytesIO()
+    scale = side / min(picture.size)
+    picture.resize((round(scale * picture.width), round(scale * picture.height))).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
 
 
 def decoded(content: bytes) -> Any:
@@ -40,6 +51,11 @@ def decoded(content: bytes) -> Any:
 def viewed(view: TrainingView, content: bytes) -> Any:
     """The bare calls of training."""
     return drawn(view, open_picture(content, "photograph"), "benchmark")
+
+
+def recipe(transform: Callable[[Any], Any], content: bytes) -> Any:
+    """The same view as most people write it."""
+    return transform(pil_to_tensor(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
 def by_pillow(content: bytes) -> Any:
@@ -100,14 +116,19 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--side", type=int, help="resize photographs to this short side first (ImageNet's is often 375)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     paths = [path for path, _ in list_images(options.images)][: options.count]
-    contents = [path.read_bytes() for path in paths]
+    contents = [resized(path, options.side) if options.side else path.read_bytes() for path in paths]
     contents = (contents * (options.count // len(contents) + 1))[: options.count]  # an epoch of a few seconds
     found: dict[str, float] = {}
     for act in (by_pillow, by_torchvision, decoded):
         found[f"decoding alone: {act.__name__}"] = bare(act, contents, options.workers)
+    usual = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
+    found["decoding and view, torchvision's transforms"] = bare(partial(recipe, usual), contents, options.workers)
     found["decoding and view, bare"] = bare(partial(viewed, TrainingView()), contents, options.workers)
     with tempfile.TemporaryDirectory() as folder:
         source, shards = Path(folder) / "files", Path(folder) / "shards"
@@ -124,7 +145,7 @@ def main() -> None:
                     num_workers=options.workers,
                     resize_on_device=where == "device",
                 )
-                ahead = 2 * options.workers * BATCH + (MIXED if kind == "shards" else 0)
+                ahead = PREFETCH * options.workers * BATCH + (MIXED if kind == "shards" else 0)
                 found[f"ImagesData from {kind}, resized in the {where}"] = loaded(data, ahead)
     for name, rate in found.items():
         reference = found["decoding alone: decoded" if "device" in name else "decoding and view, bare"]
