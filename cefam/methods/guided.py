@@ -26,8 +26,13 @@ def spread_apart(maps: Tensor) -> Tensor:
 
 
 def sharpened(maps: Tensor, power: float = SHARPEN) -> Tensor:
-    """exp(power x z-score) of maps (P, h, w): their ranks, and so NRA, stay."""
-    return (power * spread_apart(maps - maps.mean(dim=(1, 2), keepdim=True))).exp()
+    """exp(power x z-score) of maps (P, h, w), up to a factor per map: their ranks, and so NRA, stay.
+
+    The factor keeps a map of one peak in single precision: its z-score is up to the root of the number of cells.
+    """
+    score = spread_apart(maps)
+    middle = (score.amin(dim=(1, 2), keepdim=True) + score.amax(dim=(1, 2), keepdim=True)) / 2
+    return (power * (score - middle)).exp()
 
 
 def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
