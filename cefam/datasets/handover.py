@@ -1,7 +1,7 @@
 """How views come from data workers into the training process."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
@@ -48,10 +48,10 @@ class Views:
 
 
 class Handed(NamedTuple):
-    """What a data worker gives back for a task: shapes of views, their pixels unless they lie in a slot, and why others are missing."""
+    """What a data worker gives back for a task: shapes of views, those that found no room in its slot, and why others are missing."""
 
     shapes: list[list[int]]
-    pixels: Tensor | None
+    rest: list[Tensor]
     reasons: list[str]
 
 
@@ -71,28 +71,30 @@ class Handover:
         slots = workers * PREFETCH + 1 if workers else 0
         self.slots: Tensor = torch.empty(slots, size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
 
-    def put(self, task: int, views: Sequence[Tensor], reasons: list[str]) -> Handed:
-        """Hand views over, in a data worker.
+    def put(self, task: int, views: Iterable[Tensor], reasons: list[str]) -> Handed:
+        """Hand views over, in a data worker; each is written as soon as it is drawn.
 
         Args:
             task: its number; all are taken in order.
             views: uint8.
-            reasons: why others are missing.
+            reasons: why others are missing; known once the views are drawn.
         """
-        sizes = [view.numel() for view in views]
-        slot = self._slot(task, sum(sizes))
-        pixels = torch.empty(sum(sizes), dtype=torch.uint8) if slot is None else slot
-        for part, view in zip(torch.split(pixels, sizes), views, strict=True):
-            part.view(view.shape).copy_(view)
-        return Handed([list(view.shape) for view in views], pixels if slot is None else None, reasons)
+        slot, used = self._slot(task), 0
+        shapes, rest = list[list[int]](), list[Tensor]()
+        for view in views:
+            shapes.append(list(view.shape))
+            if rest or used + view.numel() > len(slot):
+                rest.append(view)
+            else:
+                slot[used : used + view.numel()].view(view.shape).copy_(view)
+                used += view.numel()
+        return Handed(shapes, rest, reasons)
 
     def take(self, task: int, handed: Handed) -> list[Tensor]:
         """The views of a task, in the training process: to be copied before the next task is waited for."""
-        size = sum(math.prod(shape) for shape in handed.shapes)
-        pixels = self._slot(task, size) if handed.pixels is None else handed.pixels
-        assert pixels is not None
-        return unpack({"pixels": pixels, "shapes": handed.shapes})
+        shapes = handed.shapes[: len(handed.shapes) - len(handed.rest)]
+        size = sum(math.prod(shape) for shape in shapes)
+        return [*unpack({"pixels": self._slot(task)[:size], "shapes": shapes}), *handed.rest]
 
-    def _slot(self, task: int, size: int) -> Tensor | None:
-        slots, room = self.slots.shape
-        return self.slots[task % slots, :size] if slots and size <= room else None
+    def _slot(self, task: int) -> Tensor:
+        return self.slots[task % len(self.slots)] if len(self.slots) else self.slots.flatten()

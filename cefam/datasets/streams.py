@@ -206,18 +206,21 @@ class _ShardViews(Dataset[Handed]):
         return len(self.share)
 
     def __getitem__(self, index: int) -> Handed:
-        place, shard = self.share[index]
-        views, reasons = list[Tensor](), list[str]()
+        reasons = list[str]()
+        return self.handover.put(index, self._drawn(*self.share[index], reasons), reasons)
+
+    def _drawn(self, place: int, shard: Shard, reasons: list[str]) -> Iterator[Tensor]:
+        seen = 0
         try:
             for number, members in enumerate(read_members(shard)):
+                seen = number + 1
                 try:
                     picture = decode(members, shard.layout, with_masks=False).picture()
-                    views.append(drawn(self.draw, picture, f"{self.stream}/{place}/{number}"))
+                    yield drawn(self.draw, picture, f"{self.stream}/{place}/{number}")
                 except CefamError as error:
                     self._skip(error, 1, reasons)
         except CefamError as error:  # the rest of the shard
-            self._skip(error, shard.count - len(views) - len(reasons), reasons)
-        return self.handover.put(index, views, reasons)
+            self._skip(error, shard.count - seen, reasons)
 
     def _skip(self, error: CefamError, count: int, reasons: list[str]) -> None:
         if not self.may_skip:
@@ -237,8 +240,7 @@ class RandomViews(Dataset[Handed]):
     def __getitem__(self, batch: tuple[int, list[int]]) -> Handed:
         number, draws = batch
         reasons = list[str]()
-        views = [self._drawn(draw, reasons) for draw in draws]
-        return self.handover.put(number, views, reasons)
+        return self.handover.put(number, (self._drawn(draw, reasons) for draw in draws), reasons)
 
     def _drawn(self, draw: int, reasons: list[str]) -> Tensor:
         for place in range(draw, draw + len(self.paths)):
