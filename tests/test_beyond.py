@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from cefam import Explainer
 from cefam.errors import CefamError
 from cefam.methods import Activated, AnotherConceptRegions, BeyondRegions, CEFAMRegions, GuidedRegions, LuminanceRegions
-from cefam.methods.beyond import windows
+from cefam.methods.beyond import usual_scales, windows
 from cefam.methods.guided import GRID, alike, sharpened
 from cefam.pairs import ConceptPairs
 from cefam.report import records
 from cefam.report.tables import ANOTHER
+from cefam.towers.classifier import ClassifierOutput
 from tests.commands import evaluated
 from tests.test_explain import RAGGED, explainer_of
 from tests.test_grad_cam import bench_of
@@ -111,6 +112,16 @@ def test_windows_are_seen_enlarged_and_joined():
                     trust[top * 3 // 4 + y, left * 3 // 4 + x] += near
     wanted = total / trust
     torch.testing.assert_close(found[row], (wanted / wanted.std()).relu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cells", "scale"),
+    [([56, 28, 14, 7], 1.7), ([48, 24], 1.7), ([24, 12], 2.0), ([14], 3.0), ([6], 3.0), ([16, 20], 2.4)],
+)
+def test_coarse_stages_see_windows_that_are_enlarged_more(cells, scale):
+    activations = [torch.zeros(1, 2, side, side) for side in cells]
+    output = ClassifierOutput(torch.zeros(1, 3), activations, [])
+    assert usual_scales(Activated(torch.zeros(1, 3, 96, 96), output)) == (1.0, pytest.approx(scale))
 
 
 @pytest.mark.parametrize("scales", [[], [0.5], [1.0, 0.9]])

@@ -26,6 +26,7 @@ from cefam.views import resize_regions
 
 Add = Literal["relu", "signed"]
 At = Literal["zero", "mean", "image"]
+ENLARGED = (1.7, 3.0)  # how much windows are enlarged, at least and at most
 SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
 
 
@@ -40,7 +41,8 @@ class BeyondRegions(RegionMethod):
             all images), or at the "image"'s own; ``None``: the mean, or, without a probe, zero.
         shared: how much of the mean direction of all concepts is taken out: it shows where there is anything at all.
         add: what of a stage's map is added: its positive part ("relu"), or all of it ("signed").
-        scales: how much the classifier sees the view enlarged, in overlapping windows of its usual input size; 1: the whole view.
+        scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: the whole
+            view, and windows in which the finest stage's cells are as small as the map's, within limits (see :func:`usual_scales`).
         guide: whether the map is smoothed where the photograph looks alike.
         sharpen: whether its high values are raised; ranks stay.
 
@@ -54,14 +56,14 @@ class BeyondRegions(RegionMethod):
         at: At | None = None,
         shared: float = 0.5,
         add: Add = "relu",
-        scales: Sequence[float] = (1.0, 1.7),
+        scales: Sequence[float] | None = None,
         guide: bool = True,
         sharpen: bool = True,
     ) -> None:
         super().__init__(bench)
-        if not scales or min(scales) < 1:
+        if scales is not None and (not scales or min(scales) < 1):
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
-        self.add, self.guide, self.sharpen, self.scales = add, guide, sharpen, tuple(scales)
+        self.add, self.guide, self.sharpen, self.scales = add, guide, sharpen, scales
         self.explainer = bench.trained.explainer(settings=bench.settings.changed(derivative="branch"))
         self.directions: list[Tensor] | None = None
         if at != "image":
@@ -99,7 +101,7 @@ class BeyondRegions(RegionMethod):
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
         layout, weights = Layout(place, len(used)), self._weights(activated, pairs)
         total = torch.zeros(len(pairs), *GRID, device=device)
-        for scale in self.scales:
+        for scale in self.scales or usual_scales(activated):
             seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
             for window, activations in activated.once(("windows", scale), partial(self._seen, activated, scale)):
                 rows, columns = (_cells(n, side) for n, side in zip(GRID, window, strict=True))
@@ -142,6 +144,13 @@ class BeyondRegions(RegionMethod):
                 enlarged = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
                 found.append(([rows, columns], self.explainer.classifier(enlarged).activations))
         return found
+
+
+def usual_scales(activated: Activated) -> tuple[float, float]:
+    """The whole view, and windows in which the finest stage's cells are as small as the map's: enlarged 1.7 to 3 times."""
+    finest = max(min(activation.shape[-2:]) for activation in activated.output.activations)
+    least, most = ENLARGED
+    return 1.0, min(max(GRID[0] / finest, least), most)
 
 
 def windows(scale: float) -> list[tuple[float, float]]:

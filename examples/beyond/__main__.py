@@ -17,6 +17,7 @@ from cefam.report.tables import ANOTHER, Row
 from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
 from examples.kept import kept
 
+FRESH = "regions_final"
 SCENES = 100
 FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
 CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegions, init_args: {method: CEFAMRegions}}}"""
@@ -25,8 +26,8 @@ CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegi
 def measured(comparison: Comparison, seed: int, *options: str, zero_shot: bool = False) -> Path:
     """The folder of an evaluation on fresh scenes."""
     root, training = comparison.root, Training(f"seed_{seed}", seed)
-    shards = root / "scenes" / ("regions_fresh_zero_shot" if zero_shot else "regions_fresh")
-    drawn = ["--source", "regions_fresh", "--count", SCENES, "--folder", shards]
+    shards = root / "scenes" / (f"{FRESH}_zero_shot" if zero_shot else FRESH)
+    drawn = ["--source", FRESH, "--count", SCENES, "--folder", shards]
     if zero_shot:
         drawn += ["--masks", "[color, object, part, material, composition]"]
         options = (*options, "--model.concepts", "brodenette_zero_shot", *comparison.pair.towers("model.")[4:])

@@ -18,6 +18,7 @@ from cefam.metrics.functional import normalized_region_accuracy
 from cefam.probe import Probe
 from cefam.report import records, results
 from cefam.report.figures import save
+from examples.beyond.__main__ import FRESH
 from examples.brodenette_study.pictures import panel
 
 ROWS = 3  # that gain, and as many that lose
@@ -77,7 +78,7 @@ def main() -> None:
     folder = options.folder / "brodenette-brodenette"
     trained = Trained.read(folder / "fit" / "seed_0" / "checkpoints" / "best.ckpt")
     bench = Bench(trained, probe=Probe.read(folder / "probe" / "usual"))
-    save(picture(extremes(folder / "regions_fresh" / "seed_0"), bench), options.target / "beyond.png")
+    save(picture(extremes(folder / FRESH / "seed_0"), bench), options.target / "beyond.png")
     print(f"The picture is {options.target / 'beyond.png'}.")
 
 
