@@ -68,9 +68,7 @@ def _decoded(source: bytes | Path | Any, name: str, upright: bool = False) -> Im
         picture: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         picture.load()
         if upright:
-            kind = picture.format
-            picture = ImageOps.exif_transpose(picture)
-            picture.format = kind
+            ImageOps.exif_transpose(picture, in_place=True)  # else it copies pictures that are upright, too
     except UnidentifiedImageError as error:
         raise CefamError(
             f"The image {name} cannot be read (it is not an image in a known format): replace it or remove it from the data set."
