@@ -1,5 +1,8 @@
 """Views that come from data workers through shared memory."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from cefam.datasets.handover import PREFETCH, Handover, pack, unpack
+from cefam.errors import CefamError
 
 SHAPES = st.lists(st.tuples(st.just(3), st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=5)
 
@@ -60,3 +64,10 @@ def test_a_slot_is_not_written_again_before_its_task_is_taken():
     handed = [handover.put(task, views_of(task, [(3, 2, 2)]), []) for task in range(tasks)]
     for task in range(tasks):
         assert torch.equal(handover.take(task, handed[task])[0], views_of(task, [(3, 2, 2)])[0])
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory is elsewhere")
+def test_too_little_shared_memory_is_said():
+    place = os.statvfs("/dev/shm")
+    with pytest.raises(CefamError, match=r"1 data worker\(s\) need \d+ MB of shared memory.*--shm-size"):
+        Handover(1, place.f_frsize * place.f_blocks // 3 + 2**20)

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cefam.errors import CefamError
+
 Draw = Callable[[Image.Image], Tensor]
 PREFETCH = 2  # tasks of a data worker that are on the way: torch's default
 
@@ -65,11 +67,21 @@ class Handover:
     Args:
         workers: data workers; without any, nothing is shared.
         size: bytes for the views of a task. What is larger travels as torch has it.
+
+    Raises:
+        CefamError: where there is not so much shared memory.
     """
 
     def __init__(self, workers: int, size: int) -> None:
         slots = workers * PREFETCH + 1 if workers else 0
-        self.slots: Tensor = torch.empty(slots, size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        try:
+            memory = torch.empty(slots, size, dtype=torch.uint8)
+            self.slots: Tensor = memory.share_memory_()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise CefamError(
+                f"{workers} data worker(s) need {slots * size / 1e6:.0f} MB of shared memory, and there is not so much ({error}): give "
+                f"the container more (`docker run --shm-size`), or set a smaller `num_workers` or `batch_size`."
+            ) from error
 
     def put(self, task: int, views: Iterable[Tensor], reasons: list[str]) -> Handed:
         """Hand views over, in a data worker; each is written as soon as it is drawn.
