@@ -58,6 +58,19 @@ def test_every_task_gives_its_own_views(workers, size):
         assert all(torch.equal(found, view) for found, view in zip(views, Tasks.views(task), strict=True))
 
 
+def test_a_pass_that_is_left_early_does_not_disturb_the_next():
+    handover = Handover(2, 10_000)
+    loader = DataLoader(
+        Tasks(handover), batch_size=None, num_workers=2, prefetch_factor=PREFETCH, persistent_workers=True
+    )
+    for stop in (3, 1, 40):
+        for task, handed in enumerate(loader):
+            views = [view.clone() for view in handover.take(task, handed)]
+            assert all(torch.equal(found, view) for found, view in zip(views, Tasks.views(task), strict=True))
+            if task == stop:
+                break
+
+
 def test_a_slot_is_not_written_again_before_its_task_is_taken():
     handover = Handover(2, 100)
     tasks = 2 * PREFETCH + 1
