@@ -7,12 +7,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.commands import csv_logger, evaluated, feature_options, run
+
+hypothesis.settings.register_profile("cefam", deadline=None)  # no test is timed
+hypothesis.settings.load_profile("cefam")
 
 GOLDEN = Path(__file__).parent / "golden"
 

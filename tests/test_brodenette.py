@@ -81,7 +81,7 @@ def literally(scene: Scene) -> dict[str, np.ndarray]:
     return {category: mask[::2, ::2] for category, mask in masks.items()}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SCENES)
 def test_masks_are_the_literal_ones(scene):
     masks = draw(scene).masks
@@ -89,7 +89,7 @@ def test_masks_are_the_literal_ones(scene):
         assert np.array_equal(masks[category], expected), category
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SCENES, st.data())
 def test_an_edit_changes_the_edited_element_alone(scene, data):
     position = data.draw(st.integers(0, len(scene.elements) - 1))
@@ -108,7 +108,7 @@ def test_an_edit_changes_the_edited_element_alone(scene, data):
     assert replace(edited, elements=scene.elements, label=scene.label) == scene
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SCENES, st.data())
 def test_a_scene_without_an_element_is_unchanged_elsewhere(scene, data):
     position = data.draw(st.sampled_from(scene.objects))
@@ -182,7 +182,7 @@ def test_shades_stay_nearest_to_their_color():
                 assert list(COLORS)[np.abs(prototypes - pixel).sum(axis=1).argmin()] == look.color
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SCENES, st.integers(0, 5))
 def test_captions_are_true_and_keep_back_what_is_held_back(scene, variant):
     said = caption(scene, variant)

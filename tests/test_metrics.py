@@ -163,7 +163,7 @@ def test_a_region_that_is_not_a_number_has_no_score():
     assert normalized_region_accuracy(region, mask).isnan().all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([2, 3, 50]), share=st.floats(0.02, 0.9))
 def test_properties_of_nra(seed, levels, share):
     region, mask = random_case(seed, 12, levels, share)
@@ -182,7 +182,7 @@ def test_properties_of_nra(seed, levels, share):
     assert mirrored.item() <= 1 + 1e-9
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), cut=st.integers(0, 40))
 def test_any_split_over_processes_gives_the_same_average(seed, cut):
     generator = torch.Generator().manual_seed(seed)

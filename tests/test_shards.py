@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -125,12 +126,27 @@ def test_a_label_number_beyond_255_survives(tmp_path):
 
 
 def test_a_folder_of_images_keeps_bytes_and_classes(world, tmp_path):
-    folder = tmp_path / "shards"
-    assert main(["prepare", "--kind", "images", "--source", f"{world}/images/val", "--folder", str(folder)]) == 0
+    folder, options = tmp_path / "shards", ["--kind=images", f"--source={world}/images/val", "--shuffle=false"]
+    assert main(["prepare", *options, f"--folder={folder}"]) == 0
     samples = list(read_shard(folder / "shard-000000.tar"))
     paths = list_images(world / "images" / "val")
     assert [s.image for s in samples] == [path.read_bytes() for path, _ in paths]
     assert [s.label for s in samples] == [label for _, label in paths] == sorted(label for _, label in paths)
+
+
+def test_photographs_that_lie_class_by_class_are_shuffled(world, tmp_path):
+    """Else a training batch from shards of ImageNet would be of one class or two. The order is always the same."""
+    found = {}
+    for name, options in {"a": [], "b": ["--num_workers=2"], "sorted": ["--shuffle=false"]}.items():
+        source = ["--kind=images", f"--source={world}/images/train", f"--folder={tmp_path / name}", *options]
+        assert main(["prepare", *source, "--samples_per_shard=8"]) == 0
+        shards = [list(read_shard(path)) for path in sorted((tmp_path / name).glob("*.tar"))]
+        found[name] = [[(s.id, s.label, s.image) for s in shard] for shard in shards]
+    assert found["a"] == found["b"]
+    assert found["a"] != found["sorted"]
+    assert sorted(chain(*found["a"])) == list(chain(*found["sorted"]))
+    classes = {name: [len({label for _, label, _ in shard}) for shard in shards] for name, shards in found.items()}
+    assert min(classes["a"]) > max(classes["sorted"])
 
 
 def test_a_stopped_writer_leaves_nothing_that_looks_finished(tmp_path):

@@ -6,8 +6,9 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 from zipfile import Path as ZipPath
 
@@ -29,6 +30,7 @@ class Source(ABC):
         name: what the data is, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
         mask_cut: how the masks are cut with their photographs.
+        by_class: whether samples of a class lie side by side.
         counted: what was counted while samples were read, for :meth:`notes`.
     """
 
@@ -37,7 +39,9 @@ class Source(ABC):
     name: str
     labels: list[dict[str, Any]]
     mask_cut: MaskCut = "nearest"
+    by_class: ClassVar[bool] = False
     counted: Counter[str]
+    _order: Sequence[int] | None = None  # in which samples are given; ``None``: as they lie
 
     @abstractmethod
     def __len__(self) -> int:
@@ -55,20 +59,30 @@ class Source(ABC):
     def stamp(self, index: int) -> Any:
         """What identifies this sample's input without reading it (names, lengths), in plain types."""
 
+    def shuffle(self) -> None:
+        """Give samples in a random order, always the same: training batches from data that lies class by class are of few classes."""
+        order = list(range(len(self)))
+        Random(0).shuffle(order)
+        self._order = order
+
+    def _indices(self, start: int, stop: int) -> Sequence[int]:
+        order = range(len(self)) if self._order is None else self._order
+        return order[start:stop]
+
     def samples(self, start: int, stop: int) -> Iterator[Sample]:
         """Samples in order, each with a photograph that can be decoded and masks that lie as it does.
 
         Raises:
             CefamError: for the first that is broken.
         """
-        for index in range(start, min(stop, len(self))):
+        for index in self._indices(start, stop):
             sample = self.sample(index)
             _check_orientation(sample)
             yield sample
 
     def digest(self, start: int, stop: int) -> str:
         """A digest that identifies the input of these samples."""
-        stamps = [self.stamp(index) for index in range(start, min(stop, len(self)))]
+        stamps = [self.stamp(index) for index in self._indices(start, stop)]
         return hashlib.sha256(json.dumps([self.name, self.labels, self.mask_cut, stamps]).encode()).hexdigest()
 
     def notes(self, counted: Counter[str]) -> list[str]:

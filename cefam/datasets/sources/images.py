@@ -63,6 +63,7 @@ class ImageFolder(Source):
     """
 
     options = ("masks",)
+    by_class = True
     refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'images' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: list[str] | None = None) -> None:
