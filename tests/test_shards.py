@@ -125,19 +125,22 @@ def test_a_label_number_beyond_255_survives(tmp_path):
     assert np.array_equal(sample.masks[0].index_map, index_map)
 
 
-def test_a_folder_of_images_keeps_bytes_and_classes(world, tmp_path):
-    folder, options = tmp_path / "shards", ["--kind=images", f"--source={world}/images/val", "--shuffle=false"]
+def test_a_folder_of_images_keeps_bytes_and_classes(world, tmp_path, capsys):
+    folder, options = tmp_path / "shards", ["--kind=images", f"--source={world}/images/val"]
     assert main(["prepare", *options, f"--folder={folder}"]) == 0
+    assert (
+        "lie class by class: to train from these shards, prepare them with `--shuffle true`" in capsys.readouterr().out
+    )
     samples = list(read_shard(folder / "shard-000000.tar"))
     paths = list_images(world / "images" / "val")
     assert [s.image for s in samples] == [path.read_bytes() for path, _ in paths]
     assert [s.label for s in samples] == [label for _, label in paths] == sorted(label for _, label in paths)
 
 
-def test_photographs_that_lie_class_by_class_are_shuffled(world, tmp_path):
+def test_photographs_are_shuffled_into_shards(world, tmp_path):
     """Else a training batch from shards of ImageNet would be of one class or two. The order is always the same."""
     found = {}
-    for name, options in {"a": [], "b": ["--num_workers=2"], "sorted": ["--shuffle=false"]}.items():
+    for name, options in {"a": ["--shuffle=true"], "b": ["--shuffle=true", "--num_workers=2"], "sorted": []}.items():
         source = ["--kind=images", f"--source={world}/images/train", f"--folder={tmp_path / name}", *options]
         assert main(["prepare", *source, "--samples_per_shard=8"]) == 0
         shards = [list(read_shard(path)) for path in sorted((tmp_path / name).glob("*.tar"))]

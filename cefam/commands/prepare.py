@@ -47,8 +47,8 @@ def prepare(
         reading: of ImageNet-S's masks: "published" (default) or "paper".
         classes: a text file with the wnids of the ImageNet-S subset, where folders are missing.
         split: of ImageNet-S: "validation" (default), "test" or "train-semi".
-        shuffle: whether samples are written in a random order, always the same; by default where they lie class by class ("images",
-            "imagenet"), since a training batch would be of few classes otherwise. On disks that seek slowly, false is faster.
+        shuffle: whether samples are written in a random order, always the same; by default "imagenet" alone. Training batches from
+            shards that are sorted by class are of few classes. On disks that seek slowly, false is faster.
         num_workers: processes that write shards, or read existing ones; the result does not depend on it.
     """
     if masks is not None and len(set(masks)) < len(masks):
@@ -58,7 +58,7 @@ def prepare(
     if kind == "webdataset" and shuffle is not None:
         raise CefamError("shuffle does not apply to 'webdataset': its shards are used where they lie. Leave it out.")
     opened = None if kind == "webdataset" else open_source(kind, str(source), **options)
-    if opened is not None and (opened.by_class if shuffle is None else shuffle):
+    if opened is not None and (opened.shuffled if shuffle is None else shuffle):
         opened.shuffle()
     target = new_folder(folder)
     with Pass(target, ["prepare", samples_per_shard]) as work:

@@ -30,7 +30,7 @@ class Source(ABC):
         name: what the data is, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
         mask_cut: how the masks are cut with their photographs.
-        by_class: whether samples of a class lie side by side.
+        shuffled: whether samples are given in a random order, if nothing else is asked for.
         counted: what was counted while samples were read, for :meth:`notes`.
     """
 
@@ -39,9 +39,9 @@ class Source(ABC):
     name: str
     labels: list[dict[str, Any]]
     mask_cut: MaskCut = "nearest"
-    by_class: ClassVar[bool] = False
+    shuffled: ClassVar[bool] = False
     counted: Counter[str]
-    _order: Sequence[int] | None = None  # in which samples are given; ``None``: as they lie
+    order: Sequence[int] | None = None  # in which samples are given; ``None``: as they lie
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,10 +63,10 @@ class Source(ABC):
         """Give samples in a random order, always the same: training batches from data that lies class by class are of few classes."""
         order = list(range(len(self)))
         Random(0).shuffle(order)
-        self._order = order
+        self.order = order
 
     def _indices(self, start: int, stop: int) -> Sequence[int]:
-        order = range(len(self)) if self._order is None else self._order
+        order = range(len(self)) if self.order is None else self.order
         return order[start:stop]
 
     def samples(self, start: int, stop: int) -> Iterator[Sample]:

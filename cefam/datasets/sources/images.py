@@ -63,7 +63,6 @@ class ImageFolder(Source):
     """
 
     options = ("masks",)
-    by_class = True
     refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'images' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: list[str] | None = None) -> None:
@@ -84,3 +83,12 @@ class ImageFolder(Source):
         """One photograph, with the index of its folder as class."""
         path, label = self.images[index]
         return Sample(path.relative_to(self.root).as_posix(), path.read_bytes(), path.suffix.lower(), label)
+
+    def notes(self, counted: Counter[str]) -> list[str]:
+        """What training batches from these shards would look like."""
+        if self.order is not None or len({label for _, label in self.images}) < 2:
+            return []
+        return [
+            "The photographs lie class by class: to train from these shards, prepare them with `--shuffle true`, or a batch will be of few "
+            "classes."
+        ]
