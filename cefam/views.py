@@ -190,10 +190,8 @@ class TrainingView:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, size, size)."""
-        from torchvision.transforms.v2.functional import resize
-
         pixels, flipped = self._drawn(picture)
-        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
+        view = self._resized(pixels)
         return view.flip(-1) if flipped else view
 
     def cut(self, picture: Image.Image) -> Tensor:
@@ -202,7 +200,7 @@ class TrainingView:
         return (pixels.flip(-1) if flipped else pixels).permute(1, 2, 0)
 
     def _drawn(self, picture: Image.Image) -> tuple[Tensor, bool]:
-        """Crop, and whether it is flipped. Pixels outside it are never converted: half of the time of a small photograph's view."""
+        """Crop, and whether it is flipped. Pixels outside it are never converted."""
         where = self._crop.make_params([picture])
         top, left = where["top"], where["left"]
         pixels = to_pixels(picture.crop((left, top, left + where["width"], top + where["height"])))
@@ -210,9 +208,12 @@ class TrainingView:
 
     def resize(self, pixels: Tensor) -> Tensor:
         """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""
-        from torchvision.transforms.functional import resize
+        return self._resized(pixels.permute(2, 0, 1))
 
-        view: Tensor = resize(pixels.permute(2, 0, 1), [self.size, self.size], antialias=True)
+    def _resized(self, pixels: Tensor) -> Tensor:
+        from torchvision.transforms.v2.functional import resize
+
+        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
         return view
 
 

@@ -98,6 +98,14 @@ def test_a_webdataset_that_cannot_be_described(tmp_path, capsys, change, message
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("option", ["shuffle=true", "count=3", "masks=[]", "split=test"])
+def test_options_that_a_webdataset_has_not_are_refused(tmp_path, capsys, option):
+    write_webdataset(tmp_path / "wds")
+    assert run("prepare", "--kind=webdataset", f"--source={tmp_path}/wds", "--folder=out", f"--{option}") == 1
+    assert f"{option.split('=')[0]} does not apply to 'webdataset': its shards are used" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_awa2_knows_the_attributes_of_its_classes(tmp_path):
     names = ConceptSet.awa2().concepts
     root = tmp_path / "awa2"

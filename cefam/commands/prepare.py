@@ -55,10 +55,13 @@ def prepare(
         raise CefamError(f"A category is in masks twice: {list(masks)}.")
     check_size(samples_per_shard)
     options = {"count": count, "masks": masks, "ignore": ignore, "reading": reading, "classes": classes, "split": split}
-    if kind == "webdataset" and shuffle is not None:
-        raise CefamError("shuffle does not apply to 'webdataset': its shards are used where they lie. Leave it out.")
+    for option, value in {**options, "shuffle": shuffle}.items():
+        if kind == "webdataset" and value is not None:
+            raise CefamError(
+                f"{option} does not apply to 'webdataset': its shards are used where they lie. Leave it out."
+            )
     opened = None if kind == "webdataset" else open_source(kind, str(source), **options)
-    if opened is not None and (opened.shuffled if shuffle is None else shuffle):
+    if opened is not None and (opened.shuffle_by_default if shuffle is None else shuffle):
         opened.shuffle()
     target = new_folder(folder)
     with Pass(target, ["prepare", samples_per_shard]) as work:

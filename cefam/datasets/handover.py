@@ -60,7 +60,7 @@ class Handed(NamedTuple):
 class Handover:
     """Shared memory that data workers write views to, one slot per task, used again and again.
 
-    Left to itself, torch takes fresh shared memory for every batch, and first use of a page is dear: a tenth of a view's time
+    Left to itself, torch takes fresh shared memory for every batch, and the first use of a page is dear
     (docs/performance.md). At most ``PREFETCH`` tasks per worker are on the way, and one is being taken: with one slot for each,
     task n writes to slot n modulo their number when the task that had it is taken.
 
@@ -73,6 +73,7 @@ class Handover:
     """
 
     def __init__(self, workers: int, size: int) -> None:
+        self.prefetch = PREFETCH if workers else None  # of the loader
         slots = workers * PREFETCH + 1 if workers else 0
         try:
             memory = torch.empty(slots, size, dtype=torch.uint8)
@@ -80,7 +81,7 @@ class Handover:
         except RuntimeError as error:
             raise CefamError(
                 f"{workers} data worker(s) need {slots * size / 1e6:.0f} MB of shared memory, and there is not so much ({error}): give "
-                f"the container more (`docker run --shm-size`), or set a smaller `num_workers` or `batch_size`."
+                f"the container more (`docker run --shm-size`), or set a smaller `num_workers` or `batch_size`, or prepare smaller shards."
             ) from error
 
     def put(self, task: int, views: Iterable[Tensor], reasons: list[str]) -> Handed:

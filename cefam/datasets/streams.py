@@ -1,4 +1,4 @@
-"""Streams of training batches: samplers, and epochs over shards."""
+"""Streams of training batches: epochs over files and over shards, and their samplers."""
 
 import random
 import warnings
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from cefam.datasets.batches import batched
 from cefam.datasets.contract import Manifest, Shard, decode
-from cefam.datasets.handover import PREFETCH, Draw, Handed, Handover, Views
+from cefam.datasets.handover import Draw, Handed, Handover, Views
 from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
@@ -94,7 +94,7 @@ class FileEpochs:
             batch_size=None,
             sampler=_NumberedBatches(self.sampler, batch_size),
             num_workers=num_workers,
-            prefetch_factor=PREFETCH if num_workers else None,
+            prefetch_factor=self.handover.prefetch,
             persistent_workers=num_workers > 0,
         )
 
@@ -168,8 +168,9 @@ class ShardEpochs:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         stream = f"{self.seed}/{self.epoch}"
         shards = _ShardViews(self._share(stream), self.views.draw, stream, self.skipped.limit > 0, self.handover)
-        ahead = PREFETCH if self.num_workers else None
-        loader = DataLoader(shards, batch_size=None, num_workers=self.num_workers, prefetch_factor=ahead)
+        loader = DataLoader(
+            shards, batch_size=None, num_workers=self.num_workers, prefetch_factor=self.handover.prefetch
+        )
         mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
         views = mix(self._read(loader))
         for _ in range(self.batches):

@@ -70,7 +70,9 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
 class MaskedScoreRegions(ScoreMapRegions):
     """Sums of masks, weighted by the scores of the masked images. Subclasses define :meth:`masks` and :meth:`weights`."""
 
-    settings: tuple[float, ...] = ()  # of the masks: rows with the same masks share what they score
+    mask_key: tuple[
+        float, ...
+    ] = ()  # what makes the masks: rows with the same ones share the scores of the masked images
 
     def masks(self, images: Tensor) -> Tensor:
         """Masks of every image, in [0, 1]: (B, N, H, W)."""
@@ -94,7 +96,7 @@ class MaskedScoreRegions(ScoreMapRegions):
         order = image.argsort(stable=True)
         for index in torch.unique(image).tolist():
             one = images[index : index + 1]
-            classes, concepts = activated.once((type(self), self.settings, index), partial(self._outputs, one))
+            classes, concepts = activated.once((type(self), self.mask_key, index), partial(self._outputs, one))
             weights = self.weights(classes if self.of == "class" else concepts)[:, target[image == index]]
             found.append(torch.einsum("np,nhw->phw", weights.float(), self.weighted(one)[0]))
         return torch.cat(found)[order.argsort()].relu()
@@ -151,7 +153,7 @@ class RISERegions(MaskedScoreRegions):
             raise CefamError(
                 f"RISE needs count and cells above 0 and a share in (0, 1), got {count}, {cells}, {share}."
             )
-        self.settings = (count, cells, share, seed)
+        self.mask_key = (count, cells, share, seed)
         random = torch.Generator().manual_seed(seed)
         self.grid = (torch.rand(count, 1, cells + 1, cells + 1, generator=random) < share).float()
         self.shift = torch.rand(count, 2, generator=random)

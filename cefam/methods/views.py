@@ -54,9 +54,9 @@ class ScoreView(nn.Module):
 
 
 def floats(activated: Activated) -> Tensor:
-    """The views of a batch, floats in [0, 1], a copy."""
-    images = activated.images.clone()  # outside inference mode
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """The views of a batch (B, 3, H, W), floats in [0, 1]: a copy, which a gradient may reach."""
+    images = activated.images
+    return images.float() / 255 if images.dtype == torch.uint8 else images.clone()
 
 
 def needed(package: str, method: str) -> ModuleType:

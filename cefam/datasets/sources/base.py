@@ -30,7 +30,8 @@ class Source(ABC):
         name: what the data is, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
         mask_cut: how the masks are cut with their photographs.
-        shuffled: whether samples are given in a random order, if nothing else is asked for.
+        shuffle_by_default: whether they are shuffled if nothing else is asked for.
+        order: in which samples are given; ``None``: as they lie.
         counted: what was counted while samples were read, for :meth:`notes`.
     """
 
@@ -39,9 +40,9 @@ class Source(ABC):
     name: str
     labels: list[dict[str, Any]]
     mask_cut: MaskCut = "nearest"
-    shuffled: ClassVar[bool] = False
+    shuffle_by_default: ClassVar[bool] = False
     counted: Counter[str]
-    order: Sequence[int] | None = None  # in which samples are given; ``None``: as they lie
+    order: Sequence[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class ImageNet(Source):
     """
 
     options = ("masks",)
-    shuffled = True  # its tars are sorted by class
+    shuffle_by_default = True  # its tars are sorted by class
     refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'imagenet' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: list[str] | None = None) -> None:
