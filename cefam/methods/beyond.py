@@ -1,33 +1,31 @@
 """Beyond the paper: one map per concept that chooses no stage. See docs/beyond.md.
 
-The score is, to first order, a sum over stages and places: S ~ const + sum_l mean_x (dS/dz^l . A^l(x)). So its map is the sum of the maps
-of all stages, each with the gradient by its pooled activations z, not by its maps: choosing one stage throws the others away.
+The score is, to first order, a sum over stages and places: S ~ const + sum_l mean_x (v^l . A^l(x)), with v^l the concept's direction in
+the space of the stage's pooled activations. So its map is the sum of the maps of all stages: choosing one throws the others away.
 """
 
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.batching import Layout
-from cefam.attribution.encoding import Encoding, single_precision
-from cefam.attribution.weights import channel_weights, fuse_signed
+from cefam.attribution.encoding import Encoding
+from cefam.attribution.weights import fuse_signed
 from cefam.errors import CefamError
 from cefam.methods.base import Activated, Bench, RegionMethod
 from cefam.methods.ce_fam import encoding_of
-from cefam.methods.directions import concept_directions, mean_activations
+from cefam.methods.directions import concept_directions, mean_activations, regressed_directions
 from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
 
-Add = Literal["relu", "signed"]
-At = Literal["zero", "mean", "image"]
 ENLARGED = (1.7, 3.0)  # how much windows are enlarged, at least and at most
 SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
+AGAINST = 0.5  # weight of what speaks against a concept, of 1 for what speaks for it
 
 
 class BeyondRegions(RegionMethod):
@@ -37,25 +35,22 @@ class BeyondRegions(RegionMethod):
 
     Args:
         bench: with the trained translator.
-        at: where the gradient of S is taken: at the "mean" activations of the bench's probe or at "zero" (one direction per concept, for
-            all images), or at the "image"'s own; ``None``: the mean, or, without a probe, zero.
-        shared: how much of the mean direction of all concepts is taken out: it shows where there is anything at all.
-        add: what of a stage's map is added: its positive part ("relu"), or all of it ("signed").
+        regression: whether a concept's direction comes from the bench's probe, with the translator as its prior (see
+            :func:`cefam.methods.directions.regressed_directions`); otherwise it is the translator's gradient at the probe's mean
+            activations. ``None``: where there is a probe. Without a probe it is the gradient at zero.
         scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: the whole
             view, and windows in which the finest stage's cells are as small as the map's, within limits (see :func:`usual_scales`).
         guide: whether the map is smoothed where the photograph looks alike.
         sharpen: whether its high values are raised; ranks stay.
 
     Raises:
-        CefamError: for a scale below 1, or none, and where the probe is missing.
+        CefamError: for a scale below 1, or none, and where a regression is wanted without a probe, or with one of other towers.
     """
 
     def __init__(
         self,
         bench: Bench,
-        at: At | None = None,
-        shared: float = 0.5,
-        add: Add = "relu",
+        regression: bool | None = None,
         scales: Sequence[float] | None = None,
         guide: bool = True,
         sharpen: bool = True,
@@ -63,14 +58,14 @@ class BeyondRegions(RegionMethod):
         super().__init__(bench)
         if scales is not None and (not scales or min(scales) < 1):
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
-        self.add, self.guide, self.sharpen, self.scales = add, guide, sharpen, scales
-        self.explainer = bench.trained.explainer(settings=bench.settings.changed(derivative="branch"))
-        self.directions: list[Tensor] | None = None
-        if at != "image":
-            zero = at == "zero" or (at is None and bench.probe is None)
-            nothing = [torch.zeros(channels) for channels in bench.classifier.channels]
-            found = concept_directions(bench, nothing if zero else mean_activations(bench, "BeyondRegions"))
-            self.directions = [each - shared * each.mean(dim=0) for each in found]
+        self.guide, self.sharpen, self.scales = guide, sharpen, scales
+        self.explainer = bench.trained.explainer()
+        if regression or (regression is None and bench.probe is not None):
+            self.directions = regressed_directions(bench, "BeyondRegions")
+        elif bench.probe is not None:
+            self.directions = concept_directions(bench, mean_activations(bench, "BeyondRegions"))
+        else:
+            self.directions = concept_directions(bench, [torch.zeros(n) for n in bench.classifier.channels])
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
@@ -99,7 +94,8 @@ class BeyondRegions(RegionMethod):
         """The sum over stages and windows, smoothed where that is wanted (P, 48, 48)."""
         device = activated.images.device
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
-        layout, weights = Layout(place, len(used)), self._weights(activated, pairs)
+        layout = Layout(place, len(used))
+        weights = [direction.to(device)[pairs.concept] for direction in self.directions]
         total = torch.zeros(len(pairs), *GRID, device=device)
         for scale in self.scales or usual_scales(activated):
             seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
@@ -112,22 +108,12 @@ class BeyondRegions(RegionMethod):
             total += spread_apart(seen / count)
         return guided(activated, total, pairs.image) if self.guide else total
 
-    def _weights(self, activated: Activated, pairs: ConceptPairs) -> list[Tensor]:
-        """dS/dz of every pair at every stage, one (P, C_l) per stage."""
-        if self.directions is not None:
-            return [each.to(pairs.concept.device)[pairs.concept] for each in self.directions]
-        encoding, explainer = encoding_of(self.explainer, activated), self.explainer
-        layout = Layout(pairs.image, len(activated.images))
-        with single_precision(encoding.device):
-            beta = channel_weights(explainer.networks, encoding, pairs, layout, explainer.settings)
-        return [b * a.shape[-2] * a.shape[-1] for b, a in zip(beta, activated.output.activations, strict=True)]
-
     def _summed(self, activations: list[Tensor], weights: list[Tensor], layout: Layout, grid: Sequence[int]) -> Tensor:
         """The sum of the stages' maps (P, h, w)."""
         total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
         for activation, weight in zip(activations, weights, strict=True):
             part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
-            total += part.relu() if self.add == "relu" else part
+            total += F.leaky_relu(part, AGAINST)
         return total
 
     @torch.no_grad()

@@ -1,14 +1,16 @@
-"""A concept's direction: the gradient of its similarity S by the pooled activations z, one for all images."""
+"""A concept's direction in the space of pooled activations z, one for all images: the translator's gradient, and a regression."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import similarity_gradient
 from cefam.methods.base import Bench
 from cefam.methods.neurons import classifier_probe
+from cefam.towers.identity import VLM_KEYS, check_identity
 
 
 def mean_activations(bench: Bench, method: str) -> list[Tensor]:
@@ -26,7 +28,7 @@ def mean_activations(bench: Bench, method: str) -> list[Tensor]:
 
 @torch.no_grad()
 def concept_directions(bench: Bench, at: Sequence[Tensor]) -> list[Tensor]:
-    """Directions of all concepts, one (T, C_l) per stage.
+    """The gradient of the translator's similarity S by z, of all concepts, one (T, C_l) per stage.
 
     Args:
         bench: with the trained translator.
@@ -39,3 +41,35 @@ def concept_directions(bench: Bench, at: Sequence[Tensor]) -> list[Tensor]:
         text = trained.explainer().networks.text(device)
         gradient = similarity_gradient(embedding.expand(len(text), -1), text, trained.concepts.logit_scale)
         return pull_back(gradient, torch.zeros(len(text), dtype=torch.long, device=device))
+
+
+@torch.no_grad()
+def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
+    """How the vision-language model's own similarity depends on z over the probe, of all concepts, one (T, C_l) per stage.
+
+    For x, the probe's centered z in units of its ``scale``, and s, the cosine of the VLM's embedding with the text: the v that minimizes
+    mean (s - v.x)^2 + |v - a w|^2. w is the translator's gradient at the mean z: what the photographs do not tell is left to the
+    translator. a is how much of w they confirm, the least squares of s on w.x. So v = (G + 1)^-1 (mean(s x) + a w), with G the
+    correlation of x.
+
+    Args:
+        bench: with the trained translator, and the probe.
+        method: who asks, for the error.
+
+    Raises:
+        CefamError: where there is no probe, or it is of another classifier or vision-language model.
+    """
+    probe, stored = classifier_probe(bench, method), bench.trained.vlm_identity
+    if stored is not None:
+        check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
+    gradient = torch.cat(concept_directions(bench, mean_activations(bench, method)), dim=1)
+    device, text = gradient.device, bench.concepts.require_embeddings()
+    scale, correlation, covariance = (v.to(device) for v in (probe.scale, probe.correlation, probe.covariance))
+    with single_precision(device):
+        seen = F.normalize(text.to(device), dim=1) @ covariance.T  # mean(s x), (T, C)
+        prior = gradient * scale
+        explained = (prior @ correlation * prior).sum(dim=1, keepdim=True)
+        share = (prior * seen).sum(dim=1, keepdim=True) / explained.clamp_min(torch.finfo(torch.float32).tiny)
+        factor = torch.linalg.cholesky(correlation + torch.eye(len(scale), device=device))
+        found = torch.cholesky_solve((seen + share * prior).T, factor).T / scale
+    return list(torch.split(found, list(bench.classifier.channels), dim=1))

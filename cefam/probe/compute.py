@@ -19,6 +19,7 @@ from cefam.datasets.photographs import Group, census, device_named, groups, view
 from cefam.errors import CefamError, ExistsError
 from cefam.files import write_tensors, write_text
 from cefam.passes import Pass, Unit, processes, wait
+from cefam.probe.regression import SAMPLE, moments, sampled
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
 from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
@@ -122,7 +123,8 @@ class _Work:
             found[f"mean.{stage}"] = means[stage].double().sum(dim=0)
             if self.about.kept:
                 found[f"pooled.{stage}"] = values
-        return found
+        chosen = sampled(first, len(embedding), self.about.num_photographs)
+        return {**found, "sample.activations": torch.cat(means, dim=1)[chosen], "sample.embedding": embedding[chosen]}
 
 
 def compute_probe(
@@ -236,16 +238,19 @@ def merged(folder: Path, about: ProbeManifest) -> Sums:
         first += entry["rows"]
     rows = {name: torch.searchsorted(chosen, found[name]) for name in lists}
     means = {name: value / first for name, value in found.items() if name.startswith("mean")}
-    return {**found, **means, **rows, "embedding": torch.cat(embedding), "chosen": chosen}
+    sample = found.pop("sample.activations"), found.pop("sample.embedding")
+    linear = moments(*sample, about.classifier["channels"])
+    return {**found, **means, **rows, **linear, "embedding": torch.cat(embedding), "chosen": chosen}
 
 
 def _say_size(about: ProbeManifest) -> None:
     neurons, rows, dim = sum(about.classifier["channels"]), about.num_photographs, about.vlm["embedding_dim"]
     lists = neurons * about.top * 12 + neurons * (dim + 1) * 8 + dim * dim * 8
-    chosen = min(rows, neurons * about.top) * dim * 4
+    fixed, chosen = lists + neurons * (neurons + dim + 1) * 4, min(rows, neurons * about.top) * dim * 4
+    parts = min(PARTS, rows) * lists + rows * dim * 4 + min(rows, SAMPLE) * (neurons + dim) * 4
     print(
-        f"{rows} photographs, {neurons} neurons: at most {_megabytes(lists + chosen)} ({_megabytes(lists)} of lists and sums, which do "
-        f"not grow), and {_megabytes(min(PARTS, rows) * lists + rows * dim * 4)} on disk until it is finished."
+        f"{rows} photographs, {neurons} neurons: at most {_megabytes(fixed + chosen)} ({_megabytes(fixed)} of lists and sums, which do "
+        f"not grow), and {_megabytes(parts)} on disk until it is finished."
     )
     if about.kept:
         print(f"Pooled activations of all photographs: {_megabytes(rows * (neurons + dim) * 4)}, kept on disk.")

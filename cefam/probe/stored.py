@@ -13,7 +13,8 @@ from cefam.reading import read_description
 
 Pooling = Literal["published", "mean", "max"]
 MERGED = "probe.safetensors"
-NAMES = ("value", "photograph", "cross", "square", "mean")
+BY_STAGE = ("value", "photograph", "cross", "square", "mean")
+OF_ALL = ("embedding", "gram", "scale", "correlation", "covariance")
 
 
 @dataclass
@@ -30,7 +31,7 @@ class ProbeManifest:
     num_photographs: int = 0
     files: list[dict[str, Any]] = field(default_factory=list)
     format: str = "cefam-probe"
-    version: int = 1
+    version: int = 2
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -54,6 +55,10 @@ class Probe:
     ``photograph``: which they are, as rows of ``embedding``; ``embedding`` (S, D): unit embeddings of the S photographs that some
     neuron chose; ``cross``: per stage sum_i a_ik e_i (C_l, D); ``square``: per stage sum_i a_ik^2 (C_l,); ``gram``: sum_i e_i e_i^T
     (D, D); ``mean``: per stage the mean of z, the pooled maps (C_l,). The sums are doubles.
+
+    Of z of all stages side by side, C numbers, and of a sample of the photographs: ``scale`` (C,), each channel's standard deviation times
+    the root of C_l L / C, so that each of the L stages counts the same; ``correlation`` (C, C) of z / scale; ``covariance`` (C, D) of
+    z / scale with the unit embeddings.
     """
 
     manifest: ProbeManifest
@@ -65,6 +70,9 @@ class Probe:
     square: list[Tensor]
     gram: Tensor
     mean: list[Tensor]
+    scale: Tensor
+    correlation: Tensor
+    covariance: Tensor
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
@@ -78,8 +86,9 @@ class Probe:
         merged = load_tensors(Path(folder) / MERGED)
         stages = range(len(manifest.classifier["channels"]))
         try:
-            lists = {name: [merged[f"{name}.{stage}"] for stage in stages] for name in NAMES}
-            return cls(manifest, Path(folder), embedding=merged["embedding"], gram=merged["gram"], **lists)
+            fields: dict[str, Any] = {name: [merged[f"{name}.{stage}"] for stage in stages] for name in BY_STAGE}
+            fields |= {name: merged[name] for name in OF_ALL}
+            return cls(manifest, Path(folder), **fields)
         except KeyError as error:
             raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
 

@@ -1,0 +1,31 @@
+"""What a probe knows of how the VLM's embedding depends on the classifier's activations, linearly."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAMPLE = 16_384  # photographs that it is known from: evenly spaced where there are more
+
+
+def sampled(first: int, count: int, total: int) -> Tensor:
+    """Which of the photographs ``first`` to ``first + count`` of ``total`` are in the sample."""
+    return torch.arange(first, first + count) % -(-total // SAMPLE) == 0
+
+
+def moments(activations: Tensor, embedding: Tensor, channels: Sequence[int]) -> dict[str, Tensor]:
+    """Scale, correlation and covariance; see :class:`cefam.probe.Probe`.
+
+    Args:
+        activations: z of all stages, side by side (n, C).
+        embedding: unit embeddings (n, D).
+        channels: of the stages.
+    """
+    z, e = activations.double(), embedding.double()
+    z, e = z - z.mean(dim=0), e - e.mean(dim=0)
+    spread = z.square().mean(dim=0).sqrt()
+    share = torch.cat([torch.full((count,), count * len(channels) / sum(channels)) for count in channels]).sqrt()
+    scale = torch.where(spread > 0, spread, torch.ones_like(spread)) * share
+    z = z / scale
+    found = {"scale": scale, "correlation": z.T @ z / len(z), "covariance": z.T @ e / len(z)}
+    return {name: value.float() for name, value in found.items()}
