@@ -132,7 +132,7 @@ def test_sharpening_keeps_the_ranks():
     explainer, activated = activated_of("resnet")
     plain, sharp = (
         BeyondRegions(bench_of(explainer), scales=[1.0], guide=False, sharpen=sharpen)
-        .regions(activated, RAGGED, GRID, 1)
+        .regions(activated, RAGGED, (70, 90), 1)
         .maps.flatten(1)
         for sharpen in (False, True)
     )
@@ -154,7 +154,7 @@ def test_a_page_shows_what_is_above_the_mean_in_the_unit_of_the_stages(kind):
     sharp = method.regions(Activated(images, explainer.classifier(images)), pairs, GRID, 1).maps[:, 0]
     for part, row in zip(found, sharp, strict=True):
         *stages, region = part.maps
-        wanted = (row.log() - row.log().mean()).relu()  # sharpened: exp(2 x z-score), up to a factor
+        wanted = (row.log() - row.log().mean()).relu()  # sharpened: exp(4 x z-score), up to a factor
         torch.testing.assert_close(region / region.sum(), wanted / wanted.sum(), rtol=1e-3, atol=1e-6)
         assert float(region.sum()) == pytest.approx(sum(float(each.sum()) for each in stages), rel=1e-4)
         assert float(region.sum()) > 0
@@ -232,7 +232,7 @@ def test_a_guided_map_is_the_methods_own_smoothed_and_sharpened():
         wanted = plain[row]
         for _ in range(2):
             wanted = (affinity[image] @ F.avg_pool2d(wanted[None, None], 2).flatten()).view(GRID)
-        wanted = (2 * (wanted - wanted.mean()) / wanted.std()).exp()
+        wanted = (4 * (wanted - wanted.mean()) / wanted.std()).exp()
         region = found.maps[row, 0]
         torch.testing.assert_close(region / region.max(), wanted / wanted.max(), rtol=1e-3, atol=1e-4)
 

@@ -155,6 +155,6 @@ def test_regions_of_all_stages(explain, photograph, capsys):
     assert regions["ce-fam"] != regions["beyond"]
     assert "at all stages." in Path("beyond.html").read_text()
     assert explain(photograph, "--method", "ce-fam", "--probe", "probe", "--out", "x.html") == 1
-    assert 'Only the method "beyond" starts from a probe' in capsys.readouterr().err
+    assert 'Only the method "beyond" takes a probe' in capsys.readouterr().err
     assert explain(photograph, "--probe", "nowhere", "--out", "x.html") == 1
     assert "nowhere" in capsys.readouterr().err

@@ -168,6 +168,13 @@ def test_a_regression_needs_the_translators_own_vlm(probed, towers):
         BeyondRegions(dataclasses.replace(bench, trained=other))
 
 
+def test_a_regression_needs_embeddings_of_one_size(probed, towers):
+    bench = bench_of(towers, probed)
+    other = dataclasses.replace(bench.probe, covariance=bench.probe.covariance[:, :10])
+    with pytest.raises(CefamError, match="have 64 dimensions, those of the probe 10"):
+        BeyondRegions(dataclasses.replace(bench, probe=other))
+
+
 def test_beyond_takes_the_probe_where_there_is_one(probed, towers):
     bench = bench_of(towers, probed)
     given, alone, none = (

@@ -28,11 +28,13 @@ DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 class Opened:
     """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
 
-    ``fused``: gives the regions of all stages together, where they are wanted; ``probe``: the folder of ``cefam probe`` they start from.
+    ``vlm``: the identity of the vision-language model; ``fused``: gives the regions of all stages together, where they are wanted;
+    ``probe``: the folder of ``cefam probe`` that their directions come from.
     """
 
     explainer: Explainer
     view: View | int
+    vlm: dict[str, Any] | None = None
     probe: str | None = None
     fused: Fused | None = None
 
@@ -44,14 +46,15 @@ class Opened:
         """The same with the regions of a method: "ce-fam", or "beyond".
 
         Raises:
-            CefamError: where the probe is missing, of another classifier, or not used.
+            CefamError: where the probe is missing, of other towers, or not used.
         """
         if method == "ce-fam":
             if probe is not None:
-                raise CefamError('Only the method "beyond" starts from a probe: leave `--probe` or `--method` out.')
+                raise CefamError('Only the method "beyond" takes a probe: leave `--probe` or `--method` out.')
             return self
         explainer = self.explainer
-        trained = Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)
+        parts = explainer.classifier, explainer.translator, explainer.concepts
+        trained = Trained(*parts, vlm_identity=self.vlm, settings=explainer.settings)
         beyond = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
         return replace(self, probe=probe, fused=beyond.maps)
 
@@ -91,7 +94,8 @@ def open_artefact(
         if module is not None:
             module.to(where)
     side = crop or min(explainer.classifier.input_size)
-    return Opened(explainer, side if resize is None else View(resize, side)), candidates
+    view = side if resize is None else View(resize, side)
+    return Opened(explainer, view, trained.vlm_identity), candidates
 
 
 def _at_hand(source: Any) -> bool:

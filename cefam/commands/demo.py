@@ -55,6 +55,7 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
     evaluate += ["--model.probe", str(folder / "probe")]
     yield Step("evaluate", evaluate, folder / "evaluation" / "table.txt")
     explain = ["explain", str(folder / SCENE), "--artefact", str(best), "--overwrite", "true"]
+    explain += ["--probe", str(folder / "probe")]
     yield Step("explain", [*explain, "--out", str(folder / "page.html")], folder / "page.html")
 
 

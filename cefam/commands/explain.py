@@ -64,7 +64,8 @@ def explain(
         top_k: concepts per photograph.
         method: of the regions: "beyond", one map of all stages (see docs/beyond.md); "ce-fam", that of the stage with the largest
             association, as published.
-        probe: a folder of `cefam probe`, whose mean activations "beyond" starts from; null: from zero, a little less exact.
+        probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: it is the translator's
+            gradient, and regions are less exact.
         every_stage: contributions at every stage, not at the concept's own alone.
         num_channels: K, how many channels are masked; null: as in training.
         colormap: that a page opens with.

@@ -72,11 +72,11 @@ class BeyondRegions(RegionMethod):
     ) -> Candidates:
         """One candidate: the sum. Its score is the concept's."""
         pairs = pairs.to(activated.images.device)
-        total = self._total(activated, pairs)
+        total = resize_regions(self._total(activated, pairs), size)
         total = sharpened(total) if self.sharpen else total.relu()
         score = self.presence(activated)[pairs.image, pairs.concept]
         one = torch.ones(len(pairs), 1, dtype=torch.bool, device=total.device)
-        return Candidates(resize_regions(total, size).unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
+        return Candidates(total.unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
 
     def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
         """Maps of pairs for the eye (P, 48, 48), as :meth:`cefam.Explainer.explain` takes them: ``fused=method.maps``.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import similarity_gradient
+from cefam.errors import CefamError
 from cefam.methods.base import Bench
 from cefam.methods.neurons import classifier_probe
 from cefam.towers.identity import VLM_KEYS, check_identity
@@ -64,6 +65,11 @@ def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
         check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
     gradient = torch.cat(concept_directions(bench, mean_activations(bench, method)), dim=1)
     device, text = gradient.device, bench.concepts.require_embeddings()
+    if text.shape[1] != probe.covariance.shape[1]:
+        raise CefamError(
+            f"The concepts' embeddings have {text.shape[1]} dimensions, those of the probe {probe.covariance.shape[1]}: they come from "
+            f"two vision-language models. Make the probe with the translator's."
+        )
     scale, correlation, covariance = (v.to(device) for v in (probe.scale, probe.correlation, probe.covariance))
     with single_precision(device):
         seen = F.normalize(text.to(device), dim=1) @ covariance.T  # mean(s x), (T, C)

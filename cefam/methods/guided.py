@@ -16,7 +16,8 @@ NEAR = 0.15  # of the side: how far a cell reaches
 ROUNDS = 2
 ALIKE = 0.25  # of the view's contrast: what still looks alike
 FLAT = 1e-3  # contrast of a view that has none
-SHARPEN = 2.0  # exp(so many times the z-score): ranks stay, the energy moves to the top
+SHARPEN = 4.0  # exp(so many times the z-score): ranks stay, the energy moves to the top
+LARGEST = 80.0  # exponent that is still finite in single precision
 
 
 def spread_apart(maps: Tensor) -> Tensor:
@@ -25,14 +26,15 @@ def spread_apart(maps: Tensor) -> Tensor:
     return maps / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def sharpened(maps: Tensor, power: float = SHARPEN) -> Tensor:
-    """exp(power x z-score) of maps (P, h, w), up to a factor per map: their ranks, and so NRA, stay.
+def sharpened(maps: Tensor) -> Tensor:
+    """exp(SHARPEN x z-score) of maps (P, h, w), up to a factor per map: their ranks, and so NRA, stay.
 
-    The factor keeps a map of one peak in single precision: its z-score is up to the root of the number of cells.
+    A map of one peak, whose z-score is up to the root of the number of cells, is sharpened less: as far as single precision goes.
     """
     score = spread_apart(maps)
-    middle = (score.amin(dim=(1, 2), keepdim=True) + score.amax(dim=(1, 2), keepdim=True)) / 2
-    return (power * (score - middle)).exp()
+    low, high = score.amin(dim=(1, 2), keepdim=True), score.amax(dim=(1, 2), keepdim=True)
+    half = ((high - low) / 2).clamp_min(1e-6)
+    return ((score - (high + low) / 2) * (LARGEST / half).clamp_max(SHARPEN)).exp()
 
 
 def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class GuidedRegions(RegionMethod):
         """One candidate; see :class:`cefam.methods.RegionMethod`."""
         pairs = pairs.to(activated.images.device)
         found = self.method.regions(activated, pairs, GRID, 1)
-        maps = resize_regions(sharpened(guided(activated, found.maps[:, 0], pairs.image)), size)
+        maps = sharpened(resize_regions(guided(activated, found.maps[:, 0], pairs.image), size))
         return Candidates(maps.unsqueeze(1), found.score, found.stage, found.valid)
 
 

@@ -17,7 +17,7 @@ from cefam.report.tables import ANOTHER, Row
 from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
 from examples.kept import kept
 
-FRESH = "regions_final"
+FRESH = "regions_last"
 SCENES = 100
 FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
 CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegions, init_args: {method: CEFAMRegions}}}"""
