@@ -65,6 +65,8 @@ def picture(pairs: list[dict[str, Any]], bench: Bench) -> Figure:
             region, stage = found.maps[0, 0], int(found.stage[0, 0])
             nra = float(normalized_region_accuracy(region[None], torch.from_numpy(mask)[None]))
             where = "all stages" if stage < 0 else bench.classifier.stage_names[stage]
+            if stage < 0:  # as pages show it: of a sharpened map the eye sees the peak alone
+                region = (region.log() - region.log().mean()).relu()
             panel(place, drawing.image, mask, region.numpy(), nra, where, name)
     return figure
 
