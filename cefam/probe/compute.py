@@ -109,7 +109,7 @@ class _Work:
             batches.append([value.cpu() for value in (*activations, *means, embedding)])
         *pair, embedding = (torch.cat(column) for column in zip(*batches, strict=True))
         activations, means = pair[: len(pair) // 2], pair[len(pair) // 2 :]
-        if not all(bool(value.isfinite().all()) for value in (*activations, embedding)):
+        if not all(bool(value.isfinite().all()) for value in (*activations, *means, embedding)):
             raise CefamError(
                 f"An output of the towers for the photographs from number {first} on is not finite: check their weights."
             )
