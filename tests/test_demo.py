@@ -49,6 +49,22 @@ def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
     assert all(step["seconds"] >= 0 for step in times.values())
 
 
+def test_its_artefact_is_explained_with_its_probe(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/demo").symlink_to(finished)
+    assert run("explain", "runs/demo/scene.png", "--json", "-", "--out", "a.html") == 0
+    of_demo = capsys.readouterr()
+    assert "probe" not in of_demo.err
+    artefact = ["--artefact", "runs/demo/fit/checkpoints/best.ckpt"]
+    assert run("explain", "runs/demo/scene.png", *artefact, "--json", "-", "--out", "b.html") == 0
+    alone = capsys.readouterr()
+    assert "more exact with a probe" in alone.err
+    with_probe = [*artefact, "--probe", "runs/demo/probe"]
+    assert run("explain", "runs/demo/scene.png", *with_probe, "--json", "-", "--out", "c.html") == 0
+    assert capsys.readouterr().out == of_demo.out != alone.out
+
+
 def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 

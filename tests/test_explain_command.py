@@ -144,10 +144,12 @@ def test_without_an_artefact_it_says_how_to_make_one(photograph, capsys):
 
 
 def test_regions_of_all_stages(explain, photograph, capsys):
-    regions = {}
+    regions, hint = {}, "Regions would be more exact with a probe"
     for method, chosen in (("ce-fam", ["--method", "ce-fam"]), ("beyond", [])):
         assert explain(photograph, *chosen, "--json", "-", "--out", f"{method}.html") == 0
-        found = json.loads(capsys.readouterr().out)
+        said = capsys.readouterr()
+        assert (hint in said.err) == (method == "beyond")
+        found = json.loads(said.out)
         regions[method] = {part["word"]: part["region"] for part in found["concepts"]}
         every = {part["region_of"] for part in found["concepts"]}
         assert every == {"all stages"} if method == "beyond" else every <= set(found["stages"])

@@ -1,5 +1,6 @@
 """What explain, summarize and doctor share: an artefact ready to explain, photographs of files and folders."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from cefam.attribution.types import Fused
 from cefam.concepts import ConceptSet
 from cefam.datasets.photographs import device_named
 from cefam.datasets.sources.images import list_images
-from cefam.errors import CefamError, MissingError
+from cefam.errors import CefamError, CefamWarning, MissingError
 from cefam.explanations import Photograph
 from cefam.explanations.explanation import KINDS
 from cefam.methods import Bench, BeyondRegions
@@ -22,6 +23,7 @@ from cefam.trained import Trained, load_source
 from cefam.views import View
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
+DEMO_PROBE = Path("runs/demo/probe")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Opened:
         return Photograph.open(path, self.view, name)
 
     def with_regions(self, method: str, probe: str | None) -> Self:
-        """The same with the regions of a method: "ce-fam", or "beyond".
+        """The same with the regions of a method: "ce-fam", or "beyond", which takes a probe where there is one.
 
         Raises:
             CefamError: where the probe is missing, of other towers, or not used.
@@ -58,10 +60,21 @@ class Opened:
         beyond = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
         return replace(self, probe=probe, fused=beyond.maps)
 
+    def hint(self) -> None:
+        """Say how regions become more exact, where they can."""
+        if self.fused is not None and self.probe is None:
+            advice = "Regions would be more exact with a probe: make one with `cefam probe`, and name it as `--probe`."
+            warnings.warn(advice, CefamWarning, stacklevel=3)
+
     def target(self, name: str | int | None) -> int | None:
         """A class by name or index."""
         classifier = self.explainer.classifier
         return None if name is None else class_number(classifier.class_names, classifier.num_classes, name)
+
+
+def demo_probe(artefact: str | None, method: str) -> str | None:
+    """The demo's probe, where the artefact is the demo's and the method takes one."""
+    return str(DEMO_PROBE) if artefact is None and method == "beyond" and DEMO_PROBE.is_dir() else None
 
 
 def open_artefact(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from cefam.commands._explaining import Opened, is_file_name, open_artefact, page_name, photographs_of
+from cefam.commands._explaining import Opened, demo_probe, is_file_name, open_artefact, page_name, photographs_of
 from cefam.commands._options import call
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
@@ -65,7 +65,7 @@ def explain(
         method: of the regions: "beyond", one map of all stages (see docs/beyond.md); "ce-fam", that of the stage with the largest
             association, as published.
         probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: it is the translator's
-            gradient, and regions are less exact.
+            gradient, and regions are less exact (the demo's artefact takes the demo's probe).
         every_stage: contributions at every stage, not at the concept's own alone.
         num_channels: K, how many channels are masked; null: as in training.
         colormap: that a page opens with.
@@ -84,16 +84,11 @@ def explain(
     _check(place, single, json, overwrite, why_not)
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
-    opened = opened.with_regions(method, probe)
+    opened = opened.with_regions(method, probe or demo_probe(artefact, method))
     wanted, other = opened.target(target), opened.target(why_not)
     count = max(top_k, len(candidates or [])) if concept else top_k
-    options = {
-        "top_k": count,
-        "target": wanted,
-        "concepts": candidates,
-        "num_channels": num_channels,
-        "every_stage": every_stage,
-    }
+    options = {"top_k": count, "target": wanted, "concepts": candidates}
+    options |= {"num_channels": num_channels, "every_stage": every_stage}
     if other is not None:
         compared = opened.explainer.why_not(
             opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels, opened.fused
@@ -108,6 +103,7 @@ def explain(
         made = _folder(opened, found, options, place, json, colormap)
     if json != "-":
         print(f"{made[-1]}")
+    opened.hint()
     if open:
         webbrowser.open(made[-1].resolve().as_uri())
     return made
