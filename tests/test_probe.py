@@ -130,6 +130,17 @@ def test_a_probe_knows_how_embeddings_depend_on_activations(probed, matrices):
     assert (found.scale > 0).all()
 
 
+def test_a_constant_channel_has_no_direction():
+    """Its mean is rounded: what is left of it is no spread."""
+    z, e = torch.rand(97, 4), F.normalize(torch.randn(97, 3), dim=1)
+    z[:, 1], z[:, 2] = 0.1, 0.0
+    found = regression.moments(z, e, [2, 2])
+    assert found["scale"][1:3].tolist() == [1.0, 1.0]
+    assert found["correlation"][1:3].abs().max() < 1e-12
+    assert found["covariance"][1:3].abs().max() < 1e-12
+    torch.testing.assert_close(found["correlation"].diagonal()[[0, 3]], torch.ones(2))
+
+
 def test_a_large_probe_set_is_sampled_evenly(monkeypatch):
     monkeypatch.setattr(regression, "SAMPLE", 10)
     every = torch.arange(25)
