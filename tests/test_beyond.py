@@ -4,21 +4,32 @@ import dataclasses
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cefam import Explainer
+from cefam import Explainer, Trained
 from cefam.errors import CefamError
-from cefam.methods import Activated, AnotherConceptRegions, BeyondRegions, CEFAMRegions, GuidedRegions, LuminanceRegions
+from cefam.methods import (
+    Activated,
+    AnotherConceptRegions,
+    Bench,
+    BeyondRegions,
+    CEFAMRegions,
+    GuidedRegions,
+    LuminanceRegions,
+)
 from cefam.methods.beyond import usual_scales, windows
 from cefam.methods.guided import GRID, alike, sharpened
+from cefam.methods.masked import MaskedShards
 from cefam.pairs import ConceptPairs
 from cefam.report import records
 from cefam.report.tables import ANOTHER
 from cefam.towers.classifier import ClassifierOutput
+from examples.beyond.reference import FittedDirections
 from tests.commands import evaluated
 from tests.test_explain import RAGGED, explainer_of
 from tests.test_grad_cam import bench_of
@@ -126,6 +137,24 @@ def test_a_regression_needs_a_probe():
     explainer, _ = explainer_of("resnet")
     with pytest.raises(CefamError, match="BeyondRegions needs a probe"):
         BeyondRegions(bench_of(explainer), regression=True)
+
+
+def test_the_reference_is_fitted_to_masks(trained, prepared):
+    """Literally: cells as rows, and one more row per channel that draws to zero; solved by numpy."""
+    bench, shards = Bench(Trained.read(trained / "artefact")), str(prepared / "broden")
+    method = FittedDirections(bench, shards)
+    photographs = MaskedShards(bench.classifier, bench.concepts, shards)
+    x, y = (torch.cat(part) for part in zip(*method._cells(photographs), strict=True))
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    rows = torch.cat([x, (0.01 * x.square().sum(dim=0)).sqrt().diag()])
+    found = torch.cat(method.directions, dim=1).double()
+    common = y.square().sum(dim=0).topk(3).indices
+    for concept in common.tolist():
+        wanted = torch.cat([y[:, concept], torch.zeros(x.shape[1])])
+        solved = np.linalg.lstsq(rows.numpy(), wanted.numpy(), rcond=None)[0]
+        torch.testing.assert_close(
+            found[concept], torch.from_numpy(solved), rtol=1e-2, atol=1e-3 * np.abs(solved).max()
+        )
 
 
 def test_sharpening_keeps_the_ranks():

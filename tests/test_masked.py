@@ -109,7 +109,7 @@ def test_the_loss_of_net2vec_is_the_published_one():
 
 def test_scores_are_sums_over_binary_activations():
     maps, concept, image = torch.rand(2, 5, 4, 4), torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1])
-    batch = Masked([maps], image, concept, torch.zeros(3, 8, 8, dtype=torch.bool))
+    batch = Masked(torch.zeros(1), [maps], image, concept, torch.zeros(3, 8, 8, dtype=torch.bool))
     weight, threshold = torch.randn(2, 5), torch.full((5,), 0.5)
     found = net2vec.scores(weight, threshold, batch, 0)
     for row in range(3):

@@ -19,8 +19,12 @@ HELD = 2**25  # values of a stage that are held to find its thresholds: 134 MB
 
 @dataclass(frozen=True)
 class Masked:
-    """A batch: maps per stage (B, C_l, H_l, W_l); per pair ``image``, ``concept`` (P,) and ``mask`` (P, h, w), boolean."""
+    """A batch: ``images`` (B, 3, H, W); ``maps`` per stage (B, C_l, H_l, W_l).
 
+    Per pair ``image``, ``concept`` (P,) and ``mask`` (P, h, w), boolean.
+    """
+
+    images: Tensor
     maps: list[Tensor]
     image: Tensor
     concept: Tensor
@@ -70,7 +74,7 @@ class MaskedShards:
                 mask = of_pair == batch.pair_label[rows].view(-1, 1, 1)
                 maps = [activation.float() for activation in self.classifier(batch.image).activations]
                 seen |= len(rows) > 0
-                yield Masked(maps, batch.mask_image[batch.pair_mask[rows]], concept, mask)
+                yield Masked(batch.image, maps, batch.mask_image[batch.pair_mask[rows]], concept, mask)
                 progress.advance(bar, len(batch.image))
         if not seen:
             raise CefamError(f"No label of the masks in {self.shards} is a number of the concept set.")
