@@ -1,9 +1,9 @@
-"""A reference that looks at masks: what the best direction of every concept would give in place of the one that ``beyond`` finds.
+"""A reference that looks at masks: ``beyond`` along directions that were fitted to them.
 
     cefam evaluate --config evaluate/broden --model.artefact ARTEFACT --data.shards SHARDS --model.methods
     "{fitted to masks: {class_path: examples.beyond.reference.FittedDirections, init_args: {shards: OTHER_SHARDS}}}"
 
-If the maps of a classifier do not show a concept to a direction that was fitted to its masks, no direction will find it there.
+Where such a direction does not find a concept in the maps of a classifier, one that comes from text will hardly do.
 """
 
 from collections.abc import Iterator
