@@ -95,7 +95,8 @@ class BeyondRegions(RegionMethod):
         device = activated.images.device
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
         layout = Layout(place, len(used))
-        weights = [direction.to(device)[pairs.concept] for direction in self.directions]
+        self.directions = [direction.to(device) for direction in self.directions]  # moved once, with the classifier
+        weights = [direction[pairs.concept] for direction in self.directions]
         total = torch.zeros(len(pairs), *GRID, device=device)
         for scale in self.scales or usual_scales(activated):
             seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)

@@ -48,10 +48,10 @@ def concept_directions(bench: Bench, at: Sequence[Tensor]) -> list[Tensor]:
 def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
     """How the vision-language model's own similarity depends on z over the probe, of all concepts, one (T, C_l) per stage.
 
-    For x, the probe's centered z in units of its ``scale``, and s, the cosine of the VLM's embedding with the text: the v that minimizes
-    mean (s - v.x)^2 + |v - a w|^2. w is the translator's gradient at the mean z: what the photographs do not tell is left to the
-    translator. a is how much of w they confirm, the least squares of s on w.x. So v = (G + 1)^-1 (mean(s x) + a w), with G the
-    correlation of x.
+    Ridge regression (Hoerl and Kennard, 1970) with a prior mean: for x, the probe's centered z in units of its ``scale``, and s, the cosine
+    of the VLM's embedding with the text, the v that minimizes mean (s - v.x)^2 + |v - a w|^2. w is the translator's gradient at the mean
+    z: what the photographs do not tell is left to the translator. a is how much of w they confirm, the least squares of s on w.x. So
+    v = (G + 1)^-1 (mean(s x) + a w), with G the correlation of x.
 
     Args:
         bench: with the trained translator, and the probe.

@@ -19,6 +19,7 @@ from examples.kept import kept
 
 FRESH = "regions_last"
 SCENES = 100
+COMPARED = ("CE-FAM", f"beyond{ANOTHER}", "TCAV", "center")
 FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
 CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegions, init_args: {method: CEFAMRegions}}}"""
 
@@ -71,16 +72,14 @@ def lines(folder: Path, prefix: str = "") -> list[str]:
 
 
 def intervals(folder: Path) -> list[str]:
-    """Beyond minus each other row, by category: paired 95 % intervals over images."""
+    """Beyond minus other rows, in all and by category: paired 95 % intervals over images."""
     found, measured_pairs = [], list(records.read(folder / results.RECORDS))
     top1 = [record for record in measured_pairs if record["protocol"] == "top1"]
-    for category in sorted({record["category"] for record in top1 if record["category"]}):
-        of_category = [record for record in top1 if record["category"] == category]
-        for metric in ("nra", "hit"):
+    for category in ("", *sorted({record["category"] for record in top1 if record["category"]})):
+        of_category = [record for record in top1 if category in ("", record["category"])]
+        for metric in ("nra", "hit", "epg"):
             each = differences(of_category, metric, order=["beyond"])
-            found += [
-                f"* {category}, {metric}: {d}" for d in each if d.other in ("CE-FAM", f"beyond{ANOTHER}", "center")
-            ]
+            found += [f"* {category or 'all'}, {metric}: {d}" for d in each if d.other in COMPARED]
     return found
 
 
@@ -88,7 +87,12 @@ def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(prog="python -m examples.beyond", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_results"))
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--intervals", type=Path, help="only print those of this folder of `cefam evaluate`")
+    options = parser.parse_args()
+    if options.intervals is not None:
+        print("\n".join(intervals(options.intervals)))
+        return
+    folder: Path = options.folder
     parts: list[str] = []
     for pair in pairs():
         parts += _of_pair(Comparison(folder, pair, False), pair)
