@@ -22,7 +22,7 @@ from cefam.methods import (
     GuidedRegions,
     LuminanceRegions,
 )
-from cefam.methods.beyond import usual_scales, windows
+from cefam.methods.beyond import resolution, usual_scales, windows
 from cefam.methods.guided import GRID, alike, sharpened
 from cefam.methods.masked import MaskedShards
 from cefam.pairs import ConceptPairs
@@ -36,6 +36,7 @@ from tests.test_grad_cam import bench_of
 
 KINDS = ["resnet", "vit", "swin", "bypass"]
 PLAIN = {"scales": [1.0], "guide": False, "sharpen": False}
+COUNTS = {"resnet": 16 / 24, "bypass": 16 / 24}  # cells of the finest stage, of half of the map's
 
 
 def activated_of(kind):
@@ -66,7 +67,7 @@ def test_the_plain_sum_is_the_literal_one(kind):
     assert found.maps.shape == (len(RAGGED), 1, *GRID)
     for row, (image, concept) in enumerate(zip(RAGGED.image.tolist(), RAGGED.concept.tolist(), strict=True)):
         wanted = literal(explainer, activated.images[image], concept)
-        wanted = (wanted / wanted.std()).relu()
+        wanted = (wanted / wanted.std()).relu() * COUNTS[kind]
         torch.testing.assert_close(found.maps[row, 0], wanted, rtol=1e-3, atol=1e-4)
 
 
@@ -89,12 +90,18 @@ def test_windows_cover_the_side_and_have_its_length(scale):
     assert all(after[0] <= before[1] + 1e-9 for before, after in pairwise(found))
 
 
-def test_windows_are_seen_enlarged_and_joined():
-    """Literally: four windows of 40 pixels (of 64) and 30 cells (of 48), averaged by how near a cell is to a window's middle."""
+def test_windows_are_seen_enlarged_joined_and_added():
+    """Literally: four windows of 40 pixels (of 64) and 30 cells (of 48), averaged by how near a cell is to a window's middle.
+
+    The whole view has 16 cells of 24 along the side and counts 2/3, windows have 16 x 1.6 and count whole.
+    """
     explainer, activated = activated_of("resnet")
-    options = {**PLAIN, "scales": [1.6]}
-    found = BeyondRegions(bench_of(explainer), **options).regions(activated, RAGGED, GRID, 1).maps[:, 0]
-    whole = BeyondRegions(bench_of(explainer), **{**options, "scales": [1.0]})
+    found = (
+        BeyondRegions(bench_of(explainer), **{**PLAIN, "scales": [1.0, 1.6]})
+        .regions(activated, RAGGED, GRID, 1)
+        .maps[:, 0]
+    )
+    whole = BeyondRegions(bench_of(explainer), **PLAIN)
     row, image = 0, int(RAGGED.image[0])
     total, trust = torch.zeros(GRID), torch.zeros(GRID)
     for top in (0, 24):
@@ -112,18 +119,26 @@ def test_windows_are_seen_enlarged_and_joined():
                     near = (1 - abs((y + 0.5) / 15 - 1)) * (1 - abs((x + 0.5) / 15 - 1)) + 0.05
                     total[top * 3 // 4 + y, left * 3 // 4 + x] += near * part[y, x]
                     trust[top * 3 // 4 + y, left * 3 // 4 + x] += near
-    wanted = total / trust
-    torch.testing.assert_close(found[row], (wanted / wanted.std()).relu(), rtol=1e-3, atol=1e-4)
+    coarse, wanted = literal(explainer, activated.images[image], RAGGED.concept[row]), total / trust
+    wanted = COUNTS["resnet"] * coarse / coarse.std() + wanted / wanted.std()
+    torch.testing.assert_close(found[row], wanted.relu(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("cells", "scale"),
-    [([56, 28, 14, 7], 1.7), ([48, 24], 1.7), ([24, 12], 2.0), ([14], 3.0), ([6], 3.0), ([16, 20], 2.4)],
+    ("cells", "scales", "counts"),
+    [
+        ([56, 28, 14, 7], (1.0, 1.7), [1.0, 1.0]),
+        ([24, 12], (1.0, 1.7), [1.0, 1.0]),
+        ([12], (1.0, 3.0, 4.0), [1 / 2, 1.0, 1.0]),
+        ([16, 20], (1.0, 3.0, 4.0), [5 / 6, 1.0, 1.0]),
+        ([6], (1.0, 3.0, 4.0), [1 / 4, 3 / 4, 1.0]),
+    ],
 )
-def test_coarse_stages_see_windows_that_are_enlarged_more(cells, scale):
+def test_coarse_stages_see_small_windows_that_count_more(cells, scales, counts):
     activations = [torch.zeros(1, 2, side, side) for side in cells]
-    output = ClassifierOutput(torch.zeros(1, 3), activations, [])
-    assert usual_scales(Activated(torch.zeros(1, 3, 96, 96), output)) == (1.0, pytest.approx(scale))
+    activated = Activated(torch.zeros(1, 3, 96, 96), ClassifierOutput(torch.zeros(1, 3), activations, []))
+    assert usual_scales(activated) == scales
+    assert [resolution(activated, scale) for scale in scales] == pytest.approx(counts)
 
 
 @pytest.mark.parametrize("scales", [[], [0.5], [1.0, 0.9]])

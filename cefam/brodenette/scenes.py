@@ -211,7 +211,8 @@ SPLITS: dict[str, Split] = {
         Split("regions_confirmation", "free", "always", "finalists, named before, are looked at once"),
         Split("regions_fresh", "free", "always", "a first table of region methods that go beyond the paper"),
         Split("regions_final", "free", "always", "a second one, with smaller windows for coarse stages"),
-        Split("regions_last", "free", "always", "the table of region methods that go beyond the paper"),
+        Split("regions_last", "free", "always", "a third one, with directions from a regression"),
+        Split("regions_fourth", "free", "always", "the table of region methods that go beyond the paper"),
         Split("tuning", "free", "always", "the clutter was chosen on it, with rows that know nothing"),
     )
 }

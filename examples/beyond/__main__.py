@@ -17,7 +17,7 @@ from cefam.report.tables import ANOTHER, Row
 from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
 from examples.kept import kept
 
-FRESH = "regions_last"
+FRESH = "regions_fourth"
 SCENES = 100
 COMPARED = ("CE-FAM", f"beyond{ANOTHER}", "TCAV", "center")
 FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
