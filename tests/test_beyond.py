@@ -125,20 +125,21 @@ def test_windows_are_seen_enlarged_joined_and_added():
 
 
 @pytest.mark.parametrize(
-    ("cells", "scales", "counts"),
+    ("cells", "scale", "counts"),
     [
-        ([56, 28, 14, 7], (1.0, 1.7), [1.0, 1.0]),
-        ([24, 12], (1.0, 1.7), [1.0, 1.0]),
-        ([12], (1.0, 3.0, 4.0), [1 / 2, 1.0, 1.0]),
-        ([16, 20], (1.0, 3.0, 4.0), [5 / 6, 1.0, 1.0]),
-        ([6], (1.0, 3.0, 4.0), [1 / 4, 3 / 4, 1.0]),
+        ([56, 28, 14, 7], 1.7, [1.0, 1.0]),
+        ([48, 24], 1.7, [1.0, 1.0]),
+        ([24, 12], 2.0, [1.0, 1.0]),
+        ([12], 4.0, [1 / 2, 1.0]),
+        ([16, 8], 3.0, [2 / 3, 1.0]),
+        ([3], 4.0, [1 / 8, 1 / 2]),
     ],
 )
-def test_coarse_stages_see_small_windows_that_count_more(cells, scales, counts):
-    activations = [torch.zeros(1, 2, side, side) for side in cells]
+def test_coarse_stages_see_smaller_windows_that_count_more(cells, scale, counts):
+    activations = [torch.zeros(1, 2, side, side + 1) for side in cells]
     activated = Activated(torch.zeros(1, 3, 96, 96), ClassifierOutput(torch.zeros(1, 3), activations, []))
-    assert usual_scales(activated) == scales
-    assert [resolution(activated, scale) for scale in scales] == pytest.approx(counts)
+    assert usual_scales(activated) == (1.0, pytest.approx(scale))
+    assert [resolution(activated, each) for each in (1.0, scale)] == pytest.approx(counts)
 
 
 @pytest.mark.parametrize("scales", [[], [0.5], [1.0, 0.9]])

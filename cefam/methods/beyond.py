@@ -23,8 +23,7 @@ from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.views import resize_regions
 
-FINE = (1.0, 1.7)  # how much the view is enlarged: the whole view, and windows
-COARSE = (1.0, 3.0, 4.0)  # the same where the finest stage's cells are coarse
+ENLARGED = (1.7, 4.0)  # how much windows are enlarged, at least and at most
 SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
 AGAINST = 0.5  # weight of what speaks against a concept, of 1 for what speaks for it
 
@@ -39,8 +38,8 @@ class BeyondRegions(RegionMethod):
         regression: whether a concept's direction comes from the bench's probe, with the translator as its prior (see
             :func:`cefam.methods.directions.regressed_directions`); otherwise it is the translator's gradient at the probe's mean
             activations. ``None``: where there is a probe. Without a probe it is the gradient at zero.
-        scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: see
-            :func:`usual_scales`.
+        scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: the whole
+            view, and windows in which the finest stage's cells are as small as the map's, within limits (see :func:`usual_scales`).
         guide: whether the map is smoothed where the photograph looks alike.
         sharpen: whether its high values are raised; ranks stay.
 
@@ -134,15 +133,20 @@ class BeyondRegions(RegionMethod):
         return found
 
 
-def usual_scales(activated: Activated) -> tuple[float, ...]:
-    """The whole view and windows of 1/1.7 of the side; where the whole view is too coarse, windows of a third and of a quarter."""
-    return FINE if resolution(activated, 1) == 1 else COARSE
+def usual_scales(activated: Activated) -> tuple[float, float]:
+    """The whole view, and windows in which the finest stage's cells are as small as the map's: enlarged 1.7 to 4 times."""
+    least, most = ENLARGED
+    return 1.0, min(max(GRID[0] / _finest(activated), least), most)
 
 
 def resolution(activated: Activated, scale: float) -> float:
     """How much a view counts: 1 where the finest stage's cells are at most two of the map's wide, less in proportion to their number."""
-    finest = max(min(activation.shape[-2:]) for activation in activated.output.activations)
-    return min(1.0, 2 * finest * scale / GRID[0])
+    return min(1.0, 2 * scale * _finest(activated) / GRID[0])
+
+
+def _finest(activated: Activated) -> int:
+    """Cells of the finest stage along its shorter side."""
+    return max(min(activation.shape[-2:]) for activation in activated.output.activations)
 
 
 def windows(scale: float) -> list[tuple[float, float]]:
