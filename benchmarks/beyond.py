@@ -1,4 +1,4 @@
-"""The cost of ``beyond`` against published CE-FAM's first choice, per photograph and per pair, 8 pairs per photograph.
+"""The cost of ``beyond``, and of the rows beside it, against published CE-FAM's first choice, 8 pairs per photograph.
 
     python -m benchmarks.beyond --classifier resnet50 --images 4
 
@@ -16,9 +16,28 @@ import torch
 from benchmarks.regions import MASK, Setting, seconds
 from cefam import ConceptPairs, Trained
 from cefam.files import write_text
-from cefam.methods import Activated, Bench, BeyondRegions, CEFAMRegions, RegionMethod
+from cefam.methods import (
+    Activated,
+    AnotherConceptRegions,
+    Bench,
+    BeyondRegions,
+    CEFAMRegions,
+    CenterRegions,
+    GradCAMRegions,
+    GuidedRegions,
+    LuminanceRegions,
+    RandomChannelRegions,
+    RandomMapRegions,
+    RegionMethod,
+)
 
 EACH = 8  # pairs per photograph
+CONTROLS = {
+    "random channel": RandomChannelRegions,
+    "random map": RandomMapRegions,
+    "center": CenterRegions,
+    "luminance": LuminanceRegions,
+}
 
 
 def main() -> None:
@@ -35,11 +54,16 @@ def main() -> None:
     images = setting.batch.image
     count = EACH * len(images)
     pairs = ConceptPairs(torch.arange(len(images)).repeat_interleave(EACH), torch.arange(count)).to(images.device)
-    rows = {
+    rows: dict[str, RegionMethod] = {
         "published CE-FAM, top-1": CEFAMRegions(bench),
+        "CE-FAM, another concept": AnotherConceptRegions(bench, CEFAMRegions),
         "beyond": BeyondRegions(bench),
+        "beyond, another concept": AnotherConceptRegions(bench, BeyondRegions),
         "beyond, the whole view alone": BeyondRegions(bench, scales=[1.0]),
+        "Grad-CAM, class": GradCAMRegions(bench),
     }
+    for name, control in CONTROLS.items():
+        rows |= {name: control(bench), f"{name}, guided": GuidedRegions(bench, control)}
 
     @torch.no_grad()
     def run(method: RegionMethod) -> None:
