@@ -114,12 +114,17 @@ def _of_image(
 
 
 def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
-    """The stages' maps and, where wanted, that of all stages together (P, h, w), scaled to add up to what theirs add up to: their unit."""
+    """The stages' maps and, where wanted, that of all stages together (P, h, w), as bright as its concept is present.
+
+    Its highest density is what S is above the mean over concepts, at least 1. A gradient's size does not say it: it is small where the
+    translator is saturated, and so for what is seen best.
+    """
     if fused is None:
         return maps
-    together = fused(encoding, pairs)
-    total = torch.stack([each.sum(dim=(1, 2)) for each in maps]).sum(dim=0)
-    return [*maps, together * (total / together.sum(dim=(1, 2)).clamp_min(1e-30)).view(-1, 1, 1)]
+    together, similarity = fused(encoding, pairs), encoding.similarity
+    above = (similarity - similarity.mean(dim=1, keepdim=True))[pairs.image, pairs.concept].clamp_min(1)
+    highest = together.amax(dim=(1, 2)).clamp_min(1e-30) * together[0].numel()
+    return [*maps, together * (above / highest).view(-1, 1, 1)]
 
 
 def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
