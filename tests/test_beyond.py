@@ -193,10 +193,11 @@ def test_a_page_shows_what_is_above_the_mean_as_bright_as_the_concept_is_present
         concepts = dataclasses.replace(explainer.concepts, probability="sigmoid", logit_bias=-1000.0)
         explainer = Explainer(explainer.classifier, explainer.translator, concepts)
     method = BeyondRegions(bench_of(explainer))
-    (found,) = explainer.explain(images[:1], top_k=3, fused=method.maps)
+    (found,) = explainer.explain(images[:1], top_k=len(explainer.concepts), fused=method.maps)
     numbers = [explainer.concepts.numbers.index(part.concept.number) for part in found]
-    pairs = ConceptPairs(torch.zeros(3, dtype=torch.long), torch.tensor(numbers))
+    pairs = ConceptPairs(torch.zeros(len(numbers), dtype=torch.long), torch.tensor(numbers))
     sharp = method.regions(Activated(images, explainer.classifier(images)), pairs, GRID, 1).maps[:, 0]
+    assert {part.present for part in found} == {True, False}
     for part, row in zip(found, sharp, strict=True):
         region = part.maps[-1]
         wanted = (row.log() - row.log().mean()).relu()  # sharpened: exp(4 x z-score), up to a factor
