@@ -2,7 +2,8 @@
 
     python -m benchmarks.loading --images photographs --workers 2
 
-The reference is literal: each process decodes its share and cuts a view of it, nothing else. Images per second; best of three.
+The reference is literal: each process decodes its share and cuts a view of it, nothing else. Images per second, and their share of the
+reference in the same round: medians of five rounds, since the speed of a machine drifts.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,8 +34,9 @@ from cefam.datasets.streams import MIXED
 from cefam.pictures import open_picture, to_pixels
 from cefam.views import TrainingView, drawn
 
-REPEATS = 3
+ROUNDS = 5
 BATCH = 64
+SHARD = 256  # photographs: as `cefam prepare` makes them
 
 
 def resized(path: Path, side: int) -> bytes:
@@ -77,44 +81,36 @@ def share_of(act: Callable[[bytes], Any], contents: Sequence[bytes]) -> None:
 
 def bare(act: Callable[[bytes], Any], contents: Sequence[bytes], processes: int) -> float:
     """Photographs per second of so many processes that do nothing else."""
-    best = 0.0
-    for _ in range(REPEATS):
-        parts = [contents[place::processes] for place in range(processes)]
-        workers = [multiprocessing.Process(target=share_of, args=(act, part)) for part in parts]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, len(contents) / (time.perf_counter() - start))
-    return best
+    parts = [contents[place::processes] for place in range(processes)]
+    workers = [multiprocessing.Process(target=share_of, args=(act, part)) for part in parts]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(contents) / (time.perf_counter() - start)
 
 
-def loaded(data: ImagesData, ahead: int) -> float:
+def loaded(loader: Any, ahead: int) -> float:
     """Photographs per second that reach the training process while its workers read; what the device does is not counted.
 
-    The clock runs from the third batch to the last one whose successors are not read yet: ``ahead`` photographs lie in buffers.
+    Up to ``ahead`` photographs lie in buffers: the clock runs from when these are full to when the last photograph is asked for.
     """
-    best = 0.0
-    for epoch in range(REPEATS):
-        loader = data.train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        last = len(loader) - math.ceil(ahead / BATCH) - 1
-        start = 0.0
-        for number, _ in enumerate(loader):
-            if number == 2:
-                start = time.perf_counter()
-            if number == last:
-                break
-        best = max(best, (last - 2) * BATCH / (time.perf_counter() - start))
-    return best
+    first = math.ceil(ahead / BATCH)
+    last, start = len(loader) - first - 1, 0.0
+    for number, _ in enumerate(loader):
+        if number == first:
+            start = time.perf_counter()
+        if number == last:
+            break
+    return (last - first) * BATCH / (time.perf_counter() - start)
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--side", type=int, help="resize photographs to this short side first (ImageNet's is often 375)"
@@ -122,20 +118,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     paths = [path for path, _ in list_images(options.images)][: options.count]
-    contents = [resized(path, options.side) if options.side else path.read_bytes() for path in paths]
-    contents = (contents * (options.count // len(contents) + 1))[: options.count]  # an epoch of a few seconds
-    found: dict[str, float] = {}
-    for act in (by_pillow, by_torchvision, decoded):
-        found[f"decoding alone: {act.__name__}"] = bare(act, contents, options.workers)
-    usual = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
-    found["decoding and view, torchvision's transforms"] = bare(partial(recipe, usual), contents, options.workers)
-    found["decoding and view, bare"] = bare(partial(viewed, TrainingView()), contents, options.workers)
+    measures: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source, shards = Path(folder) / "files", Path(folder) / "shards"
         source.mkdir()
-        for place, content in enumerate(contents):
+        for place, path in enumerate(islice(cycle(paths), options.count)):  # an epoch of a few seconds
+            content = resized(path, options.side) if options.side else path.read_bytes()
             (source / f"{place:05d}.jpg").write_bytes(content)
-        cefam(["prepare", "--kind=images", f"--source={source}", f"--folder={shards}", "--samples_per_shard=64"])
+        cefam(["prepare", "--kind=images", f"--source={source}", f"--folder={shards}", f"--samples_per_shard={SHARD}"])
+        # Each in memory of its own, as those that are loaded.
+        contents = [path.read_bytes() for path, _ in list_images(source)]
+        for act in (by_pillow, by_torchvision, decoded):
+            measures[f"decoding alone: {act.__name__}"] = partial(bare, act, contents, options.workers)
+        usual = partial(recipe, v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]))
+        for name, view in (("torchvision's transforms", usual), ("bare", partial(viewed, TrainingView()))):
+            measures[f"decoding and view, {name}"] = partial(bare, view, contents, options.workers)
         for kind, place in (("files", source), ("shards", shards)):
             for where in ("worker", "device"):
                 data = ImagesData(
@@ -145,12 +142,18 @@ def main() -> None:
                     num_workers=options.workers,
                     resize_on_device=where == "device",
                 )
-                ahead = PREFETCH * options.workers * BATCH + (MIXED if kind == "shards" else 0)
-                found[f"ImagesData from {kind}, resized in the {where}"] = loaded(data, ahead)
-    for name, rate in found.items():
-        reference = found["decoding alone: decoded" if "device" in name else "decoding and view, bare"]
-        print(f"{name:55} {rate:8.1f} images/s {rate / reference:6.2f} of the bare calls")
-    print(json.dumps(found))
+                ahead = PREFETCH * options.workers * BATCH
+                if kind == "shards":
+                    ahead = (PREFETCH * options.workers + 1) * SHARD + MIXED
+                measures[f"ImagesData from {kind}, resized in the {where}"] = partial(
+                    loaded, data.train_dataloader(), ahead
+                )
+        rounds = [{name: measure() for name, measure in measures.items()} for _ in range(ROUNDS)]
+    for name in measures:
+        reference = "decoding alone: decoded" if "device" in name else "decoding and view, bare"
+        rate, share = (median(found[name] / found.get(by, 1) for found in rounds) for by in ("", reference))
+        print(f"{name:55} {rate:8.1f} images/s {share:6.2f} of the bare calls")
+    print(json.dumps(rounds))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from cefam import CEFAM, ConceptSet, load_classifier
 from cefam.datamodules.features import _as_it_is, _Rows
 from cefam.datasets.features import Features
-from cefam.datasets.streams import ShuffledSampler
+from cefam.datasets.samplers import ShuffledSampler
 from cefam.translator import distillation_losses
 
 IMAGENET = 1_281_167

@@ -191,13 +191,13 @@ class TrainingView:
     def __call__(self, picture: Image.Image) -> Tensor:
         """Photograph -> view, uint8 (3, size, size)."""
         pixels, flipped = self._drawn(picture)
-        view = self._resized(pixels)
+        view = self.resize(pixels)
         return view.flip(-1) if flipped else view
 
     def cut(self, picture: Image.Image) -> Tensor:
-        """Photograph -> the same view before it is resized, uint8 (h, w, 3) as it lies in memory; the random numbers are the same."""
+        """Photograph -> the same view before it is resized, uint8 (3, h, w); the random numbers are the same."""
         pixels, flipped = self._drawn(picture)
-        return (pixels.flip(-1) if flipped else pixels).permute(1, 2, 0)
+        return pixels.flip(-1) if flipped else pixels
 
     def _drawn(self, picture: Image.Image) -> tuple[Tensor, bool]:
         """Crop, and whether it is flipped. Pixels outside it are never converted."""
@@ -208,9 +208,6 @@ class TrainingView:
 
     def resize(self, pixels: Tensor) -> Tensor:
         """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""
-        return self._resized(pixels.permute(2, 0, 1))
-
-    def _resized(self, pixels: Tensor) -> Tensor:
         from torchvision.transforms.v2.functional import resize
 
         view: Tensor = resize(pixels, [self.size, self.size], antialias=True)

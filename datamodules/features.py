@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cefam.datasets.batches import mask_labels, region_loader
 from cefam.datasets.features import FeatureManifest, Features, load_features
-from cefam.datasets.streams import ShuffledSampler, StripedSampler, count_batches
+from cefam.datasets.samplers import ShuffledSampler, StripedSampler
+from cefam.datasets.streams import count_batches
 from cefam.views import View
 
 

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from cefam.datasets.batches import Batches, mask_labels, region_loader
 from cefam.datasets.contract import Sample, is_shards
-from cefam.datasets.handover import Views, pack, unpack
+from cefam.datasets.handover import Packed, Views, pack, stack, unpack
+from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import FileEpochs, ImageFiles, ShardEpochs, Skipped, StripedSampler, count_batches
+from cefam.datasets.streams import FileEpochs, ImageFiles, ShardEpochs, Skipped, count_batches
 from cefam.views import TrainingView, View
 
 
@@ -70,7 +71,7 @@ class ImagesData(L.LightningDataModule):
 
         Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
-        views = Views(self.view, torch.stack, 3 * self.size**2)
+        views = Views(self.view, stack, 3 * self.size**2)
         if self.resize_on_device:
             views = Views(self.view.cut, pack, 2 * 3 * self.size**2)  # some are larger
         if is_shards(self.train):
@@ -80,10 +81,11 @@ class ImagesData(L.LightningDataModule):
         return FileEpochs(paths, views, self.batch_size, self.num_workers, self.seed, self.skipped)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Resize what came unresized, on the device."""
-        if isinstance(batch.get("image"), dict):
-            return {**batch, "image": torch.stack([self.view.resize(view) for view in unpack(batch["image"])])}
-        return batch
+        """Resize what came unresized, on the device, and lay images out as towers expect them."""
+        images: Tensor | Packed = batch["image"]
+        if isinstance(images, dict):
+            images = torch.stack([self.view.resize(view.movedim(-1, 0)) for view in unpack(images)])
+        return {**batch, "image": images.contiguous()}
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""

@@ -38,8 +38,14 @@ class Tasks(Dataset):
     def views(task):
         return views_of(task, [(3, 4 + task % 5, 4)] * (task % 4))
 
+    @staticmethod
+    def taken(task):
+        """The same views as they arrive: (h, w, 3)."""
+        return [view.permute(1, 2, 0) for view in Tasks.views(task)]
+
     def __getitem__(self, task):
-        views = [view.permute(0, 2, 1).contiguous().permute(0, 2, 1) for view in self.views(task)]  # not contiguous
+        views = [view.permute(1, 2, 0).contiguous().permute(2, 0, 1) for view in self.views(task)]  # channels last
+        views[1:] = [view.permute(0, 2, 1).contiguous().permute(0, 2, 1) for view in views[1:]]  # or otherwise
         return self.handover.put(task, views, [f"task {task}"])
 
 
@@ -55,7 +61,7 @@ def test_every_task_gives_its_own_views(workers, size):
         room = size if workers else 0
         assert (not handed.rest) == (sum(view.numel() for view in views) <= room)
         assert len(views) == len(Tasks.views(task))
-        assert all(torch.equal(found, view) for found, view in zip(views, Tasks.views(task), strict=True))
+        assert all(torch.equal(found, view) for found, view in zip(views, Tasks.taken(task), strict=True))
 
 
 def test_a_pass_that_is_left_early_does_not_disturb_the_next():
@@ -66,7 +72,7 @@ def test_a_pass_that_is_left_early_does_not_disturb_the_next():
     for stop in (3, 1, 40):
         for task, handed in enumerate(loader):
             views = [view.clone() for view in handover.take(task, handed)]
-            assert all(torch.equal(found, view) for found, view in zip(views, Tasks.views(task), strict=True))
+            assert all(torch.equal(found, view) for found, view in zip(views, Tasks.taken(task), strict=True))
             if task == stop:
                 break
 
@@ -76,7 +82,7 @@ def test_a_slot_is_not_written_again_before_its_task_is_taken():
     tasks = 2 * PREFETCH + 1
     handed = [handover.put(task, views_of(task, [(3, 2, 2)]), []) for task in range(tasks)]
     for task in range(tasks):
-        assert torch.equal(handover.take(task, handed[task])[0], views_of(task, [(3, 2, 2)])[0])
+        assert torch.equal(handover.take(task, handed[task])[0].permute(2, 0, 1), views_of(task, [(3, 2, 2)])[0])
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory is elsewhere")

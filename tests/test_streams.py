@@ -1,10 +1,15 @@
 """Random streams of the data: processes and epochs see other crops, a resumed run sees what it would have seen."""
 
 import pickle
+import random
+import time
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -14,7 +19,8 @@ from cefam.datasets import Manifest, read_shard
 from cefam.datasets.batches import Batches
 from cefam.datasets.handover import Views
 from cefam.datasets.photographs import groups
-from cefam.datasets.streams import ShardEpochs, StripedSampler
+from cefam.datasets.samplers import StripedSampler
+from cefam.datasets.streams import ShardEpochs, mix
 from tests.test_shards import prepared
 
 
@@ -36,7 +42,7 @@ def photographs(tmp_path_factory):
 
 def pretend(monkeypatch, rank, ranks):
     """Be one of several processes, as far as the data knows."""
-    for module in ("streams", "batches"):
+    for module in ("streams", "samplers", "batches"):
         monkeypatch.setattr(f"cefam.datasets.{module}.world", lambda: (rank, ranks))
 
 
@@ -66,6 +72,48 @@ def test_crops_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photog
     one = views(monkeypatch, photographs / kind, 0, epoch=3)
     assert torch.equal(one, views(monkeypatch, photographs / kind, 0, epoch=3, workers=2))
     assert not torch.equal(one, views(monkeypatch, photographs / kind, 0, epoch=2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_views_that_wait_in_shared_memory_are_not_written_over(monkeypatch, photographs, tmp_path, batch_size):
+    """Twelve shards of one photograph, in seven slots: views of several tasks make a batch, or several batches are made of one."""
+    monkeypatch.setattr("cefam.datasets.streams.MIXED", 2)
+    source, folder = f"--source={photographs / 'files'}", tmp_path / "shards"
+    assert main(["prepare", "--kind=images", source, f"--folder={folder}", "--samples_per_shard=1"]) == 0
+    found = []
+    for workers in (0, 2):
+        data = ImagesData(str(folder), str(folder), size=16, batch_size=batch_size, num_workers=workers)
+        loader, batches = data.train_dataloader(), []
+        for epoch in range(5):  # of the same workers
+            loader.sampler.set_epoch(epoch)
+            for batch in loader:
+                time.sleep(0.05)  # workers are ahead as far as they may
+                batches.append(batch["image"])
+        found.append(torch.cat(batches))
+    assert torch.equal(*found)
+    assert len(found[0].flatten(1).unique(dim=0)) == 5 * (12 // batch_size) * batch_size
+
+
+@given(
+    counts=st.lists(st.integers(0, 5), max_size=12),
+    depth=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_mixed_views_come_once_and_wait_for_less_than_so_many_tasks(counts, depth, seed):
+    tasks = [[torch.tensor([task, view]) for view in range(count)] for task, count in enumerate(counts)]
+    parts = [[tuple(view.tolist()) for view in part] for part in mix(tasks, depth, random.Random(seed))]
+    assert sorted(view for part in parts for view in part) == [tuple(view.tolist()) for task in tasks for view in task]
+    assert all(task <= taken < task + depth for taken, part in enumerate(parts[:-1]) for task, _ in part)
+    assert all(task + depth > len(counts) for task, _ in parts[-1])
+
+
+def test_views_are_mixed_over_all_tasks_that_may_wait():
+    """A thousand tasks of ten: the waits are equally frequent, and no two views of a task stay together."""
+    tasks = [[torch.tensor(task)] * 10 for task in range(1000)]
+    parts = list(mix(tasks, 4, random.Random(0)))
+    waits = Counter(taken - int(view) for taken, part in enumerate(parts[:-1]) for view in part)
+    assert sorted(waits) == [0, 1, 2, 3]
+    assert all(abs(count / 10_000 - 0.25) < 0.02 for count in waits.values())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -139,6 +187,8 @@ def test_views_that_are_resized_on_the_device_are_those_of_the_workers(photograp
         data = ImagesData(folder, folder, size=16, batch_size=3, num_workers=workers, resize_on_device=on_device)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(1)
-        found.append(torch.cat([data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]))
+        batches = [data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]
+        found.append(torch.cat(batches))
     assert found[0].shape == (12, 3, 16, 16)
+    assert all(batch.is_contiguous() for batch in batches)  # not every classifier takes channels last
     assert int((found[0].int() - found[1].int()).abs().max()) <= 2

@@ -1,4 +1,7 @@
-"""How views come from data workers into the training process."""
+"""How views come from data workers into the training process.
+
+Views travel as (h, w, 3), which is how decoders and resizing leave them in memory: a copy that reorders them takes twice as long.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +19,15 @@ PREFETCH = 2  # tasks of a data worker that are on the way: torch's default
 
 
 class Packed(TypedDict):
-    """Views of several sizes: their ``pixels`` one after the other, uint8, and their ``shapes``."""
+    """Views of several sizes: their ``pixels`` one after the other, uint8, and their ``shapes`` (h, w, 3)."""
 
     pixels: Tensor
     shapes: list[list[int]]
+
+
+def stack(views: list[Tensor]) -> Tensor:
+    """Views (h, w, 3) of one size as a batch (B, 3, h, w), channels last in memory."""
+    return torch.stack(views).movedim(-1, 1)
 
 
 def pack(views: Sequence[Tensor]) -> Packed:
@@ -39,8 +47,8 @@ class Views:
     """What data workers draw of photographs, and what the training process makes of it.
 
     Args:
-        draw: a view of a photograph, uint8.
-        join: views to a batch.
+        draw: a view (3, h, w) of a photograph, uint8.
+        join: views (h, w, 3) to a batch.
         size: bytes of a view, usually.
     """
 
@@ -61,20 +69,21 @@ class Handover:
     """Shared memory that data workers write views to, one slot per task, used again and again.
 
     Left to itself, torch takes fresh shared memory for every batch, and the first use of a page is dear
-    (docs/performance.md). At most ``PREFETCH`` tasks per worker are on the way, and one is being taken: with one slot for each,
-    task n writes to slot n modulo their number when the task that had it is taken.
+    (docs/performance.md). At most ``PREFETCH`` tasks per worker are on the way, and ``kept`` are in use: with one slot for each,
+    task n writes to slot n modulo their number when the task that had it is not needed any more.
 
     Args:
         workers: data workers; without any, nothing is shared.
         size: bytes for the views of a task. What is larger travels as torch has it.
+        kept: tasks whose views are in use at a time: the last one taken, and those before it.
 
     Raises:
         CefamError: where there is not so much shared memory.
     """
 
-    def __init__(self, workers: int, size: int) -> None:
+    def __init__(self, workers: int, size: int, kept: int = 1) -> None:
         self.prefetch = PREFETCH if workers else None  # of the loader
-        slots = workers * PREFETCH + 1 if workers else 0
+        slots = workers * PREFETCH + kept if workers else 0
         try:
             memory = torch.empty(slots, size, dtype=torch.uint8)
             self.slots: Tensor = memory.share_memory_()  # type: ignore[no-untyped-call]
@@ -89,22 +98,24 @@ class Handover:
 
         Args:
             task: its number; all are taken in order.
-            views: uint8.
+            views: uint8 (3, h, w).
             reasons: why others are missing; known once the views are drawn.
         """
         slot, used = self._slot(task), 0
         shapes, rest = list[list[int]](), list[Tensor]()
         for view in views:
-            shapes.append(list(view.shape))
-            if rest or used + view.numel() > len(slot):
-                rest.append(view)
+            laid = view.movedim(0, -1)
+            end = used + laid.numel()
+            shapes.append(list(laid.shape))
+            if rest or end > len(slot):
+                rest.append(laid)
             else:
-                slot[used : used + view.numel()].view(view.shape).copy_(view)
-                used += view.numel()
+                slot[used:end].view(laid.shape).copy_(laid)
+                used = end
         return Handed(shapes, rest, reasons)
 
     def take(self, task: int, handed: Handed) -> list[Tensor]:
-        """The views of a task, in the training process: to be copied before the next task is waited for."""
+        """The views (h, w, 3) of a task, in the training process: to be used before the next task but ``kept - 1`` is waited for."""
         shapes = handed.shapes[: len(handed.shapes) - len(handed.rest)]
         size = sum(math.prod(shape) for shape in shapes)
         return [*unpack({"pixels": self._slot(task)[:size], "shapes": shapes}), *handed.rest]

@@ -1,6 +1,7 @@
 """Writing and reading shards, by the sample contract."""
 
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -177,7 +178,7 @@ def read_members(shard: Shard, first: int = 0, stop: int | None = None) -> Itera
     members: dict[str, Any] = {}
     again = "copy the shards again, or run `cefam prepare` again."
     try:
-        with storage.local(shard.place, shard.sha256) as path, tarfile.open(path, "r:") as tar:
+        with storage.local(shard.place, shard.sha256) as path, tarfile.open(path, "r:", tarinfo=_Member) as tar:
             for member in tar:
                 key, suffix = _key_and_suffix(member.name)
                 if not member.isfile() or key is None:
@@ -190,13 +191,42 @@ def read_members(shard: Shard, first: int = 0, stop: int | None = None) -> Itera
                     number += 1
                     members = {"__key__": key, "__url__": shard.place}
                 if number > first:
-                    members[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                    members[suffix] = _content(tar, member)
             if number > first:
                 yield members
     except tarfile.TarError as error:
         raise CefamError(f"The shard {shard.place} cannot be read ({error}): {again}") from error
     if number != shard.count >= 0:
         raise CefamError(f"{shard.place} holds {number} samples, its manifest says {shard.count}: {again}")
+
+
+# Name, size, checksum and kind of a plain file whose name has no prefix (POSIX ustar).
+_PLAIN_FILE = re.compile(rb"(.{100}).{24}([0-7]{11})[\0 ].{12}([0-7]{6})\0 0.{188}\0.{166}", re.DOTALL)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar. Headers of plain files are read in a fraction of tarfile's time, others and damaged ones by tarfile."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
+        """A member from its header."""
+        plain = _PLAIN_FILE.fullmatch(buf)
+        if plain is None or int(plain[3], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            return super().frombuf(buf, encoding, errors)
+        member = cls(plain[1].partition(b"\0")[0].decode(encoding, errors))
+        member.size = int(plain[2], 8)
+        return member
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What a member holds. tarfile's own way, over two file objects, takes longer than reading does."""
+    if member.issparse():
+        return tar.extractfile(member).read()  # type: ignore[union-attr]
+    tar.fileobj.seek(member.offset_data)
+    content: bytes = tar.fileobj.read(member.size)
+    if len(content) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content
 
 
 def _key_and_suffix(name: str) -> tuple[str | None, str]:

@@ -1,26 +1,30 @@
-"""Streams of training batches: epochs over files and over shards, and their samplers."""
+"""Streams of training batches: epochs over files and over shards."""
 
+import math
 import random
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from cefam.datasets.batches import batched
-from cefam.datasets.contract import Manifest, Shard, decode
+from cefam.datasets.contract import Manifest, Sample, Shard, decode
 from cefam.datasets.handover import Draw, Handed, Handover, Views
+from cefam.datasets.samplers import ShuffledSampler
 from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
 from cefam.pictures import open_picture
 from cefam.views import drawn
 
-MIXED = 1000  # views of neighboring shards among which a batch is drawn
+AHEAD = 64  # samples that are read before the first is decoded: taking turns, both would find their code and data out of the caches
+MIXED = 1000  # views of neighboring shards that a batch is drawn from, at least; whole shards
 
 
 def count_batches(rows: int, batch_size: int, folder: str) -> int:
@@ -122,12 +126,31 @@ class _NumberedBatches(Sampler[Any]):
         return islice(enumerate(batched(self.draws, self.batch_size)), len(self))
 
 
+def mix(tasks: Iterable[Sequence[Tensor]], depth: int, rng: random.Random) -> Iterator[list[Tensor]]:
+    """Views in a random order: each waits until a random number of further tasks, less than ``depth``, is taken.
+
+    (A buffer from which one is drawn when one comes in, as webdataset's ``shuffle``, holds some views for long. With a bound, they can
+    stay in shared memory until they are used.)
+
+    Returns:
+        For every task, the views that have waited long enough; at last those that are left.
+    """
+    waiting = list[tuple[float, Tensor]]()
+    for taken, views in enumerate(tasks):
+        waiting += [(taken + depth * rng.random(), view) for view in views]
+        waiting.sort(key=itemgetter(0))
+        ready = bisect_left(waiting, taken + 1, key=itemgetter(0))
+        yield [view for _, view in waiting[:ready]]
+        del waiting[:ready]
+    yield [view for _, view in waiting]
+
+
 class ShardEpochs:
     """Batches of random views from shards: what an epoch holds depends on its number, the seed and the process alone.
 
     Whole shards are read, in an order drawn for the epoch; every process takes every n-th shard, and continues with another
-    order at the end, so that all processes have the same number of batches and none waits for the others. A buffer mixes the views
-    of neighboring shards. A data worker hands over a shard's views at once: 38 MB for 256 of side 224.
+    order at the end, so that all processes have the same number of batches and none waits for the others. The views of neighboring
+    shards are mixed. A data worker hands over a shard's views at once, 38 MB for 256 of side 224, and they stay there while they wait.
 
     Args:
         folder: of shards.
@@ -152,10 +175,21 @@ class ShardEpochs:
     ) -> None:
         self.skipped, self.views = skipped or Skipped(0), views
         self.shards, self.batch_size = Manifest.read(folder).placed(folder), batch_size
-        self.num_workers, self.seed, self.epoch = num_workers, seed, 0
+        self.seed, self.epoch = seed, 0
         self.rank, self.ranks = world()
         self.batches = count_batches(sum(shard.count for shard in self.shards), batch_size, folder)
-        self.handover = Handover(num_workers, max(shard.count for shard in self.shards) * views.size)
+        largest = max(shard.count for shard in self.shards)
+        self.depth = 1 + math.ceil(MIXED / largest)
+        self.handover = Handover(num_workers, largest * views.size, kept=self.depth)
+        self.tasks = list[_Task]()  # of the epoch
+        self.loader = DataLoader(
+            _ShardViews(views.draw, self.skipped.limit > 0, self.handover),
+            batch_size=None,
+            sampler=self.tasks,
+            num_workers=num_workers,
+            prefetch_factor=self.handover.prefetch,
+            persistent_workers=num_workers > 0,
+        )
         self.sampler = self  # a Trainer calls set_epoch on the sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -167,66 +201,82 @@ class ShardEpochs:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         stream = f"{self.seed}/{self.epoch}"
-        shards = _ShardViews(self._share(stream), self.views.draw, stream, self.skipped.limit > 0, self.handover)
-        loader = DataLoader(
-            shards, batch_size=None, num_workers=self.num_workers, prefetch_factor=self.handover.prefetch
-        )
-        mix = wds.shuffle(MIXED, initial=MIXED, rng=random.Random(f"{stream}/{self.rank}"))
-        views = mix(self._read(loader))
-        for _ in range(self.batches):
-            yield {"image": self.views.join(list(islice(views, self.batch_size)))}
+        self.tasks[:] = self._share(stream)
+        mixed = mix(self._read(), self.depth, random.Random(f"{stream}/{self.rank}"))
+        yield from islice(self._batches(mixed), self.batches)
 
-    def _read(self, loader: Iterable[Handed]) -> Iterator[Tensor]:
-        for number, handed in enumerate(loader):
+    def _batches(self, parts: Iterable[list[Tensor]]) -> Iterator[dict[str, Any]]:
+        views = list[Tensor]()
+        for part in parts:
+            views += part
+            while len(views) >= self.batch_size:
+                yield {"image": self.views.join(views[: self.batch_size])}
+                del views[: self.batch_size]
+            views = [view.clone() for view in views]  # the memory that they lie in is used again
+
+    def _read(self) -> Iterator[list[Tensor]]:
+        for number, handed in enumerate(self.loader):
             self.skipped.add(handed.reasons)
-            yield from (view.clone() for view in self.handover.take(number, handed))
+            yield self.handover.take(number, handed)
 
-    def _share(self, stream: str) -> list[tuple[int, Shard]]:
-        """As many shards as this process needs, each with its place in the order of all processes."""
-        share: list[tuple[int, Shard]] = []
+    def _share(self, stream: str) -> Iterator["_Task"]:
+        """As many shards as this process needs; their random streams depend on their place in the order of all processes."""
+        missing = self.batches * self.batch_size + self.skipped.limit
         for place, shard in islice(enumerate(self._order(stream)), self.rank, None, self.ranks):
-            share.append((place, shard))
-            if sum(shard.count for _, shard in share) >= self.batches * self.batch_size + self.skipped.limit:
-                return share
-        raise AssertionError("The order has no end.")
+            yield _Task(place // self.ranks, shard, f"{stream}/{place}")
+            missing -= shard.count
+            if missing <= 0:
+                return
 
     def _order(self, stream: str) -> Iterator[Shard]:
         for repeat in count():
             yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
+class _Task(NamedTuple):
+    """A shard to be read: its number in the epoch of a process, and the name of its random stream."""
+
+    number: int
+    shard: Shard
+    stream: str
+
+
 class _ShardViews(Dataset[Handed]):
     """The views of one shard after another, and why others are missing."""
 
-    def __init__(
-        self, share: Sequence[tuple[int, Shard]], draw: Draw, stream: str, may_skip: bool, handover: Handover
-    ) -> None:
-        self.share, self.draw, self.stream, self.may_skip, self.handover = share, draw, stream, may_skip, handover
+    def __init__(self, draw: Draw, may_skip: bool, handover: Handover) -> None:
+        self.draw, self.may_skip, self.handover = draw, may_skip, handover
 
-    def __len__(self) -> int:
-        return len(self.share)
-
-    def __getitem__(self, index: int) -> Handed:
+    def __getitem__(self, task: _Task) -> Handed:
         reasons = list[str]()
-        return self.handover.put(index, self._drawn(*self.share[index], reasons), reasons)
+        return self.handover.put(task.number, self._drawn(task.shard, task.stream, reasons), reasons)
 
-    def _drawn(self, place: int, shard: Shard, reasons: list[str]) -> Iterator[Tensor]:
-        seen = 0
-        try:
-            for number, members in enumerate(read_members(shard)):
-                seen = number + 1
+    def _drawn(self, shard: Shard, stream: str, reasons: list[str]) -> Iterator[Tensor]:
+        for block in batched(enumerate(_samples(shard)), AHEAD):
+            for number, sample in block:
                 try:
-                    picture = decode(members, shard.layout, with_masks=False).picture()
-                    yield drawn(self.draw, picture, f"{self.stream}/{place}/{number}")
+                    if isinstance(sample, CefamError):
+                        raise sample
+                    yield drawn(self.draw, sample.picture(), f"{stream}/{number}")
                 except CefamError as error:
-                    self._skip(error, 1, reasons)
-        except CefamError as error:  # the rest of the shard
-            self._skip(error, shard.count - seen, reasons)
+                    if not self.may_skip:
+                        raise
+                    reasons.append(str(error))
 
-    def _skip(self, error: CefamError, count: int, reasons: list[str]) -> None:
-        if not self.may_skip:
-            raise error
-        reasons += [str(error)] * count
+
+def _samples(shard: Shard) -> Iterator[Sample | CefamError]:
+    """The samples of a shard, and in place of each that cannot be read the reason."""
+    seen = 0
+    try:
+        for members in read_members(shard):
+            seen += 1
+            try:
+                sample: Sample | CefamError = decode(members, shard.layout, with_masks=False)
+            except CefamError as error:
+                sample = error
+            yield sample
+    except CefamError as error:  # the rest of the shard
+        yield from [error] * max(1, shard.count - seen)
 
 
 class RandomViews(Dataset[Handed]):
@@ -267,46 +317,3 @@ class ImageFiles(Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         return {"image": self.view(open_picture(path, str(path)))}
-
-
-class StripedSampler(DistributedSampler[Any]):
-    """Every n-th index for each process, without repeating one to make the shares equal.
-
-    Raises a ``CefamError`` where a process would have none: it could not take part in the validation.
-
-    (torch's own sampler pads, and a padded sample counts twice in every average. Being one of its kind, this one is not
-    replaced by Lightning.)
-    """
-
-    def __init__(self, length: int, what: str) -> None:
-        rank, ranks = world()
-        if length < ranks:
-            raise CefamError(f"{what} holds {length} row(s) for {ranks} processes: use fewer devices.")
-        super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.share = range(rank, length, ranks)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.share)
-
-    def __len__(self) -> int:
-        return len(self.share)
-
-
-class ShuffledSampler(DistributedSampler[Any]):
-    """A new order every epoch, from seed and epoch alone, in equal shares; a resumed run sees what it would have seen.
-
-    Args:
-        length: number of rows.
-        seed: of the order.
-        draws: give numbers of draws (epoch x length + index) instead of indices, for :class:`RandomViews`.
-    """
-
-    def __init__(self, length: int, seed: int, draws: bool = False) -> None:
-        rank, ranks = world()
-        every: Any = range(length)
-        super().__init__(every, num_replicas=ranks, rank=rank, shuffle=True, seed=seed, drop_last=True)
-        self.length, self.draws = length, draws
-
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.length if self.draws else 0
-        return (first + index for index in super().__iter__())
