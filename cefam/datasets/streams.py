@@ -291,18 +291,36 @@ class RandomViews(Dataset[Handed]):
     def __getitem__(self, batch: tuple[int, list[int]]) -> Handed:
         number, draws = batch
         reasons = list[str]()
-        return self.handover.put(number, (self._drawn(draw, reasons) for draw in draws), reasons)
+        return self.handover.put(number, self._views(draws, reasons), reasons)
 
-    def _drawn(self, draw: int, reasons: list[str]) -> Tensor:
+    def _views(self, draws: Sequence[int], reasons: list[str]) -> Iterator[Tensor]:
+        for block in batched(draws, AHEAD):
+            contents = [_read(self._path(draw)) for draw in block]
+            yield from (self._drawn(draw, content, reasons) for draw, content in zip(block, contents, strict=True))
+
+    def _drawn(self, draw: int, content: bytes | Path, reasons: list[str]) -> Tensor:
         for place in range(draw, draw + len(self.paths)):
-            path = self.paths[place % len(self.paths)]
+            path = self._path(place)
             try:
-                return drawn(self.draw, open_picture(path, str(path)), f"{self.seed}/{draw}")
+                return drawn(
+                    self.draw, open_picture(content if place == draw else path, str(path)), f"{self.seed}/{draw}"
+                )
             except CefamError as error:
                 if not self.may_skip:
                     raise
                 reasons.append(str(error))
         raise CefamError(f"None of the photographs can be read; the last: {reasons[-1]}")
+
+    def _path(self, draw: int) -> Path:
+        return self.paths[draw % len(self.paths)]
+
+
+def _read(path: Path) -> bytes | Path:
+    """What a file holds; or, where it cannot be read, its path: who opens it learns why."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return path
 
 
 class ImageFiles(Dataset[Any]):
