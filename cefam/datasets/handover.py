@@ -115,7 +115,7 @@ class Handover:
         return Handed(shapes, rest, reasons)
 
     def take(self, task: int, handed: Handed) -> list[Tensor]:
-        """The views (h, w, 3) of a task, in the training process: to be used before the next task but ``kept - 1`` is waited for."""
+        """The views (h, w, 3) of a task, in the training process: they are written over when task ``task + kept`` is waited for."""
         shapes = handed.shapes[: len(handed.shapes) - len(handed.rest)]
         size = sum(math.prod(shape) for shape in shapes)
         return [*unpack({"pixels": self._slot(task)[:size], "shapes": shapes}), *handed.rest]
