@@ -1,9 +1,11 @@
 """Random streams of the data: processes and epochs see other crops, a resumed run sees what it would have seen."""
 
+import gc
 import pickle
 import random
 import time
 from collections import Counter
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -65,6 +67,21 @@ def test_no_two_crops_of_two_processes_and_two_epochs_are_the_same(monkeypatch, 
     assert len(every.flatten(1).unique(dim=0)) == 24
     again = views(monkeypatch, folder, 1, 1, workers)
     assert torch.equal(again, every[-6:])
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_data_workers_end_with_their_loader(photographs, kind):
+    folder, others = str(photographs / kind), set(active_children())
+    loader = ImagesData(folder, folder, size=16, batch_size=3, num_workers=2).train_dataloader()
+    for _ in range(2):
+        next(iter(loader))
+        assert len(set(active_children()) - others) == 2
+    gc.disable()  # without its help
+    try:
+        del loader
+        assert set(active_children()) <= others
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])

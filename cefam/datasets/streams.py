@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
@@ -190,7 +190,11 @@ class ShardEpochs:
             prefetch_factor=self.handover.prefetch,
             persistent_workers=num_workers > 0,
         )
-        self.sampler = self  # a Trainer calls set_epoch on the sampler
+
+    @property
+    def sampler(self) -> Self:
+        """What a Trainer calls ``set_epoch`` of; as an attribute it would be a cycle, and workers would outlive their loader."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose what comes next."""
