@@ -96,9 +96,9 @@ def to_pixels(picture: Image.Image) -> "Tensor":
     _check_depth(picture, getattr(picture, "filename", "") or "A picture")
     if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off what is above 255
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    pixels: Tensor = pil_to_tensor(
-        picture if picture.mode == "RGB" else picture.convert("RGB")
-    )  # it copies in any case
+    if picture.mode != "RGB":  # `convert` copies those that are RGB, too, and `pil_to_tensor` copies anyway
+        picture = picture.convert("RGB")
+    pixels: Tensor = pil_to_tensor(picture)
     return pixels
 
 

@@ -132,6 +132,11 @@ def mix(tasks: Iterable[Sequence[Tensor]], depth: int, rng: random.Random) -> It
     (A buffer from which one is drawn when one comes in, as webdataset's ``shuffle``, holds some views for long. With a bound, they can
     stay in shared memory until they are used.)
 
+    Args:
+        tasks: views of any shape, task by task.
+        depth: at least 1; with 1, views are mixed within their task.
+        rng: source of the order.
+
     Returns:
         For every task, the views that have waited long enough; at last those that are left.
     """
