@@ -31,7 +31,7 @@ from cefam.datamodules import ImagesData
 from cefam.datasets.handover import PREFETCH
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import MIXED
-from cefam.pictures import open_picture, to_pixels
+from cefam.pictures import read_pixels
 from cefam.views import TrainingView, drawn
 
 ROUNDS = 5
@@ -48,13 +48,13 @@ def resized(path: Path, side: int) -> bytes:
 
 
 def decoded(content: bytes) -> Any:
-    """The bare decoder."""
-    return to_pixels(open_picture(content, "photograph"))
+    """What cefam does."""
+    return read_pixels(content, "photograph")
 
 
 def viewed(view: TrainingView, content: bytes) -> Any:
     """The bare calls of training."""
-    return drawn(view, open_picture(content, "photograph"), "benchmark")
+    return drawn(view, read_pixels(content, "photograph"), "benchmark")
 
 
 def recipe(transform: Callable[[Any], Any], content: bytes) -> Any:

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from cefam.errors import CefamError
-from cefam.pictures import to_pixels
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,9 @@ class View:
         cut: Tensor = crop(pixels, *self._crop(*size))
         return cut
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Photograph -> view, uint8 (3, H, W)."""
-        return self._apply(to_pixels(picture), "bilinear")
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels of a photograph (3, H, W), uint8 -> those of the view."""
+        return self._apply(pixels, "bilinear")
 
     def mask(self, index_map: Tensor, cut: str = "nearest") -> Tensor:
         """The same cut of an index map (H, W) of the photograph; labels are never mixed.
@@ -188,33 +187,32 @@ class TrainingView:
         self.size, self.flip = size, flip
         self._crop = v2.RandomResizedCrop(size, antialias=True)
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Photograph -> view, uint8 (3, size, size)."""
-        pixels, flipped = self._drawn(picture)
-        view = self.resize(pixels)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels of a photograph (3, H, W), uint8 -> those of a view (3, size, size)."""
+        crop, flipped = self._drawn(pixels)
+        view = self.resize(crop)
         return view.flip(-1) if flipped else view
 
-    def cut(self, picture: Image.Image) -> Tensor:
-        """Photograph -> the same view before it is resized, uint8 (3, h, w); the random numbers are the same."""
-        pixels, flipped = self._drawn(picture)
-        return pixels.flip(-1) if flipped else pixels
+    def cut(self, pixels: Tensor) -> Tensor:
+        """Pixels of a photograph -> those of the same view before it is resized (3, h, w); the random numbers are the same."""
+        crop, flipped = self._drawn(pixels)
+        return crop.flip(-1) if flipped else crop
 
-    def _drawn(self, picture: Image.Image) -> tuple[Tensor, bool]:
-        """Crop, and whether it is flipped. Pixels outside it are never converted."""
-        where = self._crop.make_params([picture])
-        top, left = where["top"], where["left"]
-        pixels = to_pixels(picture.crop((left, top, left + where["width"], top + where["height"])))
-        return pixels, float(torch.rand(1)) < self.flip
+    def _drawn(self, pixels: Tensor) -> tuple[Tensor, bool]:
+        """A crop, and whether it is flipped."""
+        where = self._crop.make_params([pixels])
+        crop = pixels.narrow(-2, where["top"], where["height"]).narrow(-1, where["left"], where["width"])
+        return crop, float(torch.rand(1)) < self.flip
 
     def resize(self, pixels: Tensor) -> Tensor:
-        """What :meth:`cut` gives -> the view, uint8 (3, size, size), on the device of the pixels."""
+        """What :meth:`cut` gives -> the view (3, size, size), on the device of the pixels."""
         from torchvision.transforms.v2.functional import resize
 
         view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
         return view
 
 
-def drawn(view: Callable[[Image.Image], Tensor], picture: Image.Image, stream: str) -> Tensor:
+def drawn(view: Callable[[Tensor], Tensor], pixels: Tensor, stream: str) -> Tensor:
     """A view of a photograph that depends on the name of its random stream alone.
 
     It does not use the global stream, which is the same in every process and depends on workers and batches.
@@ -223,7 +221,7 @@ def drawn(view: Callable[[Image.Image], Tensor], picture: Image.Image, stream: s
         # A Mersenne stream turns the name into a seed: those of neighbors must not be correlated.
         # The CPU's generator alone: seeding those of all devices takes longer than cutting the view.
         torch.default_generator.manual_seed(random.Random(stream).getrandbits(63))
-        return view(picture)
+        return view(pixels)
 
 
 def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> Tensor:

@@ -110,4 +110,4 @@ class ImagesData(L.LightningDataModule):
 
 
 def _views(view: Callable[..., Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
-    return {"image": torch.stack([view(sample.picture()) for sample in samples])}
+    return {"image": torch.stack([view(sample.pixels()) for sample in samples])}

@@ -23,7 +23,7 @@ from cefam.datasets.sources import open_source
 from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
 from cefam.passes import Pass
-from cefam.pictures import open_mask, open_picture
+from cefam.pictures import open_mask, read_pixels
 from cefam.report import results
 from cefam.report.parts import Parts
 from cefam.trained import read_stored
@@ -50,7 +50,7 @@ def samples(kind, **options):
 
 
 def whole_shard(folder):
-    return [(sample.picture(), sample.masks) for sample in read_shard(Manifest.read(folder).placed(folder)[0])]
+    return [(sample.pixels(), sample.masks) for sample in read_shard(Manifest.read(folder).placed(folder)[0])]
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +92,7 @@ def readers(world, prepared, trained, tmp_path_factory):
         "checkpoint": Reader(trained / "log/checkpoints", "best.ckpt", lambda f: read_stored(f / "best.ckpt")),
         "artefact": Reader(trained / "artefact", "config.json", read_stored),
         "weights": Reader(trained / "artefact", "model.safetensors", read_stored),
-        "photograph": Reader(made / "pictures", "000.jpg", lambda f: open_picture(f / "000.jpg", "a")),
+        "photograph": Reader(made / "pictures", "000.jpg", lambda f: read_pixels(f / "000.jpg", "a")),
         "mask": Reader(made / "pictures", "000_object.png", lambda f: open_mask(f / "000_object.png", "a")),
         "part": Reader(made / "evaluation", ".parts/00000000.npz", lambda f: list(Parts(f).records())),
         "published": Reader(made / "published", "a.pth", lambda f: read_pickle(f / "a.pth")),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from cefam.brodenette import describe, draw
 from cefam.categories import IGNORED
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.features import load_features
-from cefam.pictures import open_mask, open_picture
+from cefam.errors import CefamError
+from cefam.pictures import open_mask, open_picture, read_pixels, to_pixels
 from cefam.views import View
 from tests.commands import run
 
@@ -40,7 +42,76 @@ def stored(picture, orientation, kind="PNG"):
 def test_photographs_are_shown_upright(orientation):
     found = open_picture(stored(UPRIGHT, orientation), "photograph")
     assert np.array_equal(np.asarray(found), np.asarray(UPRIGHT))
-    assert torch.equal(View(72, 64)(found), View(72, 64)(UPRIGHT))
+    assert torch.equal(View(72, 64)(to_pixels(found)), View(72, 64)(to_pixels(UPRIGHT)))
+
+
+def written(picture, kind="JPEG", **options):
+    data = io.BytesIO()
+    picture.save(data, kind, **options)
+    return data.getvalue()
+
+
+PHOTOGRAPHS = {
+    "usual": written(UPRIGHT),
+    "progressive, not subsampled": written(UPRIGHT, progressive=True, subsampling=0, quality=95),
+    "restart markers": written(UPRIGHT, restart_marker_rows=1),
+    "grey": written(UPRIGHT.convert("L")),
+    "CMYK": written(UPRIGHT.convert("CMYK")),
+    "on its side": stored(UPRIGHT, 6, "JPEG"),
+    "several pictures": written(UPRIGHT, "MPO", save_all=True, append_images=[UPRIGHT.rotate(180)]),
+    "PNG": written(UPRIGHT.convert("RGBA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", PHOTOGRAPHS)
+def test_pixels_are_pillows_whatever_decodes_them(kind, tmp_path):
+    content = PHOTOGRAPHS[kind]
+    (tmp_path / "a").write_bytes(content)
+    expected = to_pixels(open_picture(content, "a"))
+    for source in (content, tmp_path / "a"):
+        assert torch.equal(read_pixels(source, "a"), expected)
+
+
+def test_usual_photographs_are_not_left_to_pillow(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda picture: pytest.fail("Pillow decodes."))
+    assert read_pixels(PHOTOGRAPHS["usual"], "a").shape == (3, 72, 96)
+
+
+def test_without_torchvisions_decoder_pillow_reads_all(monkeypatch):
+    """Some builds of torchvision come without it: the operator is missing."""
+    expected = read_pixels(PHOTOGRAPHS["usual"], "a")
+    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda data: torch.ops.image.not_there(data))
+    assert torch.equal(read_pixels(PHOTOGRAPHS["usual"], "a"), expected)
+
+
+def test_damaged_photographs_give_what_pillow_gives():
+    """The same pixels, or the same sentence."""
+
+    def outcome(read):
+        try:
+            return read().tolist()
+        except CefamError as error:
+            return str(error)
+
+    draws, sentences = random.Random(0), 0
+    for content in [PHOTOGRAPHS["usual"], PHOTOGRAPHS["restart markers"]] * 100:
+        place, damage = draws.randrange(len(content)), draws.randrange(4)
+        parts = {
+            0: [content[:place]],
+            1: [content[:place], draws.randbytes(1), content[place + 1 :]],
+            2: [content[:place], content[place + draws.randrange(50) :]],
+            3: [content[: -draws.randrange(1, 12)]],
+        }
+        damaged = b"".join(parts[damage])
+        expected = outcome(lambda found=damaged: to_pixels(open_picture(found, "a")))
+        assert outcome(lambda found=damaged: read_pixels(found, "a")) == expected
+        sentences += isinstance(expected, str)
+    assert 50 < sentences < 150
+
+
+def test_photographs_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(CefamError, match=r"The image a cannot be read .*No such file"):
+        read_pixels(tmp_path / "a.jpg", "a")
 
 
 def test_every_command_sees_them_upright(world, tmp_path):
@@ -176,6 +247,6 @@ def test_colors_are_not_taken_for_numbers(pixels):
 def test_sixteen_bit_greymaps_are_photographs():
     data = io.BytesIO()
     Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(data, "PPM")
-    found = np.asarray(View(None, None)(open_picture(data.getvalue(), "a.pgm")))
+    found = read_pixels(data.getvalue(), "a.pgm")
     assert found.shape == (3, 8, 8)
     assert (found.min(), found.max()) == (0, 255)

@@ -13,7 +13,8 @@ from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest, Mask, Sample, ShardWriter, read_shard
 from cefam.datasets.sources.broden import Broden
 from cefam.datasets.sources.images import list_images
-from cefam.pictures import open_picture
+from cefam.pictures import read_pixels
+from cefam.views import View
 from tests.commands import ROOT
 
 
@@ -312,13 +313,11 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
 def test_a_picture_of_one_pixel_and_an_animation_are_read(tmp_path):
     from PIL import Image
 
-    from cefam.views import View
-
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert View(8, 8)(open_picture(tmp_path / "a.gif", "a"))[:, 0, 0].tolist() == [255, 0, 0]
+    assert read_pixels(tmp_path / "a.gif", "a")[:, 0, 0].tolist() == [255, 0, 0]
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
-    assert View(8, 8)(open_picture(tmp_path / "one.png", "one")).float().mean(dim=(1, 2)).tolist() == [255, 0, 0]
+    assert View(8, 8)(read_pixels(tmp_path / "one.png", "one")).float().mean(dim=(1, 2)).tolist() == [255, 0, 0]
 
 
 @pytest.mark.realset

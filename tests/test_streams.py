@@ -143,7 +143,7 @@ def test_an_epoch_of_shards_draws_every_photograph_about_once(monkeypatch, world
         drawn = []
         for rank in range(ranks):
             pretend(monkeypatch, rank, ranks)
-            views = Views(lambda picture: torch.tensor(picture.getpixel((70, 0))), torch.stack, 0)
+            views = Views(lambda pixels: pixels[:, 0, 70], torch.stack, 0)
             loader = ShardEpochs(str(folder), views, 2, 0, seed=5)
             loader.set_epoch(epoch)
             batches = [batch["image"] for batch in loader]
@@ -185,7 +185,7 @@ def test_photographs_to_cache_can_be_sent_to_a_worker(world):
     (group,) = groups(world / "images" / "val")
     unit = group.open()
     assert len(unit) == group.count
-    assert pickle.loads(pickle.dumps(unit))[0]().mode == unit[0]().mode
+    assert torch.equal(pickle.loads(pickle.dumps(unit))[0](), unit[0]())
 
 
 def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):

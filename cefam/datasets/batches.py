@@ -108,8 +108,8 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sample]:
-    picture = sample.picture()
-    size = (picture.height, picture.width)
+    pixels = sample.pixels()
+    size = (pixels.shape[-2], pixels.shape[-1])
     for mask in sample.masks:
         if view_masks and mask.index_map.shape != size:
             raise CefamError(
@@ -121,7 +121,7 @@ def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sampl
             f"The view cuts the photograph {sample.id} {size}, and not its masks: set `view_masks` of the data to true, or leave "
             f"`crop` out."
         )
-    return view(picture), sample
+    return view(pixels), sample
 
 
 def region_loader(

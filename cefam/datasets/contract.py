@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 from PIL import Image
@@ -28,8 +28,11 @@ from cefam.categories import IGNORED
 from cefam.datasets import storage
 from cefam.errors import CefamError, MissingError
 from cefam.files import write_text
-from cefam.pictures import open_mask, open_picture
+from cefam.pictures import open_mask, open_picture, read_pixels
 from cefam.reading import read_description
+
+if TYPE_CHECKING:  # preparing data needs no torch
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
@@ -72,7 +75,19 @@ class Sample:
         Raises:
             CefamError: where it cannot be decoded.
         """
-        return open_picture(self.image, f"{self.id} ({self.where})" if self.where else self.id)
+        return open_picture(self.image, self._name)
+
+    def pixels(self) -> "Tensor":
+        """The pixels of the photograph, upright, uint8 (3, H, W).
+
+        Raises:
+            CefamError: where it cannot be decoded.
+        """
+        return read_pixels(self.image, self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.id} ({self.where})" if self.where else self.id
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cefam.errors import CefamError
 
-Draw = Callable[[Image.Image], Tensor]
+Draw = Callable[[Tensor], Tensor]
 PREFETCH = 2  # tasks of a data worker that are on the way: torch's default
 
 
@@ -47,7 +46,7 @@ class Views:
     """What data workers draw of photographs, and what the training process makes of it.
 
     Args:
-        draw: a view (3, h, w) of a photograph, uint8.
+        draw: a view (3, h, w) of the pixels of a photograph (3, H, W), uint8.
         join: views (h, w, 3) to a batch.
         size: bytes of a view, usually.
     """

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,15 +17,15 @@ from cefam.datasets.contract import Manifest, Shard, is_shards
 from cefam.datasets.shards import read_shard
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError
-from cefam.pictures import open_picture
+from cefam.pictures import read_pixels
 from cefam.views import drawn
 
-Pictures = list[Callable[[], Image.Image]]
+Pictures = list[Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Photographs that are worked on together: a digest of them, their number, and a function that opens them."""
+    """Photographs that are worked on together: a digest, their number, and what gives a decoder of each."""
 
     digest: str
     count: int
@@ -36,7 +35,7 @@ class Group:
 class _Views(Dataset[Tensor]):
     """Views of a list of pictures; each has its own random stream, so the number of workers does not matter."""
 
-    def __init__(self, pictures: Sequence[Callable[[], Image.Image]], first: int, seed: int, view: Any) -> None:
+    def __init__(self, pictures: Pictures, first: int, seed: int, view: Any) -> None:
         self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
 
     def __len__(self) -> int:
@@ -48,7 +47,7 @@ class _Views(Dataset[Tensor]):
 
 def views_of(
     pictures: Pictures,
-    view: Callable[[Image.Image], Tensor],
+    view: Callable[[Tensor], Tensor],
     stream: int,
     first: int,
     batch_size: int,
@@ -81,11 +80,11 @@ def groups(source: str | Path, size: int = 256) -> list[Group]:
 
 
 def _of_shard(shard: Shard) -> Pictures:
-    return [sample.picture for sample in read_shard(shard, masks=False)]
+    return [sample.pixels for sample in read_shard(shard, masks=False)]
 
 
 def _of_files(paths: Sequence[Path]) -> Pictures:
-    return [partial(open_picture, path, str(path)) for path in paths]
+    return [partial(read_pixels, path, str(path)) for path in paths]
 
 
 def _listed(source: str | Path, paths: Sequence[Path]) -> str:

@@ -20,7 +20,7 @@ from cefam.datasets.samplers import ShuffledSampler
 from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
-from cefam.pictures import open_picture
+from cefam.pictures import read_pixels
 from cefam.views import drawn
 
 AHEAD = 64  # samples that are read before the first is decoded: taking turns, both would find their code and data out of the caches
@@ -266,7 +266,7 @@ class _ShardViews(Dataset[Handed]):
                 try:
                     if isinstance(sample, CefamError):
                         raise sample
-                    yield drawn(self.draw, sample.picture(), f"{stream}/{number}")
+                    yield drawn(self.draw, sample.pixels(), f"{stream}/{number}")
                 except CefamError as error:
                     if not self.may_skip:
                         raise
@@ -311,9 +311,8 @@ class RandomViews(Dataset[Handed]):
         for place in range(draw, draw + len(self.paths)):
             path = self._path(place)
             try:
-                return drawn(
-                    self.draw, open_picture(content if place == draw else path, str(path)), f"{self.seed}/{draw}"
-                )
+                pixels = read_pixels(content if place == draw else path, str(path))
+                return drawn(self.draw, pixels, f"{self.seed}/{draw}")
             except CefamError as error:
                 if not self.may_skip:
                     raise
@@ -343,4 +342,4 @@ class ImageFiles(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        return {"image": self.view(open_picture(path, str(path)))}
+        return {"image": self.view(read_pixels(path, str(path)))}

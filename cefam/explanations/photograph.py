@@ -54,7 +54,7 @@ class Photograph:
             message = f"{name} has {width} x {height} pixels: it is reduced to {picture.width} x {picture.height}."
             warnings.warn(message, CefamWarning, stacklevel=2)
         pixels = to_pixels(picture)
-        return cls(name, pixels, view(picture), view.placement(*pixels.shape[-2:]))
+        return cls(name, pixels, view(pixels), view.placement(*pixels.shape[-2:]))
 
     @classmethod
     def open(cls, path: str | Path, view: View | int, name: str | None = None) -> "Photograph":

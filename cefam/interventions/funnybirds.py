@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cefam.errors import CefamError, MissingError
-from cefam.pictures import open_picture, to_pixels
+from cefam.pictures import read_pixels
 
 # What each color of a part map is; left and right ones are one part.
 COLORS: dict[tuple[int, int, int], str] = {
@@ -102,7 +102,7 @@ class FunnyBirds:
         path = self.root / place
         if not path.is_file():
             raise MissingError(f"FunnyBirds lacks the picture {path}: unpack it again.")
-        return to_pixels(open_picture(path, str(path)))
+        return read_pixels(path, str(path))
 
     def sufficient(self, label: int) -> list[frozenset[str]]:
         """The minimal sufficient sets of parts of a class: those that no other class shares, and no part of which can be left out."""
