@@ -190,7 +190,8 @@ class TrainingView:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels of a photograph (3, H, W), uint8 -> those of a view (3, size, size)."""
         crop, flipped = self._drawn(pixels)
-        view = self.resize(crop.movedim(0, -1).contiguous().movedim(-1, 0))  # resizing keeps this layout, but not that of a part
+        # Resizing keeps the layout of what is (h, w, 3) without gaps; of a part of a photograph it makes (3, h, w).
+        view = self.resize(crop.movedim(0, -1).contiguous().movedim(-1, 0))
         return view.flip(-1) if flipped else view
 
     def cut(self, pixels: Tensor) -> Tensor:
