@@ -93,8 +93,15 @@ def test_crops_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photog
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_views_that_wait_in_shared_memory_are_not_written_over(monkeypatch, photographs, tmp_path, batch_size):
-    """Twelve shards of one photograph, in seven slots: views of several tasks make a batch, or several batches are made of one."""
+    """Twelve shards of one photograph, in eight slots: views of several tasks make a batch, or several batches are made of one."""
+
+    def slowly(*arguments):
+        for part in mix(*arguments):
+            time.sleep(0.03)  # workers are ahead as far as they may
+            yield part
+
     monkeypatch.setattr("cefam.datasets.streams.MIXED", 2)
+    monkeypatch.setattr("cefam.datasets.streams.mix", slowly)
     source, folder = f"--source={photographs / 'files'}", tmp_path / "shards"
     assert main(["prepare", "--kind=images", source, f"--folder={folder}", "--samples_per_shard=1"]) == 0
     found = []
@@ -103,9 +110,7 @@ def test_views_that_wait_in_shared_memory_are_not_written_over(monkeypatch, phot
         loader, batches = data.train_dataloader(), []
         for epoch in range(5):  # of the same workers
             loader.sampler.set_epoch(epoch)
-            for batch in loader:
-                time.sleep(0.05)  # workers are ahead as far as they may
-                batches.append(batch["image"])
+            batches += [batch["image"] for batch in loader]
         found.append(torch.cat(batches))
     assert torch.equal(*found)
     assert len(found[0].flatten(1).unique(dim=0)) == 5 * (12 // batch_size) * batch_size

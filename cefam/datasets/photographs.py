@@ -25,7 +25,7 @@ Pictures = list[Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class Group:
-    """Photographs that are worked on together: a digest, their number, and what gives a decoder of each."""
+    """Photographs that are worked on together: a digest of them, their number, and what lists a function for each that decodes it."""
 
     digest: str
     count: int

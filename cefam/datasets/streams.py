@@ -185,7 +185,7 @@ class ShardEpochs:
         self.batches = count_batches(sum(shard.count for shard in self.shards), batch_size, folder)
         largest = max(shard.count for shard in self.shards)
         self.depth = 1 + math.ceil(MIXED / largest)
-        self.handover = Handover(num_workers, largest * views.size, kept=self.depth)
+        self.handover = Handover(num_workers, largest * views.size, kept=self.depth + 1)
         self.tasks = list[_Task]()  # of the epoch
         self.loader = DataLoader(
             _ShardViews(views.draw, self.skipped.limit > 0, self.handover),
@@ -217,11 +217,14 @@ class ShardEpochs:
     def _batches(self, parts: Iterable[list[Tensor]]) -> Iterator[dict[str, Any]]:
         views = list[Tensor]()
         for part in parts:
+            waited = len(views)
             views += part
             while len(views) >= self.batch_size:
                 yield {"image": self.views.join(views[: self.batch_size])}
                 del views[: self.batch_size]
-            views = [view.clone() for view in views]  # the memory that they lie in is used again
+                waited -= self.batch_size
+            # The memory of those that are left is used again after the next part.
+            views[: max(waited, 0)] = [view.clone() for view in views[: max(waited, 0)]]
 
     def _read(self) -> Iterator[list[Tensor]]:
         for number, handed in enumerate(self.loader):
