@@ -217,14 +217,13 @@ class ShardEpochs:
     def _batches(self, parts: Iterable[list[Tensor]]) -> Iterator[dict[str, Any]]:
         views = list[Tensor]()
         for part in parts:
-            waited = len(views)
+            left = len(views)
             views += part
             while len(views) >= self.batch_size:
                 yield {"image": self.views.join(views[: self.batch_size])}
                 del views[: self.batch_size]
-                waited -= self.batch_size
-            # The memory of those that are left is used again after the next part.
-            views[: max(waited, 0)] = [view.clone() for view in views[: max(waited, 0)]]
+                left = max(left - self.batch_size, 0)
+            views[:left] = [view.clone() for view in views[:left]]  # left again: the next task may be written over them
 
     def _read(self) -> Iterator[list[Tensor]]:
         for number, handed in enumerate(self.loader):
