@@ -90,3 +90,10 @@ def test_too_little_shared_memory_is_said():
     place = os.statvfs("/dev/shm")
     with pytest.raises(CefamError, match=r"1 data worker\(s\) need \d+ MB of shared memory.*--shm-size"):
         Handover(1, place.f_frsize * place.f_blocks // 3 + 2**20)
+
+
+def test_a_crop_that_finds_no_room_leaves_its_photograph_behind():
+    photograph = torch.zeros(3, 100, 100, dtype=torch.uint8)
+    (crop,) = Handover(0, 0).put(0, [photograph[:, :10, :20]], []).rest
+    assert crop.shape == (10, 20, 3)
+    assert crop.untyped_storage().nbytes() == 600

@@ -95,14 +95,15 @@ def test_damaged_photographs_give_what_pillow_gives():
 
     draws, sentences = random.Random(0), 0
     for content in [PHOTOGRAPHS["usual"], PHOTOGRAPHS["restart markers"]] * 100:
-        place, damage = draws.randrange(len(content)), draws.randrange(4)
-        parts = {
-            0: [content[:place]],
-            1: [content[:place], draws.randbytes(1), content[place + 1 :]],
-            2: [content[:place], content[place + draws.randrange(50) :]],
-            3: [content[: -draws.randrange(1, 12)]],
-        }
-        damaged = b"".join(parts[damage])
+        place = draws.randrange(len(content))
+        damaged = draws.choice(
+            [
+                content[:place],
+                content[:place] + draws.randbytes(1) + content[place + 1 :],
+                content[:place] + content[place + draws.randrange(50) :],
+                content[: -draws.randrange(1, 12)],
+            ]
+        )
         expected = outcome(lambda found=damaged: to_pixels(open_picture(found, "a")))
         assert outcome(lambda found=damaged: read_pixels(found, "a")) == expected
         sentences += isinstance(expected, str)

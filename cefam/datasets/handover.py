@@ -107,7 +107,7 @@ class Handover:
             end = used + laid.numel()
             shapes.append(list(laid.shape))
             if rest or end > len(slot):
-                rest.append(laid)
+                rest.append(laid.contiguous())  # without the photograph that it is a part of
             else:
                 slot[used:end].view(laid.shape).copy_(laid)
                 used = end

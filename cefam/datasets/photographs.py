@@ -20,12 +20,12 @@ from cefam.errors import CefamError
 from cefam.pictures import read_pixels
 from cefam.views import drawn
 
-Pictures = list[Callable[[], Tensor]]
+Pictures = list[Callable[[], Tensor]]  # each decodes a photograph: its pixels (3, H, W), uint8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Photographs that are worked on together: a digest of them, their number, and what lists a function for each that decodes it."""
+    """Photographs that are worked on together: a digest of them, their number, and ``open``, which lists them undecoded."""
 
     digest: str
     count: int
