@@ -248,7 +248,12 @@ def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> 
 
 
 def resize_regions(region: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of maps (P, h, w) -> (P, H, W), half-pixel centers, no antialias (golden rule)."""
+    """Bilinear resize of maps (P, h, w) -> (P, H, W), half-pixel centers, no antialias (golden rule).
+
+    Pixels between equal cells, as those of the border, are exactly equal: the interpolation is in double precision, so its own
+    rounding, which differs from processor to processor, vanishes when the result is rounded. NRA then sees ties where there are ties.
+    """
     if tuple(region.shape[-2:]) == tuple(size):
         return region
-    return F.interpolate(region.unsqueeze(1), tuple(size), mode="bilinear", align_corners=False).squeeze(1)
+    resized = F.interpolate(region.unsqueeze(1).double(), tuple(size), mode="bilinear", align_corners=False)
+    return resized.squeeze(1).to(region.dtype)

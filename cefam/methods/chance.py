@@ -106,8 +106,11 @@ class CenterRegions(RegionMethod):
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
-        rows, columns = ((torch.arange(n, device=activated.images.device) + 0.5) / n - 0.5 for n in size)
-        nearness = 1 - (rows.unsqueeze(1) ** 2 + columns**2).sqrt()
+        height, width = size
+        # Whole numbers, so that pixels at one distance are exactly equal on every processor.
+        rows, columns = (2 * torch.arange(n, device=activated.images.device) + 1 - n for n in size)
+        squared = (rows.unsqueeze(1) * width) ** 2 + (columns * height) ** 2
+        nearness = 1 - squared.double().sqrt() / (2 * height * width)
         return _candidates(nearness.float().expand(len(pairs), 1, -1, -1))
 
 

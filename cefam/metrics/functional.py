@@ -1,7 +1,8 @@
 """Region metrics as pure functions: EPG (eq. A2) and NRA (eq. 13, A1), pair by pair, batched on any device.
 
 Every function takes regions (P, H, W) of floats and masks (P, H, W) of booleans and gives one double per pair. A pair
-whose mask is empty or fills the image is undefined: NaN here, counted apart by the metric classes.
+whose mask is empty or fills the image, or whose region holds NaN or infinite values, is undefined: NaN here, counted
+apart by the metric classes.
 """
 
 from typing import Literal, NamedTuple
@@ -55,6 +56,12 @@ def _defined(size: Tensor, num_pixels: int) -> Tensor:
     return (size > 0) & (size < num_pixels)
 
 
+def _only_defined(value: Tensor, region: Tensor, mask: Tensor) -> Tensor:
+    """``value`` (P,), NaN where the mask is empty or full, or the region is not finite."""
+    finite = region.flatten(1).isfinite().all(dim=1)
+    return torch.where(finite & _defined(_size(mask), mask[0].numel() if len(mask) else 0), value, torch.nan)
+
+
 def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-max"] | None = "min-max") -> Tensor:
     """Share of a region's energy that lies inside its mask (EPG, eq. A2).
 
@@ -65,7 +72,7 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
 
     Returns:
         (P,), double; 0 where there is no energy (a constant map under "min-max", an all-zero raw one), NaN where the
-        mask is empty or full.
+        mask is empty or full, or the region not finite.
 
     Raises:
         CefamError: for shapes that differ or a mask that is not boolean.
@@ -88,7 +95,12 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     total = energy.sum(dim=1, dtype=torch.double)
     within = (energy * mask.flatten(1)).sum(dim=1, dtype=torch.double)
     share = within / torch.where(total > 0, total, 1.0)
-    return torch.where(_defined(_size(mask), energy.shape[1]), share, torch.nan)
+    return _only_defined(share, region, mask)
+
+
+def published_energy(energy: Tensor, nra: Tensor) -> Tensor:
+    """EPG as the published loop records it, which keeps a region only if its NRA is above 0: else 0. All (P,)."""
+    return torch.where(nra == 0, 0.0, energy)
 
 
 def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -253,13 +265,13 @@ def pointing_game(region: Tensor, mask: Tensor) -> Tensor:
         mask: (P, H, W), boolean.
 
     Returns:
-        (P,), double, NaN where the mask is empty or full.
+        (P,), double, NaN where undefined.
     """
     _check(region, mask)
     values, inside = region.flatten(1), mask.flatten(1)
     largest = values == values.amax(dim=1, keepdim=True)
     share = (largest & inside).sum(dim=1).double() / largest.sum(dim=1)
-    return torch.where(_defined(_size(mask), values.shape[1]), share, torch.nan)
+    return _only_defined(share, region, mask)
 
 
 def iou_at_area(region: Tensor, mask: Tensor) -> Tensor:
@@ -269,7 +281,7 @@ def iou_at_area(region: Tensor, mask: Tensor) -> Tensor:
         return region.new_zeros(len(region), dtype=torch.double)
     size = _size(mask)
     found = _true_positives(region, mask, size.long().clamp_min(1).unsqueeze(1) - 1)[0].squeeze(1)
-    return torch.where(_defined(size, mask[0].numel()), found / (2 * size - found), torch.nan)
+    return _only_defined(found / (2 * size - found), region, mask)
 
 
 def average_precision(region: Tensor, mask: Tensor) -> Tensor:
@@ -280,7 +292,7 @@ def average_precision(region: Tensor, mask: Tensor) -> Tensor:
         mask: (P, H, W), boolean.
 
     Returns:
-        (P,), double, NaN where the mask is empty or full.
+        (P,), double, NaN where undefined.
     """
     _check(region, mask)
     order = region.detach().flatten(1).argsort(dim=1, descending=True, stable=True)
@@ -295,4 +307,4 @@ def average_precision(region: Tensor, mask: Tensor) -> Tensor:
     before = torch.cat([torch.zeros_like(found[:, :1]), gained[:, :-1].cummax(dim=1).values.clamp_min(0)], dim=1)
     size = _size(mask)
     area = (torch.where(ends, found - before, 0.0) * precision).sum(dim=1) / size.clamp_min(1)
-    return torch.where(_defined(size, values.shape[1]), area, torch.nan)
+    return _only_defined(area, region, mask)

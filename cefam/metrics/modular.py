@@ -5,6 +5,7 @@ none) merge exactly, and nothing waits for the host.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +18,10 @@ from cefam.metrics import functional
 from cefam.metrics.means import category_means
 
 
+Average = Literal["macro"] | None
+_instances = count(1)
+
+
 class PairMean(Metric):
     """Mean of a value per (image, concept) pair, by category, with undefined (NaN) pairs left out and counted.
 
@@ -24,24 +29,37 @@ class PairMean(Metric):
 
     Args:
         categories: names of the categories, in the order of the indices that ``update`` gets.
+        average: what ``compute`` gives. ``None``: a dict, see there; "macro": the unweighted mean over categories alone, a scalar, for
+            torchmetrics' wrappers that take scalars (``BootStrapper``, ``MetricTracker.best_metric``).
         kwargs: options of ``torchmetrics.Metric``.
+
+    Raises:
+        CefamError: for another ``average``.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     inexpressible: ClassVar[float | None] = (
         None  # the value of a concept that a method cannot express; None leaves it out
     )
 
+    instance: Tensor
     total: Tensor
     count: Tensor
     undefined: Tensor
     missing: Tensor
 
-    def __init__(self, categories: Sequence[str] = CATEGORIES, **kwargs: Any) -> None:
+    def __init__(self, categories: Sequence[str] = CATEGORIES, average: Average = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.categories = tuple(categories)
+        if average not in (None, "macro"):
+            raise CefamError(f"average must be 'macro' or None, got {average!r}.")
+        self.categories, self.average = tuple(categories), average
+        # MetricCollection merges metrics whose states are equal after the first batch, and an empty batch leaves all of them equal.
+        # This state differs between any two metrics, so that each keeps its own sums.
+        self.add_state("instance", torch.tensor(next(_instances)), dist_reduce_fx="max")
         cells = len(self.categories) + 1  # the last cell holds pairs given without a category
         self.add_state("total", torch.zeros(cells, dtype=torch.double), dist_reduce_fx="sum")
         for name in ("count", "undefined", "missing"):
@@ -96,12 +114,31 @@ class PairMean(Metric):
         self.undefined.index_add_(0, category, undefined.long())
         self.missing.index_add_(0, category, (~expressible & ~undefined).long())
 
-    def compute(self) -> dict[str, Tensor]:
-        """Mean of every category that has pairs, and ``mean``, their unweighted mean (the paper's "Avg.")."""
+    def compute(self) -> dict[str, Tensor] | Tensor:
+        """Mean of every category, and ``mean``, their unweighted mean over the categories that have pairs (the paper's "Avg.").
+
+        NaN where there are no pairs; ``uncategorized`` is there if any pair came without a category. With ``average="macro"``
+        the mean alone.
+        """
         means, average = category_means(self.total, self.count)
-        names = (*self.categories, "uncategorized")
-        found = {name: mean for name, mean, count in zip(names, means, self.count, strict=True) if count > 0}
-        return {**found, "mean": average} if found else {}
+        if self.average == "macro":
+            return average
+        found = dict(zip(self.categories, means, strict=False))
+        if bool((self.count + self.undefined + self.missing)[-1] > 0):
+            found["uncategorized"] = means[-1]
+        return {**found, "mean": average}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result of ``compute``, or several in a row; see ``torchmetrics.Metric.plot``.
+
+        Args:
+            val: result or results; ``None``: computed now.
+            ax: a matplotlib axis to draw on.
+
+        Returns:
+            Figure and axis.
+        """
+        return self._plot(val, ax)
 
 
 class NormalizedRegionAccuracy(PairMean):
@@ -110,7 +147,7 @@ class NormalizedRegionAccuracy(PairMean):
     Args:
         categories: names of the categories.
         chance: "published" or "constant" (calibrated).
-        kwargs: options of ``torchmetrics.Metric``.
+        kwargs: ``average``, and options of ``torchmetrics.Metric``.
 
     >>> region = torch.arange(400.0).view(1, 20, 20)
     >>> metric = NormalizedRegionAccuracy(categories=["object"])
@@ -127,6 +164,7 @@ class NormalizedRegionAccuracy(PairMean):
     ) -> None:
         super().__init__(categories, **kwargs)
         self.chance = chance
+        self.plot_lower_bound = 0.0 if chance == "published" else None
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """NRA of each pair."""
@@ -138,8 +176,8 @@ class EnergyPointingGame(PairMean):
 
     Args:
         categories: names of the categories.
-        normalize: "min-max" (published program) or ``None`` (paper).
-        kwargs: options of ``torchmetrics.Metric``.
+        normalize: "min-max" (published program, which counts the energy of a region whose NRA is 0 as 0) or ``None`` (paper).
+        kwargs: ``average``, and options of ``torchmetrics.Metric``.
     """
 
     def __init__(
@@ -153,7 +191,10 @@ class EnergyPointingGame(PairMean):
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """EPG of each pair."""
-        return functional.energy_pointing_game(region, mask, self.normalize)
+        energy = functional.energy_pointing_game(region, mask, self.normalize)
+        if self.normalize is None:
+            return energy
+        return functional.published_energy(energy, functional.normalized_region_accuracy(region, mask))
 
 
 class HitRate(PairMean):
@@ -162,7 +203,7 @@ class HitRate(PairMean):
     Args:
         categories: names of the categories.
         threshold: what NRA has to exceed.
-        kwargs: options of ``torchmetrics.Metric``.
+        kwargs: ``average``, and options of ``torchmetrics.Metric``.
     """
 
     inexpressible = 0.0
@@ -182,7 +223,7 @@ class FormulaMean(PairMean):
     Args:
         categories: names of the categories.
         function: (P, H, W), (P, H, W) -> (P,), as those of :mod:`cefam.metrics.functional`.
-        kwargs: options of ``torchmetrics.Metric``.
+        kwargs: ``average``, and options of ``torchmetrics.Metric``.
     """
 
     def __init__(self, categories: Sequence[str], function: Callable[[Tensor, Tensor], Tensor], **kwargs: Any) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cefam.errors import CefamError, near
@@ -45,8 +44,7 @@ def _energy(measured: Measured) -> Tensor:
     if measured.preset == "paper":
         return functional.energy_pointing_game(measured.region, measured.mask, None)
     energy = functional.energy_pointing_game(measured.region, measured.mask, "min-max")
-    # The published loop keeps a candidate only if its NRA is above 0; else both values are recorded as 0.
-    return torch.where(measured.nra == 0, 0.0, energy)
+    return functional.published_energy(energy, measured.nra)
 
 
 @dataclass(frozen=True)
