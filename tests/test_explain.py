@@ -274,9 +274,9 @@ def test_the_memory_limit_bounds_the_pairs_that_run_together(kind, monkeypatch):
     together = []
     total_gradients = weighing.total_gradients
 
-    def counted(activations, sources, gradients):
+    def counted(classifier, activations, sources, gradients):
         together.append(gradients[0].shape[0] * gradients[0].shape[1])
-        return total_gradients(activations, sources, gradients)
+        return total_gradients(classifier, activations, sources, gradients)
 
     monkeypatch.setattr(weighing, "total_gradients", counted)
     explainer, images = explainer_of(kind)

@@ -1,5 +1,6 @@
 """Networks and their Encoding: what classifier and translator compute for a batch of images, once for all pairs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from torch import Tensor
 from cefam.attribution.scores import pool, similarity
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
-from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.classifier import ClassifierOutput, FrozenClassifier, check_default_precision
 from cefam.translator import Translator
+
+ROUNDING = 1e-3  # by which floats in [0, 1] may exceed it
 
 
 def single_precision(device: torch.device) -> torch.autocast:
@@ -40,6 +43,29 @@ class Encoding:
     def device(self) -> torch.device:
         """Where its tensors are."""
         return self.embedding.device
+
+
+def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
+    """Refuse images that the classifier would take for others, or not take.
+
+    Raises:
+        CefamError: for another shape, floats that are not finite, or, where the classifier normalizes, floats outside [0, 1].
+    """
+    channels = {classifier.input_channels, 3} if classifier.input_channels == 1 else {classifier.input_channels}
+    if images.dim() != 4 or images.shape[1] not in channels:
+        raise CefamError(
+            f"Images must be (B, {classifier.input_channels}, H, W), got {tuple(images.shape)}: put the batch first and the channels second."
+        )
+    if not images.is_floating_point() or not images.numel():
+        return
+    low, high = (float(value) for value in images.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CefamError("The images hold values that are not finite: look for NaN where they are made.")
+    if classifier.preprocessing.mean and not (-ROUNDING <= low and high <= 1 + ROUNDING):
+        raise CefamError(
+            f"The images have values from {low:.3g} to {high:.3g}; the classifier normalizes images itself, and takes uint8 or floats in "
+            f"[0, 1]. Divide pixels by 255, undo a normalization, or clamp what interpolation overshot."
+        )
 
 
 class Networks:
@@ -74,6 +100,7 @@ class Networks:
         """S of embeddings (..., D) with all concepts: (..., T)."""
         return similarity(embedding, self.text(embedding.device), self.concepts.logit_scale, self.concepts.logit_bias)
 
+    @torch.inference_mode(False)  # gradients are taken of what it gives, whatever the caller's mode
     @torch.no_grad()
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the classifier (unless its output is given) and the translator.
@@ -82,8 +109,14 @@ class Networks:
             images: views (B, 3, H, W), uint8 or floats in [0, 1], which the classifier normalizes (one without ``preprocessing``
                 takes them as they are).
             output: the classifier's output for them.
+
+        Raises:
+            CefamError: without ``output``, for images of another shape or range; under another default precision.
         """
-        output = self.classifier(images) if output is None else output
+        check_default_precision()
+        if output is None:
+            check_images(images, self.classifier)
+            output = self.classifier(images)
         output = ClassifierOutput(output.logits.float(), [a.float() for a in output.activations], output.context)
         pooled = [pool(activation) for activation in output.activations]
         with single_precision(images.device):

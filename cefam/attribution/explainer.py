@@ -5,6 +5,7 @@ file of its own: ``encoding`` (run the networks), ``weights`` (regions), ``choic
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Self, Unpack
 
 import torch
@@ -15,14 +16,14 @@ from cefam.attribution.choice import association
 from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
 from cefam.attribution.encoding import Encoding, Networks, single_precision
-from cefam.attribution.explanation import explain
+from cefam.attribution.explanation import explain, to_photograph
 from cefam.attribution.flip import why_not
 from cefam.attribution.scores import log_probability
-from cefam.attribution.types import Contribution, Fused, Regions
+from cefam.attribution.types import Contribution, Fused, Images, Picture, Regions
 from cefam.attribution.weights import channel_weights, fuse
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
-from cefam.explanations import Explanation, Photograph
+from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
 from cefam.pairs import ConceptPairs
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
@@ -147,6 +148,7 @@ class Explainer:
                 importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
             )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def association(
         self,
@@ -171,6 +173,7 @@ class Explainer:
         regions = self.regions(encoding, pairs) if regions is None else regions
         return association(self.networks, encoding, pairs, regions.importance, settings)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def contribution(
         self,
@@ -205,11 +208,12 @@ class Explainer:
         if stage.shape != pairs.image.shape:
             raise CefamError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
         _check_range("stage", stage, len(regions.maps))
-        classes = self._classes(encoding, target)
+        classes = self.classes(encoding, target)
         return contribution(
             self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
         )
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def direct_effect(
         self,
@@ -227,20 +231,25 @@ class Explainer:
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
-        return direct_effect(self.classifier, encoding, pairs, regions.importance[-1], self._classes(encoding, target))
+        return direct_effect(self.classifier, encoding, pairs, regions.importance[-1], self.classes(encoding, target))
 
-    def _classes(self, encoding: Encoding, target: int | Tensor | None) -> Tensor:
-        """The class of each image (B,): as given, or its most probable one."""
+    def classes(self, encoding: Encoding, target: int | Tensor | None) -> Tensor:
+        """The class of each image (B,): as given, or its most probable one.
+
+        Raises:
+            CefamError: for a class that does not exist.
+        """
         if target is None:
             return self.classifier.probabilities(encoding.output.logits).argmax(dim=1)
         target = torch.as_tensor(target)
-        _check_range("class", target.reshape(-1), self.classifier.num_classes)
+        _check_range("class", target.reshape(-1).cpu(), self.classifier.num_classes)
         return target.to(encoding.device).expand(len(encoding.images))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def explain(
         self,
-        images: Tensor | Sequence[Photograph],
+        images: Images,
         top_k: int = 8,
         target: int | Tensor | None = None,
         concepts: Sequence[str | int] | ConceptSet | None = None,
@@ -252,7 +261,8 @@ class Explainer:
         """Explain a class of each image by concepts, their regions and contributions.
 
         Args:
-            images: (B, 3, H, W), or photographs, whose names and sizes the explanations then have.
+            images: a tensor (B, 3, H, W), uint8 (channels first or last) or floats in [0, 1]; or photographs, PIL images and paths, one
+                or several, which are cut the usual way, and whose names and sizes the explanations then have.
             top_k: the number of best-scoring concepts that are explained, of each image.
             target: the class, one for all or (B,); ``None``: each image's most probable one.
             concepts: which ones may be explained, as texts or indices; ``None``: all. New texts need the ``vlm``; they are scored
@@ -267,16 +277,17 @@ class Explainer:
             One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
 
         Raises:
-            CefamError: for a class that does not exist, new texts without a VLM, or ``top_k`` below 1.
+            CefamError: for a class that does not exist, new texts without a VLM, ``top_k`` below 1, or images of another kind or range.
         """
         asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = asker._with(derivative, num_channels)
         return explain(asker, images, top_k, target, candidates, settings, every_stage, fused)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def why_not(
         self,
-        photograph: Photograph,
+        photograph: Picture,
         other: int,
         top_k: int = 8,
         target: int | None = None,
@@ -287,7 +298,7 @@ class Explainer:
         """Compare the predicted class with another one (Fig. 7).
 
         Args:
-            photograph: one.
+            photograph: one, or a PIL image or path.
             other: a class that it was not taken for.
             top_k: concepts with the largest effect that are shown for each class.
             target: compared in place of the predicted class.
@@ -303,6 +314,7 @@ class Explainer:
             CefamError: where both classes are the same, or one does not exist.
         """
         asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
+        photograph = to_photograph(photograph, self, "image")
         return why_not(asker, photograph, other, top_k, target, candidates, num_channels, fused)
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
@@ -326,9 +338,11 @@ class Explainer:
                 new += [] if same else [concept]
             return found, new
         for text in dict.fromkeys(concepts):
-            if isinstance(text, int):
-                _check_range("concept", torch.tensor([text]), len(self.concepts))
-                found.append(text)
+            if isinstance(text, Integral):  # NumPy's, too
+                _check_range("concept", torch.tensor([int(text)]), len(self.concepts))
+                found.append(int(text))
+            elif not isinstance(text, str):
+                raise CefamError(f"A concept is named by its word or its index, got a {type(text).__name__}.")
             elif text.strip().lower() in known:
                 found += known[text.strip().lower()]
             else:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from cefam.attribution.encoding import Encoding
+from cefam.attribution.encoding import Encoding, check_images
 from cefam.attribution.scores import log_probability, similarity
-from cefam.attribution.types import Fused, Regions
+from cefam.attribution.types import Fused, Images, Picture, Regions
 from cefam.concepts import FEW
 from cefam.errors import CefamError
 from cefam.explanations import ConceptExplanation, Explanation, Photograph
@@ -26,7 +28,7 @@ CLASSES = 5  # most probable classes that an explanation names
 
 def explain(
     explainer: "Explainer",
-    images: Tensor | Sequence[Photograph],
+    images: Images,
     top_k: int,
     target: int | Tensor | None,
     candidates: Sequence[int] | None,
@@ -48,7 +50,7 @@ def explain(
     stage = associations.argmax(dim=1)
     probabilities = classifier.probabilities(encoding.output.logits)
     predicted = probabilities.argmax(dim=1)
-    targets = predicted if target is None else torch.as_tensor(target).to(predicted).expand(len(predicted))
+    targets = predicted if target is None else explainer.classes(encoding, target)
     effects = _effects(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
     teacher, baseline = _teacher(explainer, views, best), encoding.similarity.mean(dim=1).tolist()
     parts = []
@@ -127,13 +129,42 @@ def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pai
     return [*maps, together * (above / highest).view(-1, 1, 1)]
 
 
-def _given(images: Tensor | Sequence[Photograph], explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
-    """Photographs, and their views on the device of the classifier."""
-    if isinstance(images, Tensor):
-        return [Photograph.of_view(view, f"image {index}") for index, view in enumerate(images)], images
-    photographs = list(images)
+def _given(images: Images, explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
+    """Photographs, and their views on the device of the classifier.
+
+    Raises:
+        CefamError: for images of another kind.
+    """
     where = next((value.device for value in explainer.translator.parameters()), torch.device("cpu"))
+    if isinstance(images, Tensor):
+        if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] != 3 == images.shape[3]:
+            images = images.permute(0, 3, 1, 2)
+        check_images(images, explainer.classifier)
+        return [Photograph.of_view(view, f"image {index}") for index, view in enumerate(images)], images.to(where)
+    each = [images] if isinstance(images, Picture) else list(images)
+    photographs = [to_photograph(image, explainer, f"image {index}") for index, image in enumerate(each)]
     return photographs, stacked(photographs).to(where) if photographs else torch.empty(0, device=where)
+
+
+def to_photograph(image: Picture, explainer: "Explainer", name: str) -> Photograph:
+    """A picture or file as a photograph with the usual view for the classifier; a photograph as it is.
+
+    Raises:
+        CefamError: for something else, or where the classifier does not take squares.
+    """
+    if isinstance(image, Photograph):
+        return image
+    if not isinstance(image, Picture):
+        raise CefamError(
+            f"Images must be a tensor (B, 3, H, W), or photographs, PIL images and paths, got a {type(image).__name__}."
+        )
+    height, width = explainer.classifier.input_size
+    if height != width:
+        raise CefamError(
+            f"The classifier takes images of {height} x {width}, and pictures are cut to squares: pass a tensor, or photographs with a "
+            f"view of your own (`Photograph.open(path, view)`)."
+        )
+    return Photograph.of(image, height, name) if isinstance(image, Image.Image) else Photograph.open(image, height)
 
 
 def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tensor:

@@ -13,6 +13,7 @@ from cefam.attribution.encoding import Encoding, Networks
 from cefam.attribution.scores import pool, similarity_gradient
 from cefam.pairs import ConceptPairs
 from cefam.settings import MethodSettings
+from cefam.towers.classifier import FrozenClassifier
 
 
 def channel_weights(
@@ -43,11 +44,15 @@ def branch_weights(pooled_gradient: Tensor, height: int, width: int) -> Tensor:
 
 
 def total_gradients(
-    activations: Sequence[Tensor], sources: Sequence[Tensor], pooled_gradients: Sequence[Tensor]
+    classifier: FrozenClassifier,
+    activations: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    pooled_gradients: Sequence[Tensor],
 ) -> list[Tensor]:
     """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
 
     Args:
+        classifier: that the maps come from.
         activations: maps of all stages for B images, each (B, C_l, H_l, W_l), still connected by autograd.
         sources: the tensors to derive by, ancestors of the later activations, one per stage wanted.
         pooled_gradients: dS/dz through the translator for S concepts of each image, one (S, B, C_l) per stage of
@@ -59,8 +64,7 @@ def total_gradients(
     # One forward pass serves all concepts of an image, and one backward all pairs: in eval mode no image touches another.
     with torch.enable_grad():
         pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
-    # torch.vmap knows how convolutions go back in batches; `is_grads_batched=True` runs one concept after another.
-    return list(torch.vmap(lambda *g: torch.autograd.grad(pooled, list(sources), g, True))(*pooled_gradients))
+    return classifier.gradients(pooled, sources, pooled_gradients)
 
 
 def _total_weights(
@@ -83,7 +87,8 @@ def _total_weights(
             at = (slot[rows] - part.start, where[rows])
             shape = (part.stop - part.start, len(group))
             tables = [scattered(gradient[rows], at, shape) for gradient in pooled_gradients]
-            for stage, gradient in enumerate(total_gradients(again.activations, again.sources[:-1], tables)):
+            gradients = total_gradients(classifier, again.activations, again.sources[:-1], tables)
+            for stage, gradient in enumerate(gradients):
                 raw = gradient.float().flatten(0, 1)
                 pooled = pool(classifier.as_map(stage, raw, encoding.output.activations[stage]))
                 weights[stage][rows] = pooled.unflatten(0, shape)[at]  # type: ignore[no-untyped-call]

@@ -5,6 +5,8 @@ map; ``rerun`` connects maps and logits by autograd. All three run the module's 
 submodule that has finished before the stage is replaced by a stand-in that returns NaN: nothing in front of the stage is
 computed again, and if anything by-passes the stage, NaN reaches the logits. That is the cut check, made once at
 construction.
+
+All three may be called from several threads; one of them runs at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ from cefam.towers import outputs as O
 from cefam.towers.folding import folded
 from cefam.towers.identity import weights_fingerprint
 from cefam.towers.stages import Layout, Stage, StageContext
-from cefam.towers.taps import LogitsView, standing_in, tapped
+from cefam.towers.taps import LOCK, LogitsView, standing_in, tapped
 from cefam.towers.trace import Trace, probe_size, refuse_untappable
 from cefam.views import Preprocessing
 
@@ -52,6 +54,8 @@ class Rerun(NamedTuple):
 class FrozenClassifier(nn.Module):
     """A classifier that never changes, with its stages; build it with :meth:`from_module` or :func:`load_classifier`.
 
+    The module itself is frozen: it is put into eval mode, its parameters need no gradient, and gradient checkpointing is off.
+
     Args:
         module: the classifier; its ``forward`` takes images and returns logits (B, Y), or an output with ``.logits``, or one
             whose first tensor they are. Its weights may be in half or double precision.
@@ -59,7 +63,7 @@ class FrozenClassifier(nn.Module):
         input_size: (H, W) of the probe image, or (C, H, W) for other than three channels; ``None``: read off the module,
             else 224 x 224.
         layout: how the stages' outputs are laid out; "auto" infers it from the probe.
-        num_prefix_tokens: prefix tokens of token outputs; ``None``: read off the module or from the square grid.
+        num_prefix_tokens: prefix tokens of token outputs; ``None``: read off the module, or what the grid of its patches leaves over.
         preprocessing: applied to the images in ``forward``; default: none, they come as the module wants them.
         class_names: names of the classes, for people.
         source: how the classifier was loaded, in plain types, kept in checkpoints (``load_classifier`` sets it).
@@ -70,8 +74,9 @@ class FrozenClassifier(nn.Module):
 
     Raises:
         CefamError: for stages that do not exist (near names are given), run twice, run in another order, or give outputs
-            without a map; for modules that cannot be tapped (TorchScript, quantized); for a probe that the module does
-            not accept.
+            without a map; for modules that cannot be tapped (TorchScript, exported, quantized); for a probe that the module does
+            not accept; where outputs are random or depend on the other images of a batch; where no gradient reaches a stage; where
+            torch's default precision is not single.
 
     >>> layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     >>> classifier = FrozenClassifier(nn.Sequential(*layers), stages=["1", "2"], input_size=(32, 32))
@@ -96,7 +101,8 @@ class FrozenClassifier(nn.Module):
         outputs: O.Outputs | None = None,
     ) -> None:
         super().__init__()
-        module = refuse_untappable(module)
+        check_default_precision()
+        module = _usable(refuse_untappable(module))
         self.module = module.requires_grad_(False)
         self.preprocessing = preprocessing or Preprocessing()
         self.class_names = list(class_names) if class_names else None
@@ -121,6 +127,9 @@ class FrozenClassifier(nn.Module):
         )  # in a tuple, so that it is not a submodule: it is neither moved nor saved with the classifier
         if fold:
             self.module = folded(module, self._probe_image(), {stage.tap for stage in self.stages})
+        self._batched_gradients = True
+        if len(self.stages) > 1:
+            self._check_gradients()
 
     @classmethod
     def from_module(cls, module: nn.Module, stages: Sequence[str], **options: Any) -> Self:
@@ -181,6 +190,7 @@ class FrozenClassifier(nn.Module):
         prepared = self.preprocessing(images).to(self.dtype)
         return prepared.clone() if self._writes_input and prepared is images else prepared
 
+    @torch.inference_mode(False)  # gradients are taken of what it gives, whatever the caller's mode
     @torch.no_grad()
     def forward(self, images: Tensor) -> ClassifierOutput:
         """Logits, stage maps and context, without a graph.
@@ -191,7 +201,7 @@ class FrozenClassifier(nn.Module):
         """
         images = self._input(images)
         captured: list[Any] = [None] * len(self.stages)
-        with tapped(self.module, self.stages, captured, images.shape[-2:]):
+        with LOCK, tapped(self.module, self.stages, captured, images.shape[-2:]):
             logits = O.logits_of(self.module(images))
         return ClassifierOutput(logits, [c[1] for c in captured], [c[2] for c in captured])
 
@@ -212,7 +222,7 @@ class FrozenClassifier(nn.Module):
                 f"Stage {self.stages[stage].name!r} is not a cut of the classifier: something by-passes it, so the network "
                 f"cannot be run on from its map. Regions are possible there, contributions are not; choose another stage."
             )
-        with self._standing_in(stage, activation, context) as image:
+        with LOCK, self._standing_in(stage, activation, context) as image:
             return O.logits_of(self.module(image)).to(activation.dtype)
 
     def rerun(self, output: ClassifierOutput, images: Tensor, chosen: Tensor, first: int = 0) -> Rerun:
@@ -230,7 +240,7 @@ class FrozenClassifier(nn.Module):
         first %= len(self.stages)
         captured: list[Any] = [None] * len(self.stages)
         size = self.preprocessing.size or images.shape[-2:]
-        with ExitStack() as stack:
+        with LOCK, ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             # Fused attention has no rule for a backward pass with many gradients at once.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -243,6 +253,25 @@ class FrozenClassifier(nn.Module):
             stack.enter_context(tapped(self.module, self.stages, captured, size, first))
             logits = O.logits_of(self.module(pixels))
         return Rerun([c[1] for c in captured[first:]], [c[0] for c in captured[first:]], logits)
+
+    def gradients(
+        self, outputs: Sequence[Tensor], sources: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Gradients of what :meth:`rerun` gave, for S gradients of the outputs at once.
+
+        Args:
+            outputs: connected to the sources by autograd.
+            sources: the tensors to derive by.
+            gradients: of the outputs, each in its output's shape after S.
+
+        Returns:
+            One gradient per source, in its shape after S.
+        """
+        if self._batched_gradients:
+            # torch.vmap knows how convolutions go back in batches; `is_grads_batched=True` runs one after another.
+            return list(torch.vmap(lambda *g: torch.autograd.grad(outputs, list(sources), g, True))(*gradients))
+        rows = [torch.autograd.grad(outputs, sources, each, True) for each in zip(*gradients, strict=True)]
+        return [torch.stack(each) for each in zip(*rows, strict=True)]
 
     def as_map(self, stage: int, raw: Tensor, like: Tensor) -> Tensor:
         """A tensor laid out as the stage's raw output, as a map of the size of ``like`` (P, C, H, W)."""
@@ -277,6 +306,7 @@ class FrozenClassifier(nn.Module):
             yield image.clone() if self._writes_input else image
 
     def _probe_image(self) -> Tensor:
+        """Noise in [0, 1), the same every time."""
         reference = next(self.module.parameters(), torch.zeros(()))
         generator = torch.Generator().manual_seed(0)
         return torch.rand(1, self.input_channels, *self.input_size, generator=generator).to(reference)
@@ -316,6 +346,15 @@ class FrozenClassifier(nn.Module):
             raise CefamError(f"Stages must be given in the order they run: {order}, got {self.stage_names}.")
         self._check_cuts(probe, logits.detach(), sum(elements for _, elements in trace.leaves))
 
+    @property
+    def _tolerance(self) -> float:
+        """How far logits may differ, as a share of the largest one, where only rounding differs."""
+        return 1e-4 if self.dtype in (torch.float32, torch.float64) else 1e-2
+
+    def _alike(self, logits: Tensor, expected: Tensor) -> bool:
+        bound = self._tolerance * float(expected.abs().max())
+        return torch.allclose(logits, expected, rtol=self._tolerance, atol=bound)
+
     def _refused_probe(self, error: Exception) -> CefamError:
         """Why the module did not take the probe."""
         first = next((child for child in self.module.modules() if isinstance(child, nn.Conv2d)), None)
@@ -332,19 +371,115 @@ class FrozenClassifier(nn.Module):
     @torch.no_grad()
     def _check_cuts(self, image: Tensor, logits: Tensor, all_elements: int) -> None:
         """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
-        captured: list[Any] = [None] * len(self.stages)
-        with tapped(self.module, self.stages, captured, self.input_size):
-            self.module(image.clone())
-        tolerance = 1e-4 if self.dtype in (torch.float32, torch.float64) else 1e-2
-        for index, (_, activation, _) in enumerate(captured):
-            with self._standing_in(index, activation, [c[2] for c in captured]) as nothing:
+        captured = self._among_others(image, logits)
+        for index, (_, activation, context) in enumerate(captured):
+            with self._standing_in(index, activation[:1], [c[2].select(slice(1)) for c in captured]) as nothing:
                 try:
                     again = O.logits_of(self.module(nothing))
                 except Exception as error:  # what by-passes the stage does not even fit
                     if isinstance(error, MemoryError | torch.OutOfMemoryError):
                         raise
                     again = torch.full_like(logits, torch.nan)
-            stage, bound = self.stages[index], tolerance * float(logits.abs().max())
-            stage.resumable = torch.allclose(again, logits, rtol=tolerance, atol=bound)
-            if not stage.resumable:  # then everything runs again
-                stage.elements = all_elements
+            self.stages[index].resumable = self._alike(again, logits)
+            if not self.stages[index].resumable:  # then everything runs again
+                self.stages[index].elements = all_elements
+
+    def _among_others(self, image: Tensor, logits: Tensor) -> list[Any]:
+        """What is captured of the probe and another image; one image must not depend on the other, nor on chance.
+
+        Raises:
+            CefamError: with what the network does.
+        """
+        captured: list[Any] = [None] * len(self.stages)
+        darker = 0.25 * image.flip(-1)  # with other statistics than the probe's
+        try:
+            with tapped(self.module, self.stages, captured, self.input_size):
+                both = O.logits_of(self.module(torch.cat([image, darker])))
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            if isinstance(error, CefamError | torch.OutOfMemoryError):
+                raise
+            raise CefamError(
+                f"The classifier takes one image and not two at once ({error}): explanations run many images in a batch. Build it "
+                f"without a fixed batch size."
+            ) from error
+        for stage, found in zip(self.stages, captured, strict=True):
+            if len(found[0]) != 2:
+                raise CefamError(
+                    f"Stage {stage.name!r} gives a batch of {len(found[0])} for 2 images: the classifier makes views of an image, or has "
+                    f"the batch in another dimension. Wrap the network that takes one view of each image, the batch first."
+                )
+        if len(both) != 2:
+            raise CefamError(f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes).")
+        if self._alike(both[:1], logits):
+            return captured
+        again = O.logits_of(self.module(image.clone()))
+        if not self._alike(again, logits):
+            raise CefamError(
+                f"The classifier's outputs for the same image differ by up to {float((again - logits).abs().max()):.2g} from run to run: "
+                f"it draws random numbers in eval mode, too (dropout that `eval()` does not stop). Explanations would be random: switch "
+                f"that off."
+            )
+        raise CefamError(
+            f"The classifier's outputs for an image change by up to {float((both[:1] - logits).abs().max()):.2g} with the other image of "
+            f"its batch: it uses statistics of the batch (BatchNorm without running statistics, a mean over the batch). Explanations would "
+            f"depend on the neighbors: use running statistics."
+        )
+
+    def _check_gradients(self) -> None:
+        """Try the gradient that regions are made of; where torch.vmap cannot take it, gradients are taken one by one.
+
+        Raises:
+            CefamError: where there is none.
+        """
+        image = self._probe_image()
+        again = self.rerun(self(image), image, torch.tensor([0]))
+        for before, stage, raw in zip(self.stages, self.stages[1:], again.sources[1:], strict=False):
+            if not raw.requires_grad:
+                raise CefamError(
+                    f"No gradient flows from stage {before.name!r} to stage {stage.name!r}: the network runs what is between under "
+                    f"torch.no_grad() or torch.inference_mode(), or detaches it. Remove that, or name {stage.name!r} as the only stage."
+                )
+        with torch.enable_grad():
+            pooled = [activation.float().mean(dim=(-2, -1)) for activation in again.activations]
+        ones = [torch.ones_like(z).unsqueeze(0) for z in pooled]
+        for batched in (True, False):
+            self._batched_gradients = batched
+            try:
+                self.gradients(pooled, again.sources[:-1], ones)
+                return
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = error
+        raise CefamError(
+            f"No gradient of the stages {', '.join(self.stage_names)} can be computed ({str(reason).splitlines()[0]}): look for gradient "
+            f"checkpointing, or operations that have no gradient. The last stage alone needs none."
+        ) from reason
+
+
+def check_default_precision() -> None:
+    """Refuse to compute with another default precision than the one that weights, embeddings and artefacts are made in.
+
+    Raises:
+        CefamError: with what to call.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise CefamError(
+            f"torch's default precision is {torch.get_default_dtype()}: networks would be built in it, and would not be those of an "
+            f"artefact. Call torch.set_default_dtype(torch.float32) first."
+        )
+
+
+@torch.inference_mode(False)
+def _usable(module: nn.Module) -> nn.Module:
+    """The module with tensors that gradients can flow through, and without gradient checkpointing, which runs modules again."""
+    for child in module.modules():
+        if getattr(child, "grad_checkpointing", False) is True:  # timm
+            child.grad_checkpointing = False
+        for name, value in child._parameters.items():
+            if value is not None and value.is_inference():
+                child._parameters[name] = nn.Parameter(value.clone())
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                child._buffers[name] = buffer.clone()
+    return module

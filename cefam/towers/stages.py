@@ -26,8 +26,8 @@ class StageContext:
     prefix: Tensor | None = None
     before_norm: Tensor | None = None
 
-    def select(self, index: Tensor) -> "StageContext":
-        """The context of the images that ``index`` (P,) names."""
+    def select(self, index: Tensor | slice) -> "StageContext":
+        """The context of the images that ``index`` (P,) or a slice names."""
         return StageContext(*(None if v is None else v[index] for v in (self.prefix, self.before_norm)))
 
 
@@ -40,6 +40,8 @@ class Stage:
         tap: the module whose output is the stage's map; the final norm where ``name`` is the last block of a ViT.
         layout: how that output is laid out.
         num_prefix: prefix tokens in it.
+        probed_size: height and width of the probe image, for tokens.
+        probed_grid: rows and columns of its patches, for tokens.
         channels: C_l.
         resumable: whether the stage is a cut of the network.
         elements: numbers that the network computes after the stage for one image of the probe, for memory limits.
@@ -51,6 +53,8 @@ class Stage:
     tap: str
     layout: Layout = "auto"
     num_prefix: int = 0
+    probed_size: tuple[int, int] = (1, 1)
+    probed_grid: tuple[int, int] = (1, 1)
     channels: int = 0
     resumable: bool = True
     elements: int = 0
@@ -83,10 +87,16 @@ class Stage:
         if self.layout == "channels_last":
             return raw.shape[1], raw.shape[2]
         patches = raw.shape[1] - self.num_prefix
-        height = round(math.sqrt(patches * image_size[0] / image_size[1]))
-        if height < 1 or height * (patches // height) != patches:
-            raise CefamError(
-                f"Stage {self.name!r} gives {raw.shape[1]} tokens for a {image_size[0]} x {image_size[1]} image, which without "
-                f"{self.num_prefix} prefix token(s) form no grid: pass the number of prefix tokens as `num_prefix_tokens`."
-            )
-        return height, patches // height
+        if tuple(image_size) == self.probed_size and patches == self.probed_grid[0] * self.probed_grid[1]:
+            return self.probed_grid
+        # Patches keep their size; what an image's side leaves over is cut off or padded.
+        exact = [side * n / probed for side, n, probed in zip(image_size, self.probed_grid, self.probed_size, strict=True)]
+        for rows in (math.floor(exact[0]), math.ceil(exact[0])):
+            for columns in (math.floor(exact[1]), math.ceil(exact[1])):
+                if rows * columns == patches > 0:
+                    return rows, columns
+        raise CefamError(
+            f"Stage {self.name!r} gives {raw.shape[1]} tokens for a {image_size[0]} x {image_size[1]} image, which without "
+            f"{self.num_prefix} prefix token(s) form no grid of its patches: pass the number of prefix tokens as `num_prefix_tokens`, "
+            f"or images of {self.probed_size[0]} x {self.probed_size[1]}."
+        )

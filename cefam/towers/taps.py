@@ -1,5 +1,6 @@
 """How a module is tapped and entered in the middle: forward hooks, stand-ins for modules, and the whole as one function."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,11 @@ from torch import Tensor, nn
 from cefam.errors import CefamError
 from cefam.towers.outputs import class_scores, first_tensor, logits_of, with_first_tensor
 from cefam.towers.stages import Stage, StageContext
+
+
+# Held while hooks or stand-ins are on a network, so that a thread never sees those of another. One for all networks: the choice of
+# attention kernels in `FrozenClassifier.rerun` holds for the whole process.
+LOCK = threading.RLock()
 
 
 @contextmanager

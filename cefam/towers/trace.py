@@ -25,6 +25,7 @@ class Trace:
         self.events: list[tuple[str, bool]] = []  # (name, whether it starts)
         self.outputs: dict[str, Any] = {}
         self.leaves: list[tuple[int, int]] = []  # (when, number of elements)
+        self.convolved: list[tuple[int, int]] = []  # height and width of every convolution's output
         self._taken: list[tuple[str, nn.Module, list[Tensor]]] = []
         self._versions: dict[str, list[tuple[Tensor, int]]] = {}
         self._handles: list[Any] = []
@@ -48,9 +49,16 @@ class Trace:
         name = self.names[module]
         if not any(True for _ in module.children()) and isinstance(output, Tensor):
             self.leaves.append((len(self.events), output.numel()))
+        if isinstance(module, nn.Conv2d):
+            self.convolved.append((output.shape[-2], output.shape[-1]))
         self.events.append((name, False))
         self.outputs[name] = output
         tensors = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
+        if any(value.is_inference() for value in tensors):
+            raise CefamError(
+                f"The classifier runs {name or 'its forward'!r} under torch.inference_mode(), so no gradient reaches what stands before: "
+                f"remove the mode from its forward, and leave it to the caller."
+            )
         self._versions[name] = [(value, value._version) for value in tensors]
 
     def start(self, name: str) -> int:
@@ -61,7 +69,11 @@ class Trace:
         """
         runs = self.events.count((name, True))
         if runs != 1:
-            raise CefamError(f"Stage {name!r} ran {runs} times in one forward pass; a stage must run exactly once.")
+            ran = [other for other, starts in self.events if starts and other.startswith(f"{name}.")]
+            inside = f" It was traced: only inner modules can still be tapped, as {', '.join(ran)}." if ran and runs == 0 else ""
+            raise CefamError(
+                f"Stage {name!r} ran {runs} times in one forward pass; a stage must run exactly once.{inside}"
+            )
         return self.events.index((name, True))
 
     def final_norm(self, name: str) -> str | None:
@@ -99,10 +111,42 @@ class Trace:
             stage.layout = _layout(raw, stage.name, input_size)
         stage.channels = raw.shape[1] if stage.layout == "channels_first" else raw.shape[-1]
         if stage.layout == "tokens":
-            stage.num_prefix = _prefix_tokens(module, raw.shape[1]) if num_prefix_tokens is None else num_prefix_tokens
+            stage.probed_size = input_size
+            stage.probed_grid = self._token_grid(stage.name, raw.shape[1], num_prefix_tokens, module, input_size)
+            stage.num_prefix = raw.shape[1] - stage.probed_grid[0] * stage.probed_grid[1]
         stage.elements = sum(elements for when, elements in self.leaves if when > begin)
         stage.output = self._stand_in(stage.tap)
         stage.stand_ins = {name: self._stand_in(name) for name in self._finished_before(begin)}
+
+    def _token_grid(
+        self, name: str, count: int, stated: int | None, module: nn.Module, input_size: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Rows and columns of the patches among ``count`` tokens: those of a convolution that ran, or of the ``patch_size`` stated.
+
+        A stage that merges patches has a half, a quarter ... of them on each side.
+
+        Raises:
+            CefamError: where the network shows no such grid.
+        """
+        if stated is None:
+            known = (getattr(child, "num_prefix_tokens", None) for child in module.modules())  # timm
+            stated = next((number for number in known if isinstance(number, int)), None)
+        shown = sorted(set(self.convolved) | _stated_grids(module, input_size), key=lambda grid: -grid[0] * grid[1])
+        merged = [(-(-rows // by), -(-columns // by)) for by in (2, 4, 8, 16, 32) for rows, columns in shown[:1]]
+        for grid in (*shown, *merged):
+            prefix = count - grid[0] * grid[1]
+            if prefix == stated or (stated is None and 0 <= prefix < (count / 2 if grid in shown else 2)):
+                return grid
+        if stated is not None:  # patches are squares
+            rows = round(math.sqrt(max(count - stated, 0) * input_size[0] / input_size[1]))
+            columns = round(rows * input_size[1] / input_size[0])
+            if rows * columns == count - stated > 0:
+                return rows, columns
+        raise CefamError(
+            f"Stage {name!r} gives {count} tokens for a {input_size[0]} x {input_size[1]} image, and the network shows no grid of patches "
+            f"that fits, without {'an unknown number of' if stated is None else stated} prefix token(s): pass the number of prefix tokens "
+            f"as `num_prefix_tokens`."
+        )
 
     def _finished_before(self, begin: int) -> list[str]:
         """Outermost modules all of whose calls end before the event ``begin``."""
@@ -130,18 +174,22 @@ def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
     return "channels_last" if first == second != third else "channels_first"
 
 
-def _prefix_tokens(module: nn.Module, num_tokens: int) -> int:
-    """The number of prefix tokens that timm states; else what the largest square grid leaves over."""
-    stated = (getattr(child, "num_prefix_tokens", None) for child in module.modules())
-    known = next((count for count in stated if isinstance(count, int)), None)
-    return num_tokens - math.isqrt(num_tokens) ** 2 if known is None else known
+def _stated_grids(module: nn.Module, input_size: tuple[int, int]) -> set[tuple[int, int]]:
+    """Grids of patches by the ``patch_size`` that modules state."""
+    grids = set()
+    for child in module.modules():
+        size = getattr(child, "patch_size", None)
+        size = (size, size) if isinstance(size, int) else size
+        if isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
+            grids.add((input_size[0] // size[0], input_size[1] // size[1]))
+    return grids - {(0, 0)}
 
 
 def refuse_untappable(module: nn.Module) -> nn.Module:
     """The module itself, or the one inside torch.compile; what cannot be tapped is refused.
 
     Raises:
-        CefamError: for TorchScript, quantized modules, and submodules that were compiled.
+        CefamError: for TorchScript, exported and quantized modules, and submodules that were compiled.
     """
     # Where torch.compile was never used, nothing is compiled, and its slow import is spared.
     compiled = sys.modules["torch._dynamo"].OptimizedModule if "torch._dynamo" in sys.modules else ()
@@ -152,6 +200,12 @@ def refuse_untappable(module: nn.Module) -> nn.Module:
         if isinstance(child, torch.jit.ScriptModule):
             raise CefamError(
                 f"{where} is TorchScript, whose inner maps cannot be tapped: pass the torch.nn.Module that it was made from."
+            )
+        exported = isinstance(child, torch.fx.GraphModule) and not any(n.op == "call_module" for n in child.graph.nodes)
+        if exported or type(child).__module__.startswith("torch.export"):
+            raise CefamError(
+                f"{where} was made by torch.export, and inner maps of an exported network cannot be tapped: pass the torch.nn.Module that "
+                f"it was made from."
             )
         if isinstance(child, compiled) or child._compiled_call_impl is not None:
             raise CefamError(
