@@ -1,12 +1,15 @@
 """Doubts: concepts of an artefact that should not be trusted, found by ``cefam doctor``, and read wherever it explains."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cefam.errors import CefamWarning
 from cefam.files import write_text
+from cefam.identity import differing, identity
 from cefam.reading import read_description, read_text
 
 ADVICE = "run `cefam doctor` again, or remove it"
@@ -17,20 +20,25 @@ class Doubts:
     """What was found wrong with concepts.
 
     Args:
-        concepts: identity of the concept set.
+        of: key of what was judged (:func:`key_of`).
         reasons: why not to trust a concept, by its number (a string, as in JSON).
         measured: how it was measured, in plain types.
     """
 
-    concepts: str
+    of: dict[str, str]
     reasons: dict[str, str]
     measured: dict[str, Any] = field(default_factory=dict)
     format: str = "cefam doubts"
-    version: int = 1
+    version: int = 2
 
     def by_number(self) -> dict[int, str]:
         """Reasons by number."""
         return {int(number): reason for number, reason in self.reasons.items()}
+
+
+def key_of(classifier: Any, translator: Any, concepts: Any) -> dict[str, str]:
+    """The key of doubts: an artefact that is trained again, at the same place, has none."""
+    return identity(classifier=classifier, translator=translator, concepts=concepts)
 
 
 def place_of(artefact: str | Path) -> Path:
@@ -39,8 +47,8 @@ def place_of(artefact: str | Path) -> Path:
     return path / "doubts.json" if path.is_dir() else path.with_name(f"{path.name}.doubts.json")
 
 
-def read(artefact: str | Path, concepts: str) -> dict[int, str]:
-    """The doubts about an artefact's concepts, by number; none where nothing was measured, or for another set.
+def read(artefact: str | Path, key: dict[str, str]) -> dict[int, str]:
+    """The doubts about an artefact's concepts, by number; none where nothing was measured, and, with a warning, where something else was.
 
     Raises:
         CefamError: where the file is something else.
@@ -49,12 +57,16 @@ def read(artefact: str | Path, concepts: str) -> dict[int, str]:
     if not place.is_file():
         return {}
     found = read_description(read_text(place), Doubts, place, ADVICE, lambda doubts: bool(doubts.by_number()) or True)
-    return found.by_number() if found.concepts == concepts else {}
+    if found.of == key:
+        return found.by_number()
+    message = f"{place} judges another artefact (its {differing(found.of, key)} differ): run `cefam doctor` again."
+    warnings.warn(message, CefamWarning, stacklevel=2)
+    return {}
 
 
-def write(artefact: str | Path, concepts: str, reasons: Mapping[int, str], measured: Mapping[str, Any]) -> Path:
+def write(artefact: str | Path, key: dict[str, str], reasons: Mapping[int, str], measured: Mapping[str, Any]) -> Path:
     """Write the doubts about an artefact."""
     place = place_of(artefact)
-    found = Doubts(concepts, {str(number): reason for number, reason in reasons.items()}, dict(measured))
+    found = Doubts(key, {str(number): reason for number, reason in reasons.items()}, dict(measured))
     write_text(place, json.dumps(asdict(found), indent=1, ensure_ascii=False))
     return place

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Unpack, runtime_checkable
 
@@ -14,6 +13,7 @@ from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluator import LabeledPairs, RegionEvaluator
 from cefam.files import locked, replacing, write_text
+from cefam.identity import identity
 from cefam.methods import (
     Bench,
     CEFAMRegions,
@@ -30,7 +30,6 @@ from cefam.probe import Probe
 from cefam.report import examples, presence, records, results, tables
 from cefam.report.parts import Parts
 from cefam.settings import SettingsChanges
-from cefam.towers.identity import weights_fingerprint
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 
@@ -112,8 +111,7 @@ class RegionEvaluation(L.LightningModule):
         bench = Bench(trained, vlm, None if probe is None else Probe.read(probe))
         rows = {name: make(bench) for name, make in methods.items()}
         # What the folders hold that the options only name.
-        self.inputs = [asdict(row.associations.about) for row in rows.values() if isinstance(row, NeuronRegions)]
-        self.inputs += [asdict(bench.probe.manifest)] if bench.probe else []
+        self.inputs = [bench.probe, *(row.associations for row in rows.values() if isinstance(row, NeuronRegions))]
         # Methods with weights move to the device with this module.
         self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
         # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
@@ -157,7 +155,9 @@ class RegionEvaluation(L.LightningModule):
         limited = isinstance(self.trainer.limit_test_batches, int)  # a number of batches of each process
         if self.options is None or limited or not isinstance(datamodule, Resumable):
             return None
-        return [self.options, weights_fingerprint(self.translator), self.inputs, datamodule.identity()]
+        networks = {"classifier": self.classifier, "translator": self.translator, "vlm": self.vlm}
+        settings = {"settings": self.settings.to_dict(), "options": self.options}
+        return identity(**networks, concepts=self.concepts, **settings, inputs=self.inputs, data=datamodule.identity())
 
     @runs_to_its_end
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

@@ -7,7 +7,7 @@ journal of its own, and reads those of all, so that a pass may continue with ano
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +20,7 @@ from typing import Any
 
 from cefam.errors import CefamError, ExistsError
 from cefam.files import locked, write_text
+from cefam.identity import differing
 
 JOURNAL = "journal.json"
 AHEAD = 32  # units that a pool of workers is given in advance
@@ -47,18 +48,19 @@ class Pass:
 
     Args:
         folder: where to; created.
-        run: what is computed, in plain types; a folder that holds a pass of something else is refused.
+        run: the key of what is computed (:func:`cefam.identity.identity`); a folder that holds a pass of something else is refused.
         share: number of this process, and of all.
+        replace: remove the files of a pass of something else instead.
 
     Raises:
         ExistsError: where the folder holds another pass, or another run is writing there.
         CefamError: where its journal is something else.
     """
 
-    def __init__(self, folder: Path, run: Any, share: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, folder: Path, run: Any, share: tuple[int, int] = (0, 1), replace: bool = False) -> None:
         self.folder, (self.rank, self.ranks) = folder, share
         self.journal = folder / (f"journal-{self.rank}.json" if self.rank else JOURNAL)
-        self.run = json.loads(json.dumps(run, default=str))
+        self.run, self.replace = json.loads(json.dumps(run, default=str)), replace
         self.done: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> "Pass":
@@ -75,7 +77,7 @@ class Pass:
     def _read(self) -> None:
         """Read all journals: what the pass is, then a line per finished file; the last line of a killed run may be cut.
 
-        One of another pass that finished nothing does not matter.
+        Journals of other passes without finished files are ignored.
         """
         self._mine = False
         for journal in sorted(self.folder.glob("journal*.json")):
@@ -84,15 +86,25 @@ class Pass:
                 run = json.loads(first)["run"]
             except (ValueError, KeyError, TypeError) as error:
                 raise CefamError(f"{journal} is not a journal of cefam: name another folder, or remove it.") from error
+            if run != self.run and lines and self.replace:
+                self._remove(journal, lines)
+                continue
             if run != self.run and lines:
                 raise ExistsError(
-                    f"{self.folder} holds the work of a run with other inputs or options: name another folder, or remove it."
+                    f"{self.folder} holds the work of a run with another {differing(run, self.run)}: name another folder, or remove it."
                 )
             self._mine |= journal == self.journal and run == self.run
             for line in lines:
                 with suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     self.done[entry["about"]["file"]] = {key: entry[key] for key in ("digest", "bytes", "about")}
+
+    def _remove(self, journal: Path, lines: Sequence[str]) -> None:
+        """Remove a journal and the files that it names."""
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                (self.folder / json.loads(line)["about"]["file"]).unlink(missing_ok=True)
+        journal.unlink()
 
     def __exit__(self, *error: Any) -> None:
         self._lock.close()

@@ -7,7 +7,7 @@ paths of the towers may name networks (``torch.nn.Module``) or functions annotat
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -159,10 +159,9 @@ class Trained:
         translator = Translator(**about["translator"])
         translator.load_state_dict(stored.weights)
         settings = MethodSettings.from_dict(about["settings"])
-        found = doubts.read(path, concepts.identity)
-        trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"], found)
+        trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"])
         trained.check(about)
-        return trained
+        return replace(trained, doubts=doubts.read(path, doubts.key_of(classifier, trained.translator, concepts)))
 
 
 def write_artefact(path: str | Path, folder: str | Path, overwrite: bool = False) -> Path:

@@ -284,7 +284,10 @@ class CEFAM(L.LightningModule):
         logged.update(self._correlations())
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
-            logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in metric.compute().items()})
+            means = {
+                key: value for key, value in metric.compute().items() if not value.isnan()
+            }  # of categories with pairs
+            logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in means.items()})
         if self.trainer.state.fn == "fit":
             check_monitors(self.trainer, [*logged, *self.trainer.callback_metrics])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:

@@ -134,7 +134,9 @@ def test_doubts_are_kept_and_said_in_explanations(artefact, world, prepared, cap
     assert "already exists" in capsys.readouterr().err
     trained = Trained.read(artefact)
     number = trained.concepts.numbers[0]
-    doubts.write(artefact, trained.concepts.identity, {number: "it is a test"}, {})
+    doubts.write(
+        artefact, doubts.key_of(trained.classifier, trained.translator, trained.concepts), {number: "it is a test"}, {}
+    )
     again = Trained.read(artefact)
     assert again.doubts == {number: "it is a test"}
     explanation = again.explainer().explain(torch.rand(1, 3, 64, 64), top_k=99)[0]

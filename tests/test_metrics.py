@@ -228,7 +228,7 @@ def test_sums_stay_in_double_precision():
 
 
 def test_an_epoch_without_pairs_has_no_mean():
-    assert PairMean(["a"]).compute() == {}
+    assert all(value.isnan() for value in PairMean(["a"]).compute().values())
 
 
 def test_numpy_masks_of_the_golden_size_need_no_copy():

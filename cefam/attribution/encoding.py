@@ -54,14 +54,14 @@ def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
     channels = {classifier.input_channels, 3} if classifier.input_channels == 1 else {classifier.input_channels}
     if images.dim() != 4 or images.shape[1] not in channels:
         raise CefamError(
-            f"Images must be (B, {classifier.input_channels}, H, W), got {tuple(images.shape)}: put the batch first and the channels second."
+            f"Images must be (B, {classifier.input_channels}, H, W), got {tuple(images.shape)}: put the batch first, then the channels."
         )
     if not images.is_floating_point() or not images.numel():
         return
     low, high = (float(value) for value in images.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise CefamError("The images hold values that are not finite: look for NaN where they are made.")
-    if classifier.preprocessing.mean and not (-ROUNDING <= low and high <= 1 + ROUNDING):
+    if classifier.preprocessing.mean and not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise CefamError(
             f"The images have values from {low:.3g} to {high:.3g}; the classifier normalizes images itself, and takes uint8 or floats in "
             f"[0, 1]. Divide pixels by 255, undo a normalization, or clamp what interpolation overshot."

@@ -103,6 +103,17 @@ class Explainer:
         concepts = self.concepts.extended(texts, self.vlm)
         return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts)
 
+    def identity(self) -> dict[str, Any]:
+        """Everything that an explanation depends on beside its image and options; see :mod:`cefam.identity`."""
+        return {
+            "classifier": [self.classifier, self.classifier.class_names, self.classifier.outputs],
+            "translator": self.translator,
+            "concepts": self.concepts,
+            "vlm": self.vlm,
+            "settings": self.settings.to_dict(),
+            "doubts": self.doubts,
+        }
+
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the networks on images (B, 3, H, W); see :meth:`cefam.attribution.encoding.Networks.encode`."""
         return self.networks.encode(images, output)

@@ -31,13 +31,13 @@ class Opened:
     """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
 
     ``vlm``: the identity of the vision-language model; ``fused``: gives the regions of all stages together, where they are wanted;
-    ``probe``: the folder of ``cefam probe`` that their directions come from.
+    ``probe``: that their directions come from.
     """
 
     explainer: Explainer
     view: View | int
     vlm: dict[str, Any] | None = None
-    probe: str | None = None
+    probe: Probe | None = None
     fused: Fused | None = None
 
     def photograph(self, path: Path, name: str | None = None) -> Photograph:
@@ -57,8 +57,8 @@ class Opened:
         explainer = self.explainer
         parts = explainer.classifier, explainer.translator, explainer.concepts
         trained = Trained(*parts, vlm_identity=self.vlm, settings=explainer.settings)
-        beyond = BeyondRegions(Bench(trained, probe=None if probe is None else Probe.read(probe)))
-        return replace(self, probe=probe, fused=beyond.maps)
+        stored = None if probe is None else Probe.read(probe)
+        return replace(self, probe=stored, fused=BeyondRegions(Bench(trained, probe=stored)).maps)
 
     def hint(self) -> None:
         """Say how regions become more exact, where they can."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cefam.commands._options import call
 from cefam.errors import CefamError, ExistsError, MissingError
 from cefam.files import write_text
+from cefam.identity import identity
 from cefam.interventions import benchmark
 from cefam.methods import WWWRegions
 from cefam.methods.base import Bench
@@ -55,8 +56,8 @@ def contribution_benchmark(
     if probe is not None:
         vlm = load_source("vision-language model", (trained.vlm_identity or {}).get("source"))
         method = WWWRegions(Bench(trained, vlm, Probe.read(probe)))
-    identity = [trained.classifier.fingerprint, trained.concepts.identity, trained.settings.to_dict()]
-    with Pass(target / "scenes", ["contribution-benchmark", identity, split, probe is not None]) as work:
+    run = identity(**explainer.identity(), split=split, associations=None if method is None else method.associations)
+    with Pass(target / "scenes", run, replace=overwrite) as work:
         units = [
             Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, split, index, method))
             for index in range(scenes)

@@ -142,7 +142,8 @@ def _judge(opened: Opened, images: list[str], count: int, artefact: str) -> None
     for number, reason in reasons.items():
         print(f"  {words[number]}: {reason}")
     about = {"photographs": len(measured.said), "vlm": measured.vlm is not None, "masks": measured.there is not None}
-    place = doubts.write(artefact, explainer.concepts.identity, reasons, about)
+    key = doubts.key_of(explainer.classifier, explainer.translator, explainer.concepts)
+    place = doubts.write(artefact, key, reasons, about)
     print(f"  kept in {place}")
 
 

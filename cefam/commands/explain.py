@@ -20,6 +20,7 @@ from cefam.explanations.page import index, page
 from cefam.explanations.text import lines, percent
 from cefam.explanations.types import Findings
 from cefam.files import write_text
+from cefam.identity import identity
 from cefam.passes import Pass, Unit
 
 FOLDER = "runs/explain"
@@ -100,7 +101,7 @@ def explain(
         made = [done.save(place, overwrite, **({"colormap": colormap} if place.suffix.lower() == ".html" else {}))]
         _tell(done, json)
     else:
-        made = _folder(opened, found, options, place, json, colormap)
+        made = _folder(opened, found, options, place, json, colormap, overwrite)
     if json != "-":
         print(f"{made[-1]}")
     opened.hint()
@@ -164,20 +165,13 @@ def _folder(
     folder: Path,
     json: str | None,
     colormap: str,
+    overwrite: bool,
 ) -> list[Path]:
     """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
-    identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
-    run = [
-        "explain",
-        identity,
-        opened.view,
-        opened.fused is not None,
-        opened.probe,
-        options,
-        colormap,
-        json is not None,
-    ]
-    with Pass(folder, run) as work:
+    regions = {"fused": opened.fused is not None, "probe": opened.probe}
+    form = {"colormap": colormap, "json": json is not None}
+    run = identity(**opened.explainer.identity(), view=opened.view, **regions, options=options, **form)
+    with Pass(folder, run, replace=overwrite) as work:
         units = [
             Unit(page_name(name), f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
                  partial(_write, opened, name, path, options, colormap, json is not None))

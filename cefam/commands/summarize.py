@@ -19,6 +19,7 @@ from cefam.explanations.page import thumbnail, where
 from cefam.explanations.photograph import stacked
 from cefam.explanations.text import signed
 from cefam.files import write_text
+from cefam.identity import identity
 from cefam.interventions.agreement import mean
 from cefam.passes import Pass, Unit
 from cefam.towers.naming import class_number
@@ -71,7 +72,7 @@ def summarize(
     wanted = opened.target(target)
     labels = _labels(opened, [name for name, _ in found])
     options = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
-    records = _records(opened, found, labels, options, folder, deletion)
+    records = _records(opened, found, labels, options, folder, deletion, overwrite)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
     title = "All photographs" if wanted is None else f"What carries {names[wanted]}"
@@ -112,10 +113,11 @@ def _records(
     options: dict[str, Any],
     folder: Path,
     deletion: bool,
+    overwrite: bool,
 ) -> list[dict[str, Any]]:
     """A record per photograph."""
-    identity = [opened.explainer.classifier.fingerprint, opened.explainer.concepts.identity]
-    with Pass(folder / PARTS, ["summarize", identity, opened.view, options, deletion]) as work:
+    run = identity(**opened.explainer.identity(), view=opened.view, options=options, deletion=deletion)
+    with Pass(folder / PARTS, run, replace=overwrite) as work:
         units = []
         for start in range(0, len(found), BATCH):
             part, known = found[start : start + BATCH], labels[start : start + BATCH]

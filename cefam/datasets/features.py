@@ -23,6 +23,7 @@ from cefam.datasets.photographs import Group, Pictures, census, device_named, gr
 from cefam.datasets.storage import digest_of
 from cefam.errors import CefamError, MissingError
 from cefam.files import replacing, write_tensors, write_text
+from cefam.identity import identity
 from cefam.passes import JOURNAL, Pass, Unit, processes, wait
 from cefam.reading import read_description
 from cefam.towers.classifier import FrozenClassifier
@@ -130,7 +131,8 @@ def compute_features(
         return {"rows": len(rows)}
 
     units = list(_units(groups(images), max(views, 1), seed, write))
-    with Pass(target, [manifest.classifier, manifest.vlm, view, precision], share) as computed:
+    run = identity(classifier=classifier, vlm=vlm, view=view, precision=precision)
+    with Pass(target, run, share) as computed:
         if not finished:
             for _ in computed.over(units, "features", total * max(views, 1)):
                 pass

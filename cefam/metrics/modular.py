@@ -17,7 +17,6 @@ from cefam.errors import CefamError
 from cefam.metrics import functional
 from cefam.metrics.means import category_means
 
-
 Average = Literal["macro"] | None
 _instances = count(1)
 
@@ -40,8 +39,8 @@ class PairMean(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
     inexpressible: ClassVar[float | None] = (
         None  # the value of a concept that a method cannot express; None leaves it out
     )

@@ -18,6 +18,7 @@ from cefam.datasets.contract import MANIFEST
 from cefam.datasets.photographs import Group, census, device_named, groups, views_of
 from cefam.errors import CefamError, ExistsError
 from cefam.files import write_tensors, write_text
+from cefam.identity import identity
 from cefam.passes import Pass, Unit, processes, wait
 from cefam.probe.regression import SAMPLE, moments, sampled
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
@@ -192,7 +193,7 @@ def compute_probe(
         Unit(f"probe-{first:08d}.safetensors", digest, count, partial(work.write, parts, first))
         for first, digest, count, parts in _parts(groups(images), max(1, total // PARTS))
     ]
-    with Pass(target, run, share) as finished:
+    with Pass(target, identity(**run), share) as finished:
         for _ in finished.over(units, "probe", total):
             pass
         wait()

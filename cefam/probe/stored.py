@@ -1,6 +1,6 @@
 """A finished probe as it is stored, and how it is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -91,6 +91,10 @@ class Probe:
             return cls(manifest, Path(folder), **fields)
         except KeyError as error:
             raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
+
+    def identity(self) -> Any:
+        """What it holds, by content; see :mod:`cefam.identity`."""
+        return [asdict(self.manifest), {name: getattr(self, name) for name in (*BY_STAGE, *OF_ALL)}]
 
     def everything(self, stage: int) -> tuple[Tensor, Tensor]:
         """Unit embeddings (N, D) and pooled activations (N, C_l) of all photographs, read from the files of the pass.

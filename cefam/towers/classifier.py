@@ -87,6 +87,7 @@ class FrozenClassifier(nn.Module):
     True
     """
 
+    @torch.inference_mode(False)  # its tensors take part in gradients, whatever the caller's mode
     def __init__(
         self,
         module: nn.Module,
@@ -205,6 +206,7 @@ class FrozenClassifier(nn.Module):
             logits = O.logits_of(self.module(images))
         return ClassifierOutput(logits, [c[1] for c in captured], [c[2] for c in captured])
 
+    @torch.inference_mode(False)
     def resume(self, stage: int, activation: Tensor, context: Context | None = None) -> Tensor:
         """Logits (P, Y) when the map that leaves a stage is ``activation``, which is never changed.
 
@@ -225,6 +227,7 @@ class FrozenClassifier(nn.Module):
         with LOCK, self._standing_in(stage, activation, context) as image:
             return O.logits_of(self.module(image)).to(activation.dtype)
 
+    @torch.inference_mode(False)
     def rerun(self, output: ClassifierOutput, images: Tensor, chosen: Tensor, first: int = 0) -> Rerun:
         """Maps and logits of some images, connected by autograd to the map of one stage.
 
@@ -277,6 +280,7 @@ class FrozenClassifier(nn.Module):
         """A tensor laid out as the stage's raw output, as a map of the size of ``like`` (P, C, H, W)."""
         return self.stages[stage].to_map(raw, (like.shape[-2], like.shape[-1]))[0]
 
+    @torch.inference_mode(False)
     def through_norm(self, stage: int, gradient: Tensor, before_norm: Tensor) -> Tensor:
         """Carry a gradient (P, C, H, W) at the map after the final LayerNorm to the map before it (P, C, H, W)."""
         norm = self.module.get_submodule(self.stages[stage].tap)
@@ -311,8 +315,7 @@ class FrozenClassifier(nn.Module):
         generator = torch.Generator().manual_seed(0)
         return torch.rand(1, self.input_channels, *self.input_size, generator=generator).to(reference)
 
-    @torch.inference_mode(False)  # what the outputs mean is seen in their graph
-    @torch.enable_grad()
+    @torch.enable_grad()  # what the outputs mean is seen in their graph
     def _probe(self, num_prefix_tokens: int | None, outputs: O.Outputs | None) -> None:
         """Run one image through the module: learn layouts, channels and stand-ins, and check the order and the cuts."""
         image = self._probe_image().requires_grad_().clone()  # not a leaf: some networks change their input in place
@@ -372,7 +375,7 @@ class FrozenClassifier(nn.Module):
     def _check_cuts(self, image: Tensor, logits: Tensor, all_elements: int) -> None:
         """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
         captured = self._among_others(image, logits)
-        for index, (_, activation, context) in enumerate(captured):
+        for index, (_, activation, _) in enumerate(captured):
             with self._standing_in(index, activation[:1], [c[2].select(slice(1)) for c in captured]) as nothing:
                 try:
                     again = O.logits_of(self.module(nothing))
@@ -409,7 +412,9 @@ class FrozenClassifier(nn.Module):
                     f"the batch in another dimension. Wrap the network that takes one view of each image, the batch first."
                 )
         if len(both) != 2:
-            raise CefamError(f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes).")
+            raise CefamError(
+                f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes)."
+            )
         if self._alike(both[:1], logits):
             return captured
         again = O.logits_of(self.module(image.clone()))
@@ -437,7 +442,8 @@ class FrozenClassifier(nn.Module):
             if not raw.requires_grad:
                 raise CefamError(
                     f"No gradient flows from stage {before.name!r} to stage {stage.name!r}: the network runs what is between under "
-                    f"torch.no_grad() or torch.inference_mode(), or detaches it. Remove that, or name {stage.name!r} as the only stage."
+                    f"torch.no_grad() or torch.inference_mode(), detaches it, or checkpoints it (`use_reentrant=True`). Remove that, or "
+                    f"name {stage.name!r} as the only stage."
                 )
         with torch.enable_grad():
             pooled = [activation.float().mean(dim=(-2, -1)) for activation in again.activations]
@@ -470,9 +476,9 @@ def check_default_precision() -> None:
         )
 
 
-@torch.inference_mode(False)
 def _usable(module: nn.Module) -> nn.Module:
     """The module with tensors that gradients can flow through, and without gradient checkpointing, which runs modules again."""
+    child: Any
     for child in module.modules():
         if getattr(child, "grad_checkpointing", False) is True:  # timm
             child.grad_checkpointing = False

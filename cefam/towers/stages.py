@@ -90,7 +90,9 @@ class Stage:
         if tuple(image_size) == self.probed_size and patches == self.probed_grid[0] * self.probed_grid[1]:
             return self.probed_grid
         # Patches keep their size; what an image's side leaves over is cut off or padded.
-        exact = [side * n / probed for side, n, probed in zip(image_size, self.probed_grid, self.probed_size, strict=True)]
+        exact = [
+            side * n / probed for side, n, probed in zip(image_size, self.probed_grid, self.probed_size, strict=True)
+        ]
         for rows in (math.floor(exact[0]), math.ceil(exact[0])):
             for columns in (math.floor(exact[1]), math.ceil(exact[1])):
                 if rows * columns == patches > 0:

@@ -12,7 +12,6 @@ from cefam.errors import CefamError
 from cefam.towers.outputs import class_scores, first_tensor, logits_of, with_first_tensor
 from cefam.towers.stages import Stage, StageContext
 
-
 # Held while hooks or stand-ins are on a network, so that a thread never sees those of another. One for all networks: the choice of
 # attention kernels in `FrozenClassifier.rerun` holds for the whole process.
 LOCK = threading.RLock()

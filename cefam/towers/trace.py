@@ -70,7 +70,11 @@ class Trace:
         runs = self.events.count((name, True))
         if runs != 1:
             ran = [other for other, starts in self.events if starts and other.startswith(f"{name}.")]
-            inside = f" It was traced: only inner modules can still be tapped, as {', '.join(ran)}." if ran and runs == 0 else ""
+            inside = (
+                f" It was traced: only inner modules can still be tapped, as {', '.join(ran)}."
+                if ran and runs == 0
+                else ""
+            )
             raise CefamError(
                 f"Stage {name!r} ran {runs} times in one forward pass; a stage must run exactly once.{inside}"
             )
