@@ -13,3 +13,13 @@ TEMPLATES = {
     "texture": "a photo of a {} object",
 }
 IGNORED = 65535  # in an index map: neither inside nor outside of any label
+
+
+def category_of(text: str) -> str:
+    """A category as people write it: a known one in any case, another one as it is.
+
+    >>> category_of(" Color"), category_of("Shape")
+    ('color', 'Shape')
+    """
+    text = text.strip()
+    return text.lower() if text.lower() in TEMPLATES else text

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,24 @@ def read_text(path: Any) -> str:
         CefamError: where it is not UTF-8, with its name.
     """
     try:
-        return str(path.read_text(encoding="utf-8-sig"))
+        text = str(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CefamError(f"{path} is not UTF-8 text ({error}): save it in that encoding.") from error
+    if "\0" in text:
+        raise CefamError(f"{path} holds zero bytes, as UTF-16 does: save it as UTF-8 text.")
+    return text
+
+
+def readable(name: str) -> str:
+    r"""A file's name that can be written and printed: bytes that are not UTF-8 are taken for Latin-1, as old archives have them.
+
+    >>> readable("caf\udce9.png")
+    'café.png'
+    """
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return os.fsencode(name).decode("latin-1")
 
 
 def read_description(

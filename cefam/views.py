@@ -74,6 +74,7 @@ class Preprocessing:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
+THIN = 16  # sides of a photograph beyond this proportion are cut before it is resized, so that memory is bounded by the view
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -122,10 +123,19 @@ class View:
             )
         return round((height - self.crop) / 2), round((width - self.crop) / 2), self.crop, self.crop
 
+    def _middle(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The part that is resized (top, left, height, width): of a very thin photograph the middle, since the crop sees no more."""
+        if self.resize is None or self.crop is None:
+            return 0, 0, height, width
+        longest = THIN * min(height, width)
+        cut = [(side - min(side, longest)) // 2 for side in (height, width)]
+        return cut[0], cut[1], height - 2 * cut[0], width - 2 * cut[1]
+
     def _apply(self, pixels: Tensor, interpolation: str) -> Tensor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.functional import crop, resize
 
+        pixels = crop(pixels, *self._middle(*pixels.shape[-2:]))
         size = self._resized(*pixels.shape[-2:])
         if size != tuple(pixels.shape[-2:]):
             mode = InterpolationMode(interpolation)
@@ -158,10 +168,11 @@ class View:
 
     def placement(self, height: int, width: int) -> Placement:
         """Where the view of a photograph of this size lies in it."""
+        above, before, height, width = self._middle(height, width)
         resized = self._resized(height, width)
         top, left, tall, wide = self._crop(*resized)
         vertical, horizontal = height / resized[0], width / resized[1]
-        return Placement(top * vertical, left * horizontal, tall * vertical, wide * horizontal)
+        return Placement(above + top * vertical, before + left * horizontal, tall * vertical, wide * horizontal)
 
 
 def usual_view(picture: Image.Image, side: int) -> View:

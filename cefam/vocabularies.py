@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES
+from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of
 from cefam.errors import CefamError, CefamWarning, near
 from cefam.files import write_text
 from cefam.reading import read_csv, read_text
@@ -52,7 +52,7 @@ def read_concepts(path: Path) -> list[Concept]:
         CefamError: for an empty file, a missing column, or a bad number, with the line.
     """
     if path.suffix.lower() == ".txt":
-        lines = (line for line in read_text(path).splitlines() if not line.lstrip().startswith("#"))
+        lines = (_clean(line, ()) for line in read_text(path).splitlines() if not line.lstrip().startswith("#"))
         concepts = list(concepts_of(lines, DEFAULT_TEMPLATE, "concept"))
     elif path.suffix.lower() == ".csv":
         concepts = _from_table(path)
@@ -105,16 +105,20 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
         raise CefamError(
             f"the number of {name!r} is {int(number)}, but masks hold numbers from 1 to 65535 (0 means 'no label')."
         )
-    listed = (part.split("(")[0].strip() for part in (row.get("category") or "").split(";"))
-    categories = tuple(category for category in listed if category) or ("concept",)
+    categories = tuple(_categories(row.get("category") or "")) or ("concept",)
     word = _clean(name, categories)
-    prompt = row.get("prompt") or TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
+    prompt = (row.get("prompt") or "").strip() or TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
     return Concept(int(number), word, categories, prompt)
 
 
 def label_word(label: Mapping[str, Any]) -> str:
     """The word of a label in a manifest of shards (number, name, category)."""
-    return _clean(label["name"], [part.split("(")[0] for part in label["category"].split(";")])
+    return _clean(label["name"], _categories(label["category"]))
+
+
+def _categories(text: str) -> list[str]:
+    """Categories separated by ``;``; Broden has the number of its masks in brackets behind each."""
+    return [category_of(part.split("(")[0]) for part in text.split(";") if part.split("(")[0].strip()]
 
 
 def _clean(name: str, categories: Sequence[str]) -> str:

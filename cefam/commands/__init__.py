@@ -1,5 +1,6 @@
 """All verbs of ``cefam``. Each has a file of its own here; VERBS names them, and nothing is imported before a verb is called."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 bad input, 2 bad options, 70 unexpected error, 128 + n stopped by signal n.
     """
     status = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows other signs; nothing fails for it
+            stream.reconfigure(errors="replace")
     try:
         status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

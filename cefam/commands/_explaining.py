@@ -1,5 +1,6 @@
 """What explain, summarize and doctor share: an artefact ready to explain, photographs of files and folders."""
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from cefam.explanations import Photograph
 from cefam.explanations.explanation import KINDS
 from cefam.methods import Bench, BeyondRegions
 from cefam.probe import Probe
+from cefam.reading import readable
 from cefam.towers.naming import class_number
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained, load_source
 from cefam.views import View
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
+LONGEST = 180  # bytes of a page's name; file systems take 255, of which a temporary name needs some
 DEMO_PROBE = Path("runs/demo/probe")
 
 
@@ -128,9 +131,9 @@ def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
     for given in images:
         path = Path(given).expanduser()
         if path.is_dir():
-            found += [(each.relative_to(path).as_posix(), each) for each, _ in list_images(path)]
+            found += [(readable(each.relative_to(path).as_posix()), each) for each, _ in list_images(path)]
         elif path.exists():
-            found.append((path.name, path))
+            found.append((readable(path.name), path))
         else:
             raise MissingError(f"There is no photograph or folder {given}.")
     name, count = Counter(name for name, _ in found).most_common(1)[0]
@@ -139,9 +142,16 @@ def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
     return found
 
 
-def page_name(name: str) -> str:
-    """The file of a photograph's page in a folder: flat, so that links are short."""
-    return f"{name.replace('/', '__')}.html"
+def page_names(names: Sequence[str]) -> dict[str, str]:
+    """The files of photographs' pages in a folder: flat, so that links are short, and different, also where case does not count."""
+    flat = {name: name.replace("/", "__") for name in names}
+    count = Counter(page.casefold() for page in flat.values())
+    return {
+        name: f"{page}.html"
+        if count[page.casefold()] == 1 and len(page.encode()) <= LONGEST
+        else f"{page.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.html"
+        for name, page in flat.items()
+    }
 
 
 def is_file_name(out: str | None) -> bool:

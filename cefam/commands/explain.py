@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from cefam.commands._explaining import Opened, demo_probe, is_file_name, open_artefact, page_name, photographs_of
+from cefam.commands._explaining import Opened, demo_probe, is_file_name, open_artefact, page_names, photographs_of
 from cefam.commands._options import call
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError, ExistsError
@@ -81,7 +81,7 @@ def explain(
     single = len(found) == 1 and (out is None or is_file_name(out))
     if is_file_name(out) and not single:
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
-    place = Path(out or (Path(FOLDER) / page_name(found[0][0]) if single else FOLDER))
+    place = Path(out or (Path(FOLDER) / page_names([found[0][0]])[found[0][0]] if single else FOLDER))
     _check(place, single, json, overwrite, why_not)
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
@@ -141,7 +141,8 @@ def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
 
 def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:
     """One explanation, or one a line, to a file or the terminal."""
-    text = "".join(json_.dumps(each, ensure_ascii=False) + "\n" for each in explanations)
+    whole = place != "-" or (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
+    text = "".join(json_.dumps(each, ensure_ascii=not whole) + "\n" for each in explanations)
     if place == "-":
         sys.stdout.write(text)
     else:
@@ -172,8 +173,9 @@ def _folder(
     form = {"colormap": colormap, "json": json is not None}
     run = identity(**opened.explainer.identity(), view=opened.view, **regions, options=options, **form)
     with Pass(folder, run, replace=overwrite) as work:
+        pages = page_names([name for name, _ in found])
         units = [
-            Unit(page_name(name), f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
+            Unit(pages[name], f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
                  partial(_write, opened, name, path, options, colormap, json is not None))
             for name, path in found
         ]  # fmt: skip

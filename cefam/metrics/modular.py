@@ -39,8 +39,7 @@ class PairMean(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    plot_lower_bound: float | None = 0.0
-    plot_upper_bound: float | None = 1.0
+    plot_upper_bound = 1.0  # calibrated NRA has no lower one
     inexpressible: ClassVar[float | None] = (
         None  # the value of a concept that a method cannot express; None leaves it out
     )
@@ -163,7 +162,6 @@ class NormalizedRegionAccuracy(PairMean):
     ) -> None:
         super().__init__(categories, **kwargs)
         self.chance = chance
-        self.plot_lower_bound = 0.0 if chance == "published" else None
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """NRA of each pair."""

@@ -7,6 +7,7 @@ class in a config (``class_path``). :func:`load_vlm` brings those of open_clip.
 import json
 import math
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib.resources import files
@@ -107,6 +108,10 @@ def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
     return embedding
 
 
+# Fast tokenizers of Hugging Face fail where two threads use one of them at once.
+TOKENIZING = threading.Lock()
+
+
 class OpenCLIP(VisionLanguageModel):
     """A model of open_clip, CLIP or SigLIP kind, that is built already; :func:`load_vlm` builds it.
 
@@ -152,14 +157,24 @@ class OpenCLIP(VisionLanguageModel):
         """
         device = self.model.logit_scale.device
         length: int = getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77) or 77
-        encoder = getattr(self.tokenizer, "encode", None)
-        for text in texts:  # start and end token take two places
-            if encoder is not None and len(encoder(text)) > length - 2:
-                raise CefamError(
-                    f"The text {text[:60]!r}... has {len(encoder(text))} tokens, the model reads {length - 2}: shorten the concept."
-                )
-        parts = [texts[start : start + 256] for start in range(0, len(texts), 256)]
-        return torch.cat([self.model.encode_text(self.tokenizer(list(part)).to(device)) for part in parts]).float()
+        parts = [list(texts[start : start + 256]) for start in range(0, len(texts), 256)]
+        with TOKENIZING:
+            for text in texts:
+                count = self._num_tokens(text)
+                if count > length:
+                    raise CefamError(
+                        f"The text {text[:60]!r}... has {count} tokens with both ends, the model reads {length}: shorten the concept."
+                    )
+            tokens = [self.tokenizer(part).to(device) for part in parts]
+        return torch.cat([self.model.encode_text(part) for part in tokens]).float()
+
+    def _num_tokens(self, text: str) -> int:
+        """Tokens of a text, uncut, with those that mark its ends; 0 where the tokenizer does not tell."""
+        if hasattr(self.tokenizer, "encode"):  # CLIP's own
+            return len(self.tokenizer.encode(text)) + 2
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of Hugging Face
+        clean = getattr(self.tokenizer, "clean_fn", str)
+        return len(inner(clean(text))["input_ids"]) if callable(inner) else 0
 
 
 # The same weights in two readings: the bias that was learned beside them (examples/brodenette_recipe), or none.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
 from cefam.datasets.sources.base import Source, stamp_of
 from cefam.errors import CefamError, CefamWarning, MissingError
+from cefam.reading import readable
 
 
 def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
@@ -20,8 +21,6 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
     root = Path(folder)
     if not root.is_dir():
         raise MissingError(f"There is no folder {root}: name one that holds images.")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    index = {name: position for position, name in enumerate(classes)}
     files = list(_files_below(root, ()))
     found = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
@@ -37,7 +36,23 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
             CefamWarning,
             stacklevel=2,
         )
-    return [(path, index.get(path.relative_to(root).parts[0])) for path in found]
+    folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in found]
+    index = {name: position for position, name in enumerate(sorted(set(filter(None, folders))))}
+    empty = sorted(
+        path.name for path in root.iterdir() if path.is_dir() and _holds_data(path) and path.name not in index
+    )
+    if index and empty:
+        warnings.warn(
+            f"{len(empty)} folder(s) below {root} hold no image and are no classes: {', '.join(empty[:5])}.",
+            CefamWarning,
+            stacklevel=2,
+        )
+    return [(path, None if folder is None else index[folder]) for path, folder in zip(found, folders, strict=True)]
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether a file or folder is the user's, not hidden (.DS_Store) or made by an archiver or a file server."""
+    return not path.name.startswith(".") and path.name not in ("__MACOSX", "@eaDir", "#recycle", "Thumbs.db")
 
 
 def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -46,7 +61,7 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     if here in above:
         return
     for path in folder.iterdir():
-        if path.name.startswith("."):  # .ipynb_checkpoints, .DS_Store
+        if not _holds_data(path):
             continue
         if path.is_dir():
             yield from _files_below(path, (*above, here))
@@ -82,7 +97,7 @@ class ImageFolder(Source):
     def sample(self, index: int) -> Sample:
         """One photograph, with the index of its folder as class."""
         path, label = self.images[index]
-        return Sample(path.relative_to(self.root).as_posix(), path.read_bytes(), path.suffix.lower(), label)
+        return Sample(readable(path.relative_to(self.root).as_posix()), path.read_bytes(), path.suffix.lower(), label)
 
     def notes(self, counted: Counter[str]) -> list[str]:
         """What training batches from these shards would look like."""
