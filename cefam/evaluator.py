@@ -20,7 +20,7 @@ from cefam.metrics.functional import Bounds, area_bounds
 from cefam.metrics.table import Measured, chosen
 from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash
 from cefam.settings import MethodSettings
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 
 PROTOCOLS = ("top1", "oracle")
 # Bytes of the maps that are measured at once on the CPU: their copies, sorted and masked, stay in the caches.

@@ -7,13 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from cefam import __version__
-from cefam.towers.identity import weights_fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def identity(**inputs: Any) -> dict[str, str]:
@@ -25,6 +24,7 @@ def identity(**inputs: Any) -> dict[str, str]:
     Raises:
         TypeError: for anything else, whose content is not known.
 
+    >>> from torch import nn
     >>> one = identity(translator=nn.Linear(2, 2), top_k=8)
     >>> sorted(one), one == identity(translator=nn.Linear(2, 2), top_k=8)
     (['cefam', 'top_k', 'translator'], False)
@@ -45,10 +45,11 @@ def _plain(value: Any) -> Any:
         found = value.identity()
         # Where it was loaded from does not change it.
         return _plain({k: v for k, v in found.items() if k != "source"} if isinstance(found, dict) else found)
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy().tobytes()).hexdigest()]
-    if isinstance(value, nn.Module):
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
+    if isinstance(value, torch.nn.Module):
         return weights_fingerprint(value)
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
@@ -57,6 +58,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [_plain(each) for each in value]
     raise TypeError(f"The content of a {type(value).__name__} is not known: give it an `identity()`.")
+
+
+def weights_fingerprint(module: "nn.Module", salt: str = "") -> str:
+    """SHA-256 of a module's parameters and buffers, by name, and of ``salt``."""
+    digest = hashlib.sha256(salt.encode())
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(value: "Tensor") -> bytes:
+    import torch  # preparing data needs none of it
+
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def differing(one: Any, other: Any) -> str:

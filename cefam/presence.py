@@ -10,7 +10,7 @@ from torch import Tensor
 from cefam.evaluator import LabeledPairs, RegionEvaluator
 from cefam.methods.base import Activated
 from cefam.pairs import RegionBatch
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 
 
 def presence_scores(

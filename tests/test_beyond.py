@@ -28,7 +28,7 @@ from cefam.methods.masked import MaskedShards
 from cefam.pairs import ConceptPairs
 from cefam.report import records
 from cefam.report.tables import ANOTHER
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 from examples.beyond.reference import FittedDirections
 from tests.commands import evaluated
 from tests.test_explain import RAGGED, explainer_of

@@ -27,7 +27,7 @@ from cefam.report import records as record_files
 from cefam.report import tables
 from cefam.report.bootstrap import differences
 from cefam.settings import MethodSettings
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 
 CONCEPTS = ConceptSet(
     (

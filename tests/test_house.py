@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. A layer may import those before it, and itself; nothing climbs. docs/design.md draws it.
 LAYERS = (
     ("errors", "categories"),
-    ("settings", "files", "reading", "pictures", "pairs"),
+    ("settings", "files", "reading", "pictures", "pairs", "identity"),
     ("vocabularies", "concepts", "views", "translator", "metrics", "schedule", "passes", "brodenette"),
     ("explanations",),
     ("towers",),
@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     "settings",
     "files",
     "reading",
+    "identity",
     "pictures",
     "vocabularies",
     "passes",

@@ -10,7 +10,9 @@ from torch import Tensor
 from cefam.attribution.scores import pool, similarity
 from cefam.concepts import ConceptSet
 from cefam.errors import CefamError
-from cefam.towers.classifier import ClassifierOutput, FrozenClassifier, check_default_precision
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.types import ClassifierOutput
+from cefam.towers.wrapping import check_default_precision
 from cefam.translator import Translator
 
 ROUNDING = 1e-3  # by which floats in [0, 1] may exceed it

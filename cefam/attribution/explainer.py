@@ -5,13 +5,13 @@ file of its own: ``encoding`` (run the networks), ``weights`` (regions), ``choic
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
 
 from cefam.attribution.batching import Layout
+from cefam.attribution.candidates import check_range, matched
 from cefam.attribution.choice import association
 from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
@@ -27,7 +27,8 @@ from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
 from cefam.pairs import ConceptPairs
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
-from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.translator import Translator
 from cefam.vocabularies import Concept
@@ -146,8 +147,8 @@ class Explainer:
             CefamError: for another derivative, or a pair of an image or concept that does not exist.
         """
         settings, encoding = self._with(derivative), self._encoded(images)
-        _check_range("image", pairs.image, len(encoding.images))
-        _check_range("concept", pairs.concept, len(self.concepts))
+        check_range("image", pairs.image, len(encoding.images))
+        check_range("concept", pairs.concept, len(self.concepts))
         pairs = pairs.to(encoding.device)
         layout = Layout(pairs.image, len(encoding.images))
         with single_precision(encoding.device):
@@ -218,7 +219,7 @@ class Explainer:
             stage = association(self.networks, encoding, pairs, regions.importance, settings).argmax(dim=1)
         if stage.shape != pairs.image.shape:
             raise CefamError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
-        _check_range("stage", stage, len(regions.maps))
+        check_range("stage", stage, len(regions.maps))
         classes = self.classes(encoding, target)
         return contribution(
             self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
@@ -253,7 +254,7 @@ class Explainer:
         if target is None:
             return self.classifier.probabilities(encoding.output.logits).argmax(dim=1)
         target = torch.as_tensor(target)
-        _check_range("class", target.reshape(-1).cpu(), self.classifier.num_classes)
+        check_range("class", target.reshape(-1).cpu(), self.classifier.num_classes)
         return target.to(encoding.device).expand(len(encoding.images))
 
     @torch.inference_mode(False)
@@ -330,45 +331,6 @@ class Explainer:
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that knows these concepts, too, and the indices that they have there."""
-        found, new = self.matched(concepts)
+        found, new = matched(self.concepts, concepts)
         asker = self.with_texts(new) if new else self
         return asker, list(dict.fromkeys([*found, *range(len(self.concepts), len(asker.concepts))]))
-
-    def matched(self, concepts: Sequence[str | int] | ConceptSet) -> tuple[list[int], list[str | Concept]]:
-        """Indices of those concepts that are known, and the others: by word, of a ConceptSet by word and prompt."""
-        known: dict[Any, list[int]] = {}
-        by_prompt = isinstance(concepts, ConceptSet)
-        for index, concept in enumerate(self.concepts.concepts):
-            known.setdefault((concept.word, concept.prompt) if by_prompt else concept.word.lower(), []).append(index)
-        found: list[int] = []
-        new: list[str | Concept] = []
-        if isinstance(concepts, ConceptSet):
-            for concept in concepts.concepts:
-                same = known.get((concept.word, concept.prompt), [])
-                found += same
-                new += [] if same else [concept]
-            return found, new
-        for text in dict.fromkeys(concepts):
-            if isinstance(text, Integral):  # NumPy's, too
-                _check_range("concept", torch.tensor([int(text)]), len(self.concepts))
-                found.append(int(text))
-            elif not isinstance(text, str):
-                raise CefamError(f"A concept is named by its word or its index, got a {type(text).__name__}.")
-            elif text.strip().lower() in known:
-                found += known[text.strip().lower()]
-            else:
-                new.append(text)
-        return found, new
-
-
-def _check_range(what: str, index: Tensor, count: int) -> None:
-    """Refuse an index out of range. Indices on a device are not checked, since that would wait for it.
-
-    Raises:
-        CefamError: with the first such index.
-    """
-    if index.device.type != "cpu":
-        return
-    wrong = index[(index < 0) | (index >= count)]
-    if len(wrong):
-        raise CefamError(f"There is no {what} {int(wrong[0])}: there are {count}, counted from 0.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from cefam.attribution.candidates import matched
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.types import Fused
 from cefam.concepts import ConceptSet
@@ -101,7 +102,7 @@ def open_artefact(
     explainer = trained.explainer(vlm)
     candidates = None
     if texts is not None:
-        if vlm is None and explainer.matched(texts)[1]:
+        if vlm is None and matched(explainer.concepts, texts)[1]:
             vlm = load_source("vision-language model", source)
             explainer = trained.explainer(vlm)
         explainer, candidates = explainer.with_candidates(texts)

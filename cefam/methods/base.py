@@ -12,7 +12,8 @@ from cefam.errors import CefamError, near
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.settings import MethodSettings
-from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 from cefam.translator import Translator

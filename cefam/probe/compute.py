@@ -22,7 +22,8 @@ from cefam.identity import identity
 from cefam.passes import Pass, Unit, processes, wait
 from cefam.probe.regression import SAMPLE, moments, sampled
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
-from cefam.towers.classifier import ClassifierOutput, FrozenClassifier
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.views import View
 

@@ -11,44 +11,23 @@ All three may be called from several threads; one of them runs at a time.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cefam.errors import CefamError, near
+from cefam.identity import weights_fingerprint
 from cefam.pictures import to_grey
 from cefam.towers import outputs as O
 from cefam.towers.folding import folded
-from cefam.towers.identity import weights_fingerprint
-from cefam.towers.stages import Layout, Stage, StageContext
-from cefam.towers.taps import LOCK, LogitsView, standing_in, tapped
+from cefam.towers.stages import Layout, Stage
+from cefam.towers.taps import LOCK, LogitsView, stacked_gradients, standing_in, tapped
 from cefam.towers.trace import Trace, probe_size, refuse_untappable
+from cefam.towers.types import ClassifierOutput, Context, Rerun
+from cefam.towers.wrapping import alike, among_others, can_be_batched, check_default_precision, refused_probe, usable
 from cefam.views import Preprocessing
-
-Context = Sequence[StageContext]
-
-
-@dataclass(frozen=True)
-class ClassifierOutput:
-    """``logits`` (B, Y); ``activations``: one map (B, C_l, H_l, W_l) per stage, shallow to deep; ``context``: the rest."""
-
-    logits: Tensor
-    activations: list[Tensor]
-    context: list[StageContext]
-
-
-class Rerun(NamedTuple):
-    """``activations`` and ``logits`` (b, Y) with a graph down to the first of ``sources``: the raw outputs of the stages.
-
-    A gradient with respect to a source becomes a map's gradient by :meth:`FrozenClassifier.as_map`.
-    """
-
-    activations: list[Tensor]
-    sources: list[Tensor]
-    logits: Tensor
 
 
 class FrozenClassifier(nn.Module):
@@ -103,7 +82,7 @@ class FrozenClassifier(nn.Module):
     ) -> None:
         super().__init__()
         check_default_precision()
-        module = _usable(refuse_untappable(module))
+        module = usable(refuse_untappable(module))
         self.module = module.requires_grad_(False)
         self.preprocessing = preprocessing or Preprocessing()
         self.class_names = list(class_names) if class_names else None
@@ -130,7 +109,9 @@ class FrozenClassifier(nn.Module):
             self.module = folded(module, self._probe_image(), {stage.tap for stage in self.stages})
         self._batched_gradients = True
         if len(self.stages) > 1:
-            self._check_gradients()
+            image = self._probe_image()
+            again = self.rerun(self(image), image, torch.tensor([0]))
+            self._batched_gradients = can_be_batched(self.stages, again.activations, again.sources)
 
     @classmethod
     def from_module(cls, module: nn.Module, stages: Sequence[str], **options: Any) -> Self:
@@ -270,11 +251,7 @@ class FrozenClassifier(nn.Module):
         Returns:
             One gradient per source, in its shape after S.
         """
-        if self._batched_gradients:
-            # torch.vmap knows how convolutions go back in batches; `is_grads_batched=True` runs one after another.
-            return list(torch.vmap(lambda *g: torch.autograd.grad(outputs, list(sources), g, True))(*gradients))
-        rows = [torch.autograd.grad(outputs, sources, each, True) for each in zip(*gradients, strict=True)]
-        return [torch.stack(each) for each in zip(*rows, strict=True)]
+        return stacked_gradients(outputs, sources, gradients, self._batched_gradients)
 
     def as_map(self, stage: int, raw: Tensor, like: Tensor) -> Tensor:
         """A tensor laid out as the stage's raw output, as a map of the size of ``like`` (P, C, H, W)."""
@@ -327,7 +304,7 @@ class FrozenClassifier(nn.Module):
             except (RuntimeError, AssertionError, ValueError, TypeError) as error:
                 if isinstance(error, CefamError | torch.OutOfMemoryError):
                     raise
-                raise self._refused_probe(error) from error
+                raise refused_probe(self.module, self.input_channels, self.input_size, error) from error
         self._writes_input = image._version != version
         if logits.dim() != 2:
             raise CefamError(f"The classifier must return logits (B, classes), got {O.describe_value(logits)}.")
@@ -349,32 +326,10 @@ class FrozenClassifier(nn.Module):
             raise CefamError(f"Stages must be given in the order they run: {order}, got {self.stage_names}.")
         self._check_cuts(probe, logits.detach(), sum(elements for _, elements in trace.leaves))
 
-    @property
-    def _tolerance(self) -> float:
-        """How far logits may differ, as a share of the largest one, where only rounding differs."""
-        return 1e-4 if self.dtype in (torch.float32, torch.float64) else 1e-2
-
-    def _alike(self, logits: Tensor, expected: Tensor) -> bool:
-        bound = self._tolerance * float(expected.abs().max())
-        return torch.allclose(logits, expected, rtol=self._tolerance, atol=bound)
-
-    def _refused_probe(self, error: Exception) -> CefamError:
-        """Why the module did not take the probe."""
-        first = next((child for child in self.module.modules() if isinstance(child, nn.Conv2d)), None)
-        if first is not None and first.in_channels != self.input_channels:
-            return CefamError(
-                f"The classifier's first convolution takes {first.in_channels} channel(s), the images have {self.input_channels}: pass "
-                f"`input_size=({first.in_channels}, {self.input_size[0]}, {self.input_size[1]})`."
-            )
-        return CefamError(
-            f"The classifier does not accept an image of {self.input_size[0]} x {self.input_size[1]} ({error}): "
-            f"pass the size it wants as `input_size`."
-        )
-
     @torch.no_grad()
     def _check_cuts(self, image: Tensor, logits: Tensor, all_elements: int) -> None:
         """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
-        captured = self._among_others(image, logits)
+        captured = among_others(self.module, self.stages, self.input_size, image, logits)
         for index, (_, activation, _) in enumerate(captured):
             with self._standing_in(index, activation[:1], [c[2].select(slice(1)) for c in captured]) as nothing:
                 try:
@@ -383,109 +338,6 @@ class FrozenClassifier(nn.Module):
                     if isinstance(error, MemoryError | torch.OutOfMemoryError):
                         raise
                     again = torch.full_like(logits, torch.nan)
-            self.stages[index].resumable = self._alike(again, logits)
+            self.stages[index].resumable = alike(again, logits, self.dtype)
             if not self.stages[index].resumable:  # then everything runs again
                 self.stages[index].elements = all_elements
-
-    def _among_others(self, image: Tensor, logits: Tensor) -> list[Any]:
-        """What is captured of the probe and another image; one image must not depend on the other, nor on chance.
-
-        Raises:
-            CefamError: with what the network does.
-        """
-        captured: list[Any] = [None] * len(self.stages)
-        darker = 0.25 * image.flip(-1)  # with other statistics than the probe's
-        try:
-            with tapped(self.module, self.stages, captured, self.input_size):
-                both = O.logits_of(self.module(torch.cat([image, darker])))
-        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            if isinstance(error, CefamError | torch.OutOfMemoryError):
-                raise
-            raise CefamError(
-                f"The classifier takes one image and not two at once ({error}): explanations run many images in a batch. Build it "
-                f"without a fixed batch size."
-            ) from error
-        for stage, found in zip(self.stages, captured, strict=True):
-            if len(found[0]) != 2:
-                raise CefamError(
-                    f"Stage {stage.name!r} gives a batch of {len(found[0])} for 2 images: the classifier makes views of an image, or has "
-                    f"the batch in another dimension. Wrap the network that takes one view of each image, the batch first."
-                )
-        if len(both) != 2:
-            raise CefamError(
-                f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes)."
-            )
-        if self._alike(both[:1], logits):
-            return captured
-        again = O.logits_of(self.module(image.clone()))
-        if not self._alike(again, logits):
-            raise CefamError(
-                f"The classifier's outputs for the same image differ by up to {float((again - logits).abs().max()):.2g} from run to run: "
-                f"it draws random numbers in eval mode, too (dropout that `eval()` does not stop). Explanations would be random: switch "
-                f"that off."
-            )
-        raise CefamError(
-            f"The classifier's outputs for an image change by up to {float((both[:1] - logits).abs().max()):.2g} with the other image of "
-            f"its batch: it uses statistics of the batch (BatchNorm without running statistics, a mean over the batch). Explanations would "
-            f"depend on the neighbors: use running statistics."
-        )
-
-    def _check_gradients(self) -> None:
-        """Try the gradient that regions are made of; where torch.vmap cannot take it, gradients are taken one by one.
-
-        Raises:
-            CefamError: where there is none.
-        """
-        image = self._probe_image()
-        again = self.rerun(self(image), image, torch.tensor([0]))
-        for before, stage, raw in zip(self.stages, self.stages[1:], again.sources[1:], strict=False):
-            if not raw.requires_grad:
-                raise CefamError(
-                    f"No gradient flows from stage {before.name!r} to stage {stage.name!r}: the network runs what is between under "
-                    f"torch.no_grad() or torch.inference_mode(), detaches it, or checkpoints it (`use_reentrant=True`). Remove that, or "
-                    f"name {stage.name!r} as the only stage."
-                )
-        with torch.enable_grad():
-            pooled = [activation.float().mean(dim=(-2, -1)) for activation in again.activations]
-        ones = [torch.ones_like(z).unsqueeze(0) for z in pooled]
-        for batched in (True, False):
-            self._batched_gradients = batched
-            try:
-                self.gradients(pooled, again.sources[:-1], ones)
-                return
-            except (RuntimeError, NotImplementedError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                reason = error
-        raise CefamError(
-            f"No gradient of the stages {', '.join(self.stage_names)} can be computed ({str(reason).splitlines()[0]}): look for gradient "
-            f"checkpointing, or operations that have no gradient. The last stage alone needs none."
-        ) from reason
-
-
-def check_default_precision() -> None:
-    """Refuse to compute with another default precision than the one that weights, embeddings and artefacts are made in.
-
-    Raises:
-        CefamError: with what to call.
-    """
-    if torch.get_default_dtype() != torch.float32:
-        raise CefamError(
-            f"torch's default precision is {torch.get_default_dtype()}: networks would be built in it, and would not be those of an "
-            f"artefact. Call torch.set_default_dtype(torch.float32) first."
-        )
-
-
-def _usable(module: nn.Module) -> nn.Module:
-    """The module with tensors that gradients can flow through, and without gradient checkpointing, which runs modules again."""
-    child: Any
-    for child in module.modules():
-        if getattr(child, "grad_checkpointing", False) is True:  # timm
-            child.grad_checkpointing = False
-        for name, value in child._parameters.items():
-            if value is not None and value.is_inference():
-                child._parameters[name] = nn.Parameter(value.clone())
-        for name, buffer in child._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                child._buffers[name] = buffer.clone()
-    return module

@@ -1,25 +1,12 @@
-"""What an artefact belongs to: weights by hash, settings in plain types, and the refusal of another tower."""
+"""What an artefact belongs to, in plain types, and the refusal of another tower."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import nn
 
 from cefam.errors import CefamError
 
 CLASSIFIER_KEYS = ("stages", "channels", "preprocessing", "fingerprint")
 VLM_KEYS = ("embedding_dim", "logit_scale", "logit_bias", "probability", "preprocessing", "fingerprint")
-
-
-def weights_fingerprint(module: nn.Module, salt: str = "") -> str:
-    """SHA-256 of a module's parameters and buffers, by name, and of ``salt``."""
-    digest = hashlib.sha256(salt.encode())
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> None:

@@ -57,6 +57,20 @@ def tapped(
         yield
 
 
+def stacked_gradients(
+    outputs: Sequence[Tensor], sources: Sequence[Tensor], gradients: Sequence[Tensor], batched: bool
+) -> list[Tensor]:
+    """Gradients by the sources, for S gradients of the outputs: at once, or one after another.
+
+    torch.vmap knows how convolutions go back in batches; ``is_grads_batched=True`` runs one after another. Some operations that mix
+    precisions have no rule for it.
+    """
+    if batched:
+        return list(torch.vmap(lambda *g: torch.autograd.grad(outputs, list(sources), g, True))(*gradients))
+    rows = [torch.autograd.grad(outputs, sources, each, True) for each in zip(*gradients, strict=True)]
+    return [torch.stack(each) for each in zip(*rows, strict=True)]
+
+
 @contextmanager
 def standing_in(module: nn.Module, stage: Stage, raw: Tensor) -> Iterator[Tensor]:
     """While open, the module runs from a stage on, whose raw output is ``raw``; yields a NaN of its kind."""

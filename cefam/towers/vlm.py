@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError, MissingError, near
-from cefam.towers.identity import weights_fingerprint
+from cefam.identity import weights_fingerprint
 from cefam.views import Preprocessing
 
 Probability = Literal["softmax", "sigmoid"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from cefam.methods import Activated, Bench, BeyondRegions
 from cefam.methods.beyond import usual_scales
 from cefam.methods.masked import MaskedShards
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 
 RIDGE = 0.01  # of each channel's variance
 CELLS = 24  # of a window, on which maps and masks are compared, at most

@@ -16,7 +16,7 @@ from cefam.evaluator import RegionEvaluator
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
 from cefam.pairs import RegionBatch
 from cefam.report import records, tables
-from cefam.towers.classifier import ClassifierOutput
+from cefam.towers.types import ClassifierOutput
 from cefam.views import View
 
 

@@ -1,0 +1,54 @@
+"""Which concepts a caller means, and the check of indices that a caller gives."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cefam.concepts import ConceptSet
+from cefam.errors import CefamError
+from cefam.vocabularies import Concept
+
+
+def matched(
+    known_concepts: ConceptSet, concepts: Sequence[str | int] | ConceptSet
+) -> tuple[list[int], list[str | Concept]]:
+    """Indices of those concepts that are known, and the others: by word, of a ConceptSet by word and prompt."""
+    known: dict[Any, list[int]] = {}
+    by_prompt = isinstance(concepts, ConceptSet)
+    for index, concept in enumerate(known_concepts.concepts):
+        known.setdefault((concept.word, concept.prompt) if by_prompt else concept.word.lower(), []).append(index)
+    found: list[int] = []
+    new: list[str | Concept] = []
+    if isinstance(concepts, ConceptSet):
+        for concept in concepts.concepts:
+            same = known.get((concept.word, concept.prompt), [])
+            found += same
+            new += [] if same else [concept]
+        return found, new
+    for text in dict.fromkeys(concepts):
+        if isinstance(text, Integral):  # NumPy's, too
+            check_range("concept", torch.tensor([int(text)]), len(known_concepts))
+            found.append(int(text))
+        elif not isinstance(text, str):
+            raise CefamError(f"A concept is named by its word or its index, got a {type(text).__name__}.")
+        elif text.strip().lower() in known:
+            found += known[text.strip().lower()]
+        else:
+            new.append(text)
+    return found, new
+
+
+def check_range(what: str, index: Tensor, count: int) -> None:
+    """Refuse an index out of range. Indices on a device are not checked, since that would wait for it.
+
+    Raises:
+        CefamError: with the first such index.
+    """
+    if index.device.type != "cpu":
+        return
+    wrong = index[(index < 0) | (index >= count)]
+    if len(wrong):
+        raise CefamError(f"There is no {what} {int(wrong[0])}: there are {count}, counted from 0.")

@@ -1,0 +1,182 @@
+"""Annotations in COCO's format: polygons and run lengths as index maps."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cefam.categories import IGNORED
+from cefam.datasets.contract import Mask
+from cefam.errors import CefamError, CefamWarning
+
+
+class Coco:
+    """The annotations of a COCO file.
+
+    Boxes without masks, and objects of photographs that are not listed, are left out with a warning.
+
+    Raises:
+        CefamError: for a file in another form, or entries that contradict each other, with the entry.
+    """
+
+    def __init__(self, path: Path, category: str) -> None:
+        self.path, self.category = path, category
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            self.images = _by_key(about["images"], "file_name", path)
+            numbers = {int(number) for number in _by_key(about["images"], "id", path)}
+            kinds = _by_key(about["categories"], "id", path)
+            self.labels: list[dict[str, Any]] = [
+                {"number": int(number), "name": str(each["name"]), "category": category}
+                for number, each in kinds.items()
+            ]
+            self.objects: dict[int, list[dict[str, Any]]] = {}
+            for each in about["annotations"]:
+                self.objects.setdefault(int(each["image_id"]), []).append(each)
+                if int(each["category_id"]) not in kinds:
+                    raise CefamError(
+                        f"{path}: annotation {each.get('id')} has category {each['category_id']}, which is not listed."
+                    )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, CefamError):
+                raise
+            raise CefamError(f"{path} is not a COCO file of annotations ({type(error).__name__}: {error}).") from error
+        for label in self.labels:
+            if not 0 < int(label["number"]) < IGNORED:
+                raise CefamError(
+                    f"{path}: category {label['name']!r} has the id {label['number']}; masks hold numbers from 1 to {IGNORED - 1} (0 means "
+                    f"'no label'): number the categories from 1."
+                )
+        for name, image in self.images.items():
+            sides: list[Any] = [image.get("height"), image.get("width")]
+            if not all(isinstance(side, int) for side in sides) or min(sides) < 1:
+                raise CefamError(f"{path}: image {image['id']} ({name}) has no height and width: add them.")
+        self._leave_out(numbers)
+
+    def _leave_out(self, listed: set[int]) -> None:
+        """Keep the objects that have masks and a photograph, and say how many do not."""
+        elsewhere = [each for number, objects in self.objects.items() if number not in listed for each in objects]
+        boxes = [each for objects in self.objects.values() for each in objects if not each.get("segmentation")]
+        for left_out, reason in (
+            (elsewhere, "belong to an image_id that is not listed"),
+            (boxes, "are boxes without masks"),
+        ):
+            if left_out:
+                warnings.warn(
+                    f"{self.path}: {len(left_out)} annotation(s) {reason} and are left out, as annotation {left_out[0].get('id')}.",
+                    CefamWarning,
+                    stacklevel=2,
+                )
+        self.objects = {
+            number: [each for each in objects if each.get("segmentation")]
+            for number, objects in self.objects.items()
+            if number in listed
+        }
+
+    def _of(self, name: str) -> list[dict[str, Any]]:
+        if name not in self.images:
+            raise CefamError(
+                f"{self.path} does not know {name}: `images` must be a pattern whose {{id}} is the file_name."
+            )
+        return self.objects.get(int(self.images[name]["id"]), [])
+
+    def stamp(self, name: str) -> Any:
+        """What the file says of a photograph."""
+        return [(each["category_id"], each["segmentation"]) for each in self._of(name)]
+
+    def masks(self, name: str) -> tuple[Mask, ...]:
+        """Index maps of a photograph."""
+        height, width = self.images[name]["height"], self.images[name]["width"]
+        covered: dict[int, np.ndarray] = {}
+        for each in self._of(name):
+            number, where = int(each["category_id"]), f"{self.path}, annotation {each.get('id')} of {name}"
+            area = _area(each["segmentation"], height, width, where)
+            if not area.any():
+                warnings.warn(f"{where} covers no pixel and is left out.", CefamWarning, stacklevel=2)
+                continue
+            covered[number] = covered[number] | area if number in covered else area
+        maps: list[np.ndarray] = []
+        for number, area in covered.items():
+            free = next((index_map for index_map in maps if not (index_map[area] > 0).any()), None)
+            if free is None:
+                maps.append(free := np.zeros((height, width), np.int32))
+            free[area] = number
+        return tuple(Mask(self.category, index_map) for index_map in maps)
+
+
+def _by_key(entries: list[dict[str, Any]], key: str, path: Path) -> dict[Any, dict[str, Any]]:
+    """Entries by one of their values, which no two may share.
+
+    Raises:
+        CefamError: where two do.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in entries:
+        if entry[key] in found:
+            raise CefamError(f"{path}: {key} {entry[key]!r} is listed twice: merge the entries, or remove one.")
+        found[entry[key]] = entry
+    return found
+
+
+def _area(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
+    """Polygons or run lengths as a mask (H, W)."""
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise CefamError("COCO's masks need pycocotools: `pip install cefam[coco]`.") from error
+    try:
+        if isinstance(segmentation, list):
+            _check_polygons(segmentation, height, width)
+            runs = coco.merge(coco.frPyObjects(segmentation, height, width))
+        else:
+            _check_runs(segmentation, height, width)
+            listed = isinstance(segmentation["counts"], list)
+            runs = coco.frPyObjects(segmentation, height, width) if listed else segmentation
+        found: np.ndarray = coco.decode(runs).astype(bool)
+    except Exception as error:  # its C code raises whatever it meets
+        raise CefamError(f"{where}: the segmentation cannot be read ({error}).") from error
+    return found
+
+
+def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
+    """Refuse what pycocotools would read as something else, or crash at: coordinates must be numbers near the photograph."""
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon must be a list of at least three points, x and y in turn")
+        points = np.asarray(polygon, dtype=float)
+        if not np.isfinite(points).all():
+            raise ValueError("a coordinate is no finite number")
+        for side, values in ((width, points[::2]), (height, points[1::2])):
+            if values.min() < -side or values.max() > 2 * side:
+                raise ValueError(
+                    f"coordinates from {values.min():g} to {values.max():g} leave a photograph {side} pixels long"
+                )
+
+
+def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
+    """Refuse run lengths that do not cover the photograph exactly: pycocotools leaves memory as it was where they are too short."""
+    if list(segmentation["size"]) != [height, width]:
+        raise ValueError(f"its size is {segmentation['size']}, the photograph's {[height, width]}")
+    counts = segmentation["counts"]
+    counts = counts if isinstance(counts, list) else _decompressed(counts)
+    if min(counts, default=0) < 0 or sum(counts) != height * width:
+        raise ValueError(f"its run lengths cover {sum(counts)} pixels, the photograph has {height * width}")
+
+
+def _decompressed(text: str) -> list[int]:
+    """COCO's compressed run lengths: groups of 5 bits, the lowest first, each but the first three as a difference to the last but one."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text.encode() if isinstance(text, str) else text:
+        bits = letter - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts

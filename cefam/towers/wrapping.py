@@ -1,0 +1,149 @@
+"""What a network is checked for when it is wrapped: that its outputs depend on each image alone, and that gradients flow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cefam.errors import CefamError
+from cefam.towers.outputs import logits_of
+from cefam.towers.stages import Stage
+from cefam.towers.taps import stacked_gradients, tapped
+
+
+def check_default_precision() -> None:
+    """Refuse to compute with another default precision than the one that weights, embeddings and artefacts are made in.
+
+    Raises:
+        CefamError: with what to call.
+    """
+    if torch.get_default_dtype() != torch.float32:
+        raise CefamError(
+            f"torch's default precision is {torch.get_default_dtype()}: networks would be built in it, and would not be those of an "
+            f"artefact. Call torch.set_default_dtype(torch.float32) first."
+        )
+
+
+def usable(module: nn.Module) -> nn.Module:
+    """The module with tensors that gradients can flow through, and without gradient checkpointing, which runs modules again."""
+    child: Any
+    for child in module.modules():
+        if getattr(child, "grad_checkpointing", False) is True:  # timm
+            child.grad_checkpointing = False
+        for name, value in child._parameters.items():
+            if value is not None and value.is_inference():
+                child._parameters[name] = nn.Parameter(value.clone())
+        for name, buffer in child._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                child._buffers[name] = buffer.clone()
+    return module
+
+
+def alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits of a network in this precision differ by rounding alone."""
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
+    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def among_others(
+    module: nn.Module, stages: Sequence[Stage], size: tuple[int, int], image: Tensor, logits: Tensor
+) -> list[Any]:
+    """What :func:`~cefam.towers.taps.tapped` captures of an image and another one.
+
+    Args:
+        module: the network.
+        stages: its stages.
+        size: (H, W) of the images.
+        image: (1, C, H, W), as the network takes it.
+        logits: what the network gave for it alone (1, Y).
+
+    Raises:
+        CefamError: where the outputs for one image depend on the other, or on chance; where a stage's batch is not that of the images.
+    """
+    captured: list[Any] = [None] * len(stages)
+    darker = 0.25 * image.flip(-1)  # with other statistics
+    try:
+        with tapped(module, stages, captured, size):
+            both = logits_of(module(torch.cat([image, darker])))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, CefamError | torch.OutOfMemoryError):
+            raise
+        raise CefamError(
+            f"The classifier takes one image and not two at once ({error}): explanations run many images in a batch. Build it without a "
+            f"fixed batch size."
+        ) from error
+    for stage, found in zip(stages, captured, strict=True):
+        if len(found[0]) != 2:
+            raise CefamError(
+                f"Stage {stage.name!r} gives a batch of {len(found[0])} for 2 images: the classifier makes views of an image, or has the "
+                f"batch in another dimension. Wrap the network that takes one view of each image, the batch first."
+            )
+    if len(both) != 2:
+        raise CefamError(f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes).")
+    if alike(both[:1], logits, image.dtype):
+        return captured
+    again = logits_of(module(image.clone()))
+    if not alike(again, logits, image.dtype):
+        raise CefamError(
+            f"The classifier's outputs for the same image differ by up to {_largest(again - logits)} from run to run: it draws random "
+            f"numbers in eval mode, too (dropout that `eval()` does not stop). Explanations would be random: switch that off."
+        )
+    raise CefamError(
+        f"The classifier's outputs for an image change by up to {_largest(both[:1] - logits)} with the other image of its batch: it uses "
+        f"statistics of the batch (BatchNorm without running statistics, a mean over the batch). Explanations would depend on the "
+        f"neighbors: use running statistics."
+    )
+
+
+def _largest(difference: Tensor) -> str:
+    return f"{float(difference.abs().max()):.2g}"
+
+
+def can_be_batched(stages: Sequence[Stage], activations: Sequence[Tensor], sources: Sequence[Tensor]) -> bool:
+    """Whether the gradients that regions are made of can be taken by torch.vmap, or only one by one.
+
+    Args:
+        stages: all of them.
+        activations: maps of one image, connected by autograd to the first stage's.
+        sources: the stages' raw outputs.
+
+    Raises:
+        CefamError: where there is no gradient.
+    """
+    for before, stage, raw in zip(stages, stages[1:], sources[1:], strict=False):
+        if not raw.requires_grad:
+            raise CefamError(
+                f"No gradient flows from stage {before.name!r} to stage {stage.name!r}: the network runs what is between under "
+                f"torch.no_grad() or torch.inference_mode(), detaches it, or checkpoints it (`use_reentrant=True`). Remove that, or name "
+                f"{stage.name!r} as the only stage."
+            )
+    with torch.enable_grad():
+        pooled = [activation.float().mean(dim=(-2, -1)) for activation in activations]
+    ones = [torch.ones_like(z).unsqueeze(0) for z in pooled]
+    for batched in (True, False):
+        try:
+            stacked_gradients(pooled, sources[:-1], ones, batched)
+            return batched
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = error
+    raise CefamError(
+        f"No gradient of the stages {', '.join(stage.name for stage in stages)} can be computed ({str(reason).splitlines()[0]}): look for "
+        f"gradient checkpointing, or operations that have no gradient. The last stage alone needs none."
+    ) from reason
+
+
+def refused_probe(module: nn.Module, channels: int, size: tuple[int, int], error: Exception) -> CefamError:
+    """Why the network did not take an image with so many channels, of this size."""
+    first = next((child for child in module.modules() if isinstance(child, nn.Conv2d)), None)
+    if first is not None and first.in_channels != channels:
+        return CefamError(
+            f"The classifier's first convolution takes {first.in_channels} channel(s), the images have {channels}: pass "
+            f"`input_size=({first.in_channels}, {size[0]}, {size[1]})`."
+        )
+    return CefamError(
+        f"The classifier does not accept an image of {size[0]} x {size[1]} ({error}): pass the size it wants as `input_size`."
+    )
