@@ -5,8 +5,10 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import lightning as L
+from lightning.pytorch.callbacks import LearningRateFinder
 
 from cefam.errors import CefamError, near
+from cefam.schedule import WarmupPlateau
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +48,11 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
             "follow the validation. Set `trainer.limit_train_batches`, `trainer.limit_val_batches`, `trainer.max_epochs` and "
             "`trainer.max_steps` above 0."
         )
+    if any(isinstance(callback, LearningRateFinder) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise CefamError(
+            "LearningRateFinder sets a rate of the model, and the rate here belongs to the optimizer: try values of "
+            "`model.optimizer.lr` instead."
+        )
     if (trainer.check_val_every_n_epoch, trainer.val_check_interval) != (1, 1.0):
         raise CefamError(
             "The learning rate and the early stop count epochs by their validations: leave `trainer.check_val_every_n_epoch` at 1 and "
@@ -54,20 +61,66 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
 
 
 def check_monitors(trainer: L.Trainer, logged: Iterable[str]) -> None:
-    """Refuse an early stop or checkpoint that follows a value which is not logged.
+    """Refuse an early stop, checkpoint or schedule that follows a value which is not logged, or follows it in the wrong direction.
 
     Raises:
-        CefamError: with near names.
+        CefamError: with near names, or the mode to set.
     """
     known = list(logged)
-    for option, callbacks in (
-        ("early_stopping.monitor", trainer.early_stopping_callbacks),
-        ("checkpoint.monitor", trainer.checkpoint_callbacks),
-    ):
-        for callback in callbacks:
-            monitor = getattr(callback, "monitor", None)
-            if monitor is not None and monitor not in known:
-                raise CefamError(f"`{option}` is {monitor!r}, which is not logged.{near(monitor, known)}")
+    following: list[tuple[str, Any, Any]] = [
+        ("early_stopping", each, getattr(each, "monitor", None)) for each in trainer.early_stopping_callbacks
+    ]
+    following += [("checkpoint", each, getattr(each, "monitor", None)) for each in trainer.checkpoint_callbacks]
+    following += [
+        ("lr_scheduler", each.scheduler, each.monitor)
+        for each in trainer.lr_scheduler_configs
+        if each.reduce_on_plateau
+    ]
+    for option, follower, monitor in following:
+        if monitor is None:
+            continue
+        if monitor not in known:
+            raise CefamError(f"`{option}.monitor` is {monitor!r}, which is not logged.{near(monitor, known)}")
+        mode, right = getattr(follower, "mode", None), better_when(monitor)
+        if right is not None and mode != right:
+            raise CefamError(
+                f"`{option}.monitor` is {monitor!r}, which is better when it is {'higher' if right == 'max' else 'lower'}, and "
+                f"`{option}.mode` is {mode!r}: set it to {right!r}."
+            )
+
+
+def better_when(name: str) -> str | None:
+    """Whether a logged value is better when it is higher ("max") or lower ("min"); ``None``: not one of ours.
+
+    >>> better_when("val/cosine"), better_when("train/loss"), better_when("lr-SGD")
+    ('max', 'min', None)
+    """
+    if name.startswith(("val/cosine", "val/concept_correlation", "regions/")):
+        return "max"
+    return "min" if name.startswith(("val/", "train/")) else None
+
+
+def described(configured: Any) -> dict[str, Any]:
+    """The optimizer and the schedule that ``configure_optimizers`` returned, in plain types."""
+    if isinstance(configured, Mapping):
+        optimizer, scheduler = configured["optimizer"], configured.get("lr_scheduler")
+    elif isinstance(configured, tuple) and isinstance(configured[0], list):
+        optimizer, scheduler = configured[0][0], (*configured[1], None)[0]
+    else:
+        optimizer, scheduler = (configured[0] if isinstance(configured, list | tuple) else configured), None
+    scheduler = scheduler.get("scheduler") if isinstance(scheduler, Mapping) else scheduler
+    defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in optimizer.defaults.items()}
+    found = {"optimizer": type(optimizer).__name__, **{f"optimizer.{name}": value for name, value in defaults.items()}}
+    if isinstance(scheduler, WarmupPlateau):
+        # torch decays when the count exceeds its patience, the published program when it reaches it.
+        return {**found, "warmup_epochs": scheduler.warmup_epochs, "plateau_patience": scheduler.patience + 1}
+    state = {} if scheduler is None else scheduler.state_dict()
+    plain = {name: value for name, value in state.items() if isinstance(value, bool | int | float | str)}
+    return {
+        **found,
+        "lr_scheduler": None if scheduler is None else type(scheduler).__name__,
+        **{f"lr_scheduler.{name}": value for name, value in plain.items() if not name.startswith("_")},
+    }
 
 
 def check_precision(trainer: L.Trainer) -> None:

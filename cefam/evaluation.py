@@ -25,6 +25,7 @@ from cefam.methods import (
 )
 from cefam.methods.neurons import NeuronRegions
 from cefam.pairs import RegionBatch
+from cefam.passes import require_shared
 from cefam.presence import joined, presence_scores
 from cefam.probe import Probe
 from cefam.report import examples, presence, records, results, tables
@@ -47,6 +48,7 @@ class Resumable(Protocol):
     """Data whose batches have numbers, and that can leave out those that are ``done``."""
 
     done: Collection[int]
+    num_batches: int
 
     def identity(self) -> Any:
         """What makes its batches others, in plain types."""
@@ -142,6 +144,7 @@ class RegionEvaluation(L.LightningModule):
             self.parts.begin(self._run(datamodule))
             self._begun = True
         self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
+        require_shared(self.output)
         done = self.parts.done()
         self.trainer.strategy.barrier()  # nor writes before all have seen what is there
         if isinstance(datamodule, Resumable):
@@ -152,8 +155,7 @@ class RegionEvaluation(L.LightningModule):
 
     def _run(self, datamodule: Any) -> Any:
         """What makes an evaluation another one; ``None``: it cannot be told."""
-        limited = isinstance(self.trainer.limit_test_batches, int)  # a number of batches of each process
-        if self.options is None or limited or not isinstance(datamodule, Resumable):
+        if self.options is None or self._limited or not isinstance(datamodule, Resumable):
             return None
         networks = {"classifier": self.classifier, "translator": self.translator, "vlm": self.vlm}
         settings = {"settings": self.settings.to_dict(), "options": self.options}
@@ -182,15 +184,30 @@ class RegionEvaluation(L.LightningModule):
             rows += among[keys[among].argsort()[:1]].tolist()
         return sorted(rows)
 
+    @property
+    def _limited(self) -> bool:
+        """Whether only some of the batches are to be measured."""
+        return self.trainer.limit_test_batches != 1.0
+
     def on_test_epoch_end(self) -> None:
-        """Make the report from the parts of all processes."""
+        """Make the report from the parts of all processes; the first one makes it, and the others do not wait for it.
+
+        Raises:
+            CefamError: where parts are missing.
+        """
         self.trainer.strategy.barrier()
-        self.measured = bool(self.parts.done())
-        self.trainer.strategy.barrier()
+        done = len(self.parts.done())
+        self.measured = done > 0
+        self.trainer.strategy.barrier()  # the parts are counted by all before the first process removes them
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, Resumable) and not self._limited and done < data.num_batches:
+            raise CefamError(
+                f"{done} of {data.num_batches} batches are in {self.output}: run the same command again, which measures the others. On "
+                f"several nodes `model.output` must lie on a disk that all of them share."
+            )
         if self.trainer.is_global_zero and self.measured:
             self._report()
             self.parts.clear()
-        self.trainer.strategy.barrier()
         self.close()
 
     def close(self) -> None:
@@ -226,13 +243,12 @@ class RegionEvaluation(L.LightningModule):
 
     def _notes(self, outside: int) -> list[str]:
         """What a reader of the table must know."""
-        limit = self.trainer.limit_test_batches  # a number of batches, or 1.0
+        limit = self.trainer.limit_test_batches  # a number of batches, or a share of them
         counts = sorted({self.settings.masked_count(stage.channels) for stage in self.classifier.stages})
         notes = []
-        if isinstance(limit, int):
-            notes.append(
-                f"Not all photographs: at most {limit} batch(es) of each process were measured (`trainer.limit_test_batches`)."
-            )
+        if self._limited:
+            amount = f"at most {limit} batch(es)" if isinstance(limit, int) else f"a share of {limit} of the batches"
+            notes.append(f"Not all photographs: {amount} of each process were measured (`trainer.limit_test_batches`).")
         if outside:
             notes.append(f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}.")
         notes.append(results.EXPLANATION)

@@ -1,7 +1,7 @@
 """Writing files: under a temporary name, then renamed, so that a file is never seen half-written."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,36 +25,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other runs; the lock of a run that was killed is not in the way.
+    """Lock a folder against other runs; the lock of a killed run is released automatically.
 
     Raises:
         ExistsError: where another run is writing there.
     """
-    lock = folder / ".lock"
-    with lock.open("w") as file:
-        try:
-            import fcntl
+    from filelock import FileLock, Timeout
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ExistsError(f"Another run is writing into {folder}: wait for it, or name another folder.") from None
-        except (ImportError, OSError):  # Windows, and file systems of clusters that know no locks
-            pass
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked_file(lock: Path) -> Iterator[None]:
-    """Wait for a lock that several processes share, and hold it; without effect where the file system knows no locks."""
-    with lock.open("w") as file:
-        with suppress(ImportError, OSError):  # Windows, and file systems of clusters
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ExistsError(f"Another run is writing into {folder}: wait for it, or name another folder.") from None
+    try:
         yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # still held; filelock notices that a file it waited for is gone
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ journal of its own, and reads those of all, so that a pass may continue with ano
 """
 
 import json
+import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -17,12 +19,14 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from cefam.errors import CefamError, ExistsError
 from cefam.files import locked, write_text
 from cefam.identity import differing
 
 JOURNAL = "journal.json"
+PATIENCE = 10  # half seconds
 AHEAD = 32  # units that a pool of workers is given in advance
 
 
@@ -71,6 +75,8 @@ class Pass:
             self._read()
             if not self._mine:
                 write_text(self.journal, json.dumps({"run": self.run}) + "\n")
+            if self.ranks > 1:
+                require_shared(self.folder)
             self._lock = stack.pop_all()
         return self
 
@@ -210,3 +216,41 @@ def wait() -> None:
 
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def require_shared(folder: Path) -> None:
+    """Refuse a folder that some of the processes do not see: those of another node, on a disk of its own.
+
+    Called by all processes, once the first one has made the folder.
+
+    Raises:
+        CefamError: in all of them.
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    token = [uuid4().hex]
+    distributed.broadcast_object_list(token)
+    mark = folder / f".shared-{token[0]}"
+    if distributed.get_rank() == 0:
+        mark.touch()
+    distributed.barrier()
+    seen: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(seen, _appears(mark))
+    mark.unlink(missing_ok=True)
+    if not all(seen):
+        raise CefamError(
+            f"{seen.count(False)} of {len(seen)} processes do not see the files of {folder}: on several nodes it must lie on a disk that "
+            f"all of them share. Name another folder."
+        )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file can be seen; network file systems show new ones after a while."""
+    for _ in range(PATIENCE):
+        with suppress(OSError):
+            if path.name in os.listdir(path.parent):  # asks the server, where `exists` may answer from memory
+                return True
+        time.sleep(0.5)
+    return False

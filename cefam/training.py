@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
-from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, runs_to_its_end
+from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, described, runs_to_its_end
 from cefam.concepts import embedded
 from cefam.errors import CefamError
 from cefam.evaluator import PROTOCOLS, RegionEvaluator
@@ -35,6 +35,9 @@ from cefam.translator import Translator, distillation_losses
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
     return torch.optim.SGD(parameters, lr=0.1)
+
+
+TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged by steps
 
 
 class CEFAM(L.LightningModule):
@@ -104,7 +107,8 @@ class CEFAM(L.LightningModule):
         patience = PLATEAU_PATIENCE[self.settings.preset]
         self.plateau_patience = patience if plateau_patience is None else plateau_patience
         # The bench holds the translator itself, so validation measures its current state.
-        methods = {"CE-FAM": CEFAMRegions(Bench(self.trained))}
+        bench = Bench(Trained(classifier, self.translator, self.concepts, settings=self.settings))
+        methods = {"CE-FAM": CEFAMRegions(bench)}
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
         # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
         # not a number stays one, and stops the run.
@@ -139,15 +143,10 @@ class CEFAM(L.LightningModule):
 
     def _training(self) -> dict[str, Any]:
         """How the translator is trained, in plain types; a resumed run must agree with it."""
-        optimizer = self.optimizer(self.translator.parameters())
-        defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in optimizer.defaults.items()}
         stop = None if self._trainer is None else self.trainer.early_stopping_callback
         return {
             "similarity_weight": self.similarity_weight,
-            "warmup_epochs": self.warmup_epochs,
-            "plateau_patience": self.plateau_patience,
-            "optimizer": type(optimizer).__name__,
-            **{f"optimizer.{name}": value for name, value in defaults.items()},
+            **described(self.configure_optimizers()),
             "early_stopping.patience": getattr(stop, "patience", None),
         }
 
@@ -163,10 +162,19 @@ class CEFAM(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Nothing: the schedule steps at the end of the validation.
+        """Step a schedule that follows no value; the others step at the end of the validation.
 
-        Lightning would step it after the checkpoint of that epoch was written, and a resumed run would miss the step.
+        Lightning would step them after the checkpoint of that epoch was written, and a resumed run would miss the step.
         """
+        if metric is None:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _step_on_plateau(self, values: Mapping[str, Any]) -> None:
+        """Step the schedules that follow one of these values."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and (self.current_epoch + 1) % config.frequency == 0:
+                schedule: Any = config.scheduler
+                schedule.step(float(values[str(config.monitor)]))
 
     def setup(self, stage: str) -> None:
         """Refuse features of other towers, masks with other label numbers, and options that do not fit."""
@@ -206,7 +214,7 @@ class CEFAM(L.LightningModule):
         teacher, pooled = self._teacher_and_pooled(batch)
         losses = self._losses(self._student(pooled), teacher)
         self.log_dict(
-            {"train/loss": losses.total, "train/embedding": losses.embedding, "train/similarity": losses.similarity},
+            dict(zip(TRAINING, (losses.total, losses.embedding, losses.similarity), strict=True)),
             batch_size=len(teacher),
         )
         total: Tensor = losses.total
@@ -289,10 +297,10 @@ class CEFAM(L.LightningModule):
             }  # of categories with pairs
             logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in means.items()})
         if self.trainer.state.fn == "fit":
-            check_monitors(self.trainer, [*logged, *self.trainer.callback_metrics])
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            schedule: Any = self.lr_schedulers()
-            schedule.step(float(logged["val/loss"]))
+            values = {**self.trainer.callback_metrics, **logged}
+            check_monitors(self.trainer, [*values, *TRAINING])
+            if not self.trainer.sanity_checking:
+                self._step_on_plateau(values)
         # Computed over all processes already: the same value everywhere.
         self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
 

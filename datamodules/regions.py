@@ -51,8 +51,14 @@ class RegionsData(L.LightningDataModule):
         shards = [shard["sha256"] for shard in Manifest.read(self.shards).shards]
         return [shards, self.batch_size, repr(self.view), self.view_masks]
 
+    @property
+    def num_batches(self) -> int:
+        """Of all processes."""
+        return -(-Manifest.read(self.shards).num_samples // self.batch_size)
+
     def counts(self) -> str:
         """How much there is, in words that end with the number of batches."""
         manifest = Manifest.read(self.shards)
-        batches = -(-manifest.num_samples // self.batch_size)
-        return f"{manifest.num_samples} photographs, {manifest.num_pairs} (mask, label) pairs, {batches} batches"
+        return (
+            f"{manifest.num_samples} photographs, {manifest.num_pairs} (mask, label) pairs, {self.num_batches} batches"
+        )

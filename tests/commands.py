@@ -11,7 +11,8 @@ import pytest
 from cefam.categories import CATEGORIES
 from cefam.commands import main
 from cefam.report import records
-from cefam.report.tables import NEAR, THRESHOLD, summarize
+from cefam.report.sums import NEAR, THRESHOLD, Sums
+from cefam.report.tables import summarize
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,7 +82,7 @@ def assert_same_results(one, other):
             assert a["epg"] == pytest.approx(b["epg"], abs=1e-4, nan_ok=True), (a, b)
             steady.append((a, b))
     assert len(steady) >= 0.98 * len(one)
-    tables = [summarize((pair[i] for pair in steady), CATEGORIES, 4) for i in (0, 1)]
+    tables = [summarize(Sums.of_records(pair[i] for pair in steady), CATEGORIES, 4) for i in (0, 1)]
     for a, b in zip(*(table.rows for table in tables), strict=True):
         assert (a.method, a.protocol, a.pairs, a.undefined) == (b.method, b.protocol, b.pairs, b.undefined)
         for metric in ("epg", "nra", "nra_calibrated"):

@@ -26,6 +26,7 @@ from cefam.pairs import Candidates, RegionBatch
 from cefam.report import records as record_files
 from cefam.report import tables
 from cefam.report.bootstrap import differences
+from cefam.report.sums import Sums
 from cefam.settings import MethodSettings
 from cefam.towers.types import ClassifierOutput
 
@@ -260,10 +261,10 @@ def test_a_difference_is_that_of_the_tables_averages_and_its_interval_is_paired(
         for base in [random.random()]
         for method, extra in (("ours", 0.1), ("other", 0.0))
     ]
-    (found,) = differences(records, repeats=50)
+    (found,) = differences(Sums.of_records(records), repeats=50)
     assert (found.protocol, found.method, found.other) == ("top1", "ours", "other")
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
-    assert differences(records[:2]) == []
+    assert differences(Sums.of_records(records[:2])) == []
 
 
 def test_the_interval_covers_the_standard_error():
@@ -276,7 +277,7 @@ def test_the_interval_covers_the_standard_error():
         for i, v in enumerate(values)
         for method, value in (("ours", v), ("other", 0.0))
     ]
-    (found,) = differences(records)
+    (found,) = differences(Sums.of_records(records))
     error = values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx(
@@ -303,7 +304,7 @@ def test_a_metric_more_is_one_row_of_the_table(monkeypatch):
         assert (record["stage"], record["expressible"], record["method"]) == (1, 1, "given")
         assert 0 <= float(record["auc_low"]) < float(record["auc_high"]) <= 1
     numbers = [{**record, **{name: float(record[name]) for name in record_files.values()}} for record in lines]
-    table = tables.summarize(numbers, evaluator.categories, 4)
+    table = tables.summarize(Sums.of_records(numbers), evaluator.categories, 4)
     assert "Extra" in tables.to_text(table)
     metric = extra.metric(evaluator.categories)
     metric.update(maps[:, 0], boolean_masks(), found.found.category)

@@ -11,7 +11,7 @@ import torch
 
 from cefam.datasets.features import load_features
 from cefam.metrics import EnergyPointingGame, HitRate, NormalizedRegionAccuracy
-from cefam.report.tables import NEAR
+from cefam.report.sums import NEAR
 from tests.commands import BATCH, ROOT, assert_same_results, command, csv_logger, evaluated, feature_options, run
 
 

@@ -14,7 +14,8 @@ import torch
 from cefam.metrics.means import category_means
 from cefam.report import examples, records
 from cefam.report.bootstrap import differences
-from cefam.report.tables import NEAR, summarize, to_csv, to_latex, to_markdown, to_text
+from cefam.report.sums import NEAR, Sums
+from cefam.report.tables import summarize, to_csv, to_latex, to_markdown, to_text
 from tests.commands import command, evaluated, run
 
 WRITTEN = ("table.txt", "table.md", "table.csv", "differences.csv", "contact_sheet.png")
@@ -182,7 +183,7 @@ def test_means_over_categories_from_a_pencil():
 def test_hits_that_rounding_may_decide_are_named():
     record = {"protocol": "top1", "method": "ours", "category": "object", "expressible": True, "epg": 0.1, "hit": 1.0}
     values = [0.5 + NEAR / 2, 0.5 - NEAR / 2, 0.7, 0.5 + 2 * NEAR]
-    table = summarize([{**record, "nra": v, "nra_calibrated": v} for v in values], ["object"], 4)
+    table = summarize(Sums.of_records({**record, "nra": v, "nra_calibrated": v} for v in values), ["object"], 4)
     assert table.notes == [f"Hits that rounding may decide (NRA within {NEAR} of 0.5): ours (top1) 2."]
     for render in (to_text, to_markdown):
         assert "ours (top1) 2" in render(table)
@@ -204,8 +205,9 @@ def test_differences_are_of_the_first_method_and_of_the_same_images():
     images = [str(i) for i in range(6)]
     rows = [record(i, "mine", 0.5, i != "0") for i in images] + [record(i, "chance", 0.1) for i in images]
     rows.sort(key=lambda row: row["image"])  # in the first image only "chance" has a value
-    (found,) = differences(rows, repeats=20, order=["mine", "chance"])
+    (found,) = differences(Sums.of_records(rows), repeats=20, order=["mine", "chance"])
     assert (found.method, found.other) == ("mine", "chance")
     assert found.value == pytest.approx(0.4)
     others = [record(f"other {i}", "elsewhere", 0.9) for i in images]
-    assert [d.other for d in differences([*rows, *others], repeats=20, order=["mine"])] == ["chance"]
+    every = Sums.of_records([*rows, *others])
+    assert [d.other for d in differences(every, repeats=20, order=["mine"])] == ["chance"]

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
+from cefam.checks import better_when
 from cefam.commands import _signals
 from cefam.commands._options import OneSentence, expand_home
 from cefam.commands._runs import RunIdentity
@@ -131,6 +132,7 @@ class _FitCLI(_CLI):
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 10,
                 "early_stopping.min_delta": 0.0,
+                "early_stopping.check_on_train_epoch_end": False,  # after the validation, of which there may be none (max_steps)
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
@@ -138,8 +140,12 @@ class _FitCLI(_CLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Check the checkpoint to start from before anything else reads it."""
+        """Check the checkpoint to start from before anything else reads it; a value of ours is followed in its own direction."""
         super().parse_arguments(parser, args)
+        options = self.config[self.config.subcommand]
+        for follower in (options.get("checkpoint"), options.get("early_stopping")):
+            if follower is not None:  # Lightning's default is "min", whatever is monitored
+                follower.mode = better_when(str(follower.monitor)) or follower.mode
         checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
         if not checkpoint:
             return

@@ -1,6 +1,7 @@
 """How a verb runs: signals and errors become a sentence and an exit status."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -78,7 +79,8 @@ def _stopped(verb: str, error: BaseException) -> int:
 
 def _failed(verb: str, error: Exception) -> int:
     """Print one sentence about an error; what was not written for the user keeps its traceback in a file."""
-    expected = isinstance(error, CefamError) or _is_of_the_system(error) or _is_of_the_trainer(error)
+    error = _lacks_a_package(error) or error
+    expected = isinstance(error, CefamError) or _is_of_the_system(error) or _is_of_a_library(error)
     if not expected and os.environ.get("CEFAM_TRACEBACK"):
         raise error
     store = _store()
@@ -104,13 +106,18 @@ def _is_of_the_system(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
-def _is_of_the_trainer(error: Exception) -> bool:
-    """Whether Lightning refused the Trainer's options (no GPU, for example); its class derives from Exception alone."""
-    if "lightning" not in sys.modules:
-        return False
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+def _lacks_a_package(error: Exception) -> CefamError | None:
+    """The sentence for a package that an option needs; the parser hides such an error among its trials of other types."""
+    found = re.search(r"Requirement '([^']+)' not met|^No module named '([\w.]+)'", str(error))
+    if found is None:
+        return None
+    package = found[1] or found[2].partition(".")[0]
+    return CefamError(f"The package {package} is needed and not installed: `pip install '{package}'`.")
 
-    return isinstance(error, MisconfigurationException)
+
+def _is_of_a_library(error: Exception) -> bool:
+    """Whether Lightning refused the Trainer's options (no GPU, for example), or W&B its own (nobody is logged in)."""
+    return type(error).__name__ == "MisconfigurationException" or type(error).__module__.startswith("wandb.")
 
 
 def _store() -> Any:

@@ -16,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from cefam.errors import CefamError, MissingError
-from cefam.files import locked_file, replacing
+from cefam.files import replacing
 
 CACHE = "CEFAM_CACHE"
 ATTEMPTS = 5
@@ -95,7 +97,7 @@ def _cached(place: str, sha256: str, folder: str) -> Path:
     """The copy in the cache, named by its checksum; fetched by one process, the others wait for it."""
     path = Path(folder).expanduser() / sha256[:2] / sha256
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked_file(path.with_name(f".{path.name}.lock")):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if not (path.is_file() and digest_of(path) == sha256):
             with replacing(path) as temporary:
                 _fetch(place, temporary, sha256)

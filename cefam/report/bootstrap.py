@@ -3,14 +3,14 @@
 The pairs of one image are not independent, so whole images are drawn; both methods are averaged over the same draw.
 """
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cefam.metrics.means import category_means
+from cefam.report.sums import Sums
 
 
 class Difference(NamedTuple):
@@ -27,37 +27,11 @@ class Difference(NamedTuple):
         return f"{self.method} - {self.other}: {self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-class _Sums:
-    """Sum and count of a metric per image and category, of one method under one protocol."""
-
-    def __init__(self) -> None:
-        self.cells: dict[tuple[str, str], list[float]] = {}
-
-    def add(self, image: str, category: str, value: float) -> None:
-        cell = self.cells.setdefault((image, category), [0.0, 0.0])
-        cell[0] += value
-        cell[1] += 1
-
-    def arrays(self, images: dict[str, int], categories: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and counts (images, categories)."""
-        both = np.zeros((2, len(images), len(categories)))
-        for (image, category), cell in self.cells.items():
-            both[:, images[image], categories[category]] = cell
-        return both[0], both[1]
-
-
-def differences(
-    records: Iterable[dict[str, Any]],
-    metric: str = "nra",
-    repeats: int = 1000,
-    seed: int = 0,
-    order: Sequence[str] = (),
-) -> list[Difference]:
+def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[str] = ()) -> list[Difference]:
     """The first method against every other one on the same images, per protocol, in the unweighted mean over categories.
 
     Args:
-        records: see :func:`cefam.report.records.read`.
-        metric: one of ``cefam.metrics.METRICS``.
+        sums: of the records, with the metric that is compared by image.
         repeats: draws.
         seed: of the draws.
         order: of the methods; those that are not named follow as they occur.
@@ -65,37 +39,40 @@ def differences(
     Returns:
         Nothing where there are fewer than two images.
     """
-    sums: dict[str, dict[str, _Sums]] = {}
-    images: dict[str, int] = {}
-    categories: dict[str, int] = {}
-    on: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        on.setdefault((record["protocol"], record["method"]), set()).add(record["image"])
-        if record["category"] and record["expressible"] and not math.isnan(record[metric]):
-            methods = sums.setdefault(record["protocol"], {})
-            methods.setdefault(record["method"], _Sums()).add(record["image"], record["category"], record[metric])
-            images.setdefault(record["image"], len(images))
-            categories.setdefault(record["category"], len(categories))
+    total = len(sums.images)
+    known = np.zeros(total, bool)
+    for both in sums.by_image.values():
+        known[: both.shape[1]] |= both[1, :total] > 0
+    images = known.nonzero()[0]
     if len(images) < 2:
         return []
-    rows = {
-        (protocol, method): each.arrays(images, categories)
-        for protocol, methods in sums.items()
-        for method, each in methods.items()
-    }
+    categories = {name: column for column, name in enumerate(dict.fromkeys(key[2] for key in sums.by_image))}
+    rows: dict[tuple[str, str], np.ndarray] = {}
+    for (protocol, method, category), both in sums.by_image.items():
+        if both[1].any():
+            row = rows.setdefault((protocol, method), np.zeros((2, total, len(categories))))
+            row[:, : both.shape[1], categories[category]] = both[:, :total]
+    rows = {name: row[:, images] for name, row in rows.items()}
     random = np.random.default_rng(seed)
     weights = [np.ones(len(images)), *(_draw(random, len(images)) for _ in range(repeats))]
     averages = {name: _averages(weights, *sums_of) for name, sums_of in rows.items()}
     found = []
-    for protocol, methods in sums.items():
+    for protocol in dict.fromkeys(protocol for protocol, _ in rows):
+        methods = [method for of, method in rows if of == protocol]
         first, *others = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
         for other in others:
-            if on[protocol, first] != on[protocol, other]:
+            if not np.array_equal(_seen(sums, protocol, first), _seen(sums, protocol, other)):
                 continue  # nothing would be paired
             difference = averages[protocol, first] - averages[protocol, other]
             low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
             found.append(Difference(protocol, first, other, float(difference[0]), float(low), float(high)))
     return found
+
+
+def _seen(sums: Sums, protocol: str, method: str) -> np.ndarray:
+    """Numbers of the images that a method was measured on."""
+    numbers: np.ndarray = sums.seen[protocol, method].nonzero()[0]
+    return numbers
 
 
 def _draw(random: np.random.Generator, count: int) -> np.ndarray:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from cefam.errors import CefamError, MissingError, near
 from cefam.files import write_text
 from cefam.metrics.table import title_of
 from cefam.reading import read_csv, read_description
 from cefam.report import bootstrap, examples, figures, presence, records, tables
+from cefam.report.sums import Sums
 from cefam.report.tables import Row, Table
 
 RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
@@ -70,25 +71,25 @@ def table_of(run: Run, path: Path, columns: Sequence[str] = ()) -> Table:
     Raises:
         CefamError: where no pair was measured.
     """
-    table = _tabled(lambda: records.read(path), run.categories, run.num_candidates, run.notes, run.methods, columns)
+    table = _tabled(lambda: records.blocks(path), run.categories, run.num_candidates, run.notes, run.methods, columns)
     if not table.rows:
         raise CefamError("No pair was measured: no label in the shards is a number of the concept set.")
     return table
 
 
 def _tabled(
-    read: Callable[[], Iterator[dict[str, Any]]],
+    read: Callable[[], Iterator[records.Block]],
     categories: Sequence[str],
     num_candidates: int,
     notes: Sequence[str],
     methods: Sequence[str],
     columns: Sequence[str],
 ) -> Table:
-    """A table of records that are read three times: they may be millions."""
-    left_out = records.inexpressible_pairs(read())
-    differences = bootstrap.differences(records.with_common(read(), left_out), order=methods)
-    every = records.with_common(read(), left_out)
-    return tables.summarize(every, categories, num_candidates, notes, differences, columns)
+    """A table of records that are read twice: they may be millions."""
+    sums = Sums.of(read(), records.inexpressible_pairs(read()))
+    return tables.summarize(
+        sums, categories, num_candidates, notes, bootstrap.differences(sums, order=methods), columns
+    )
 
 
 def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
@@ -148,10 +149,9 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
         for prefix, run in zip(prefixes, runs, strict=True)
     ]
 
-    def every() -> Iterator[dict[str, Any]]:
+    def every() -> Iterator[records.Block]:
         for folder, named in zip(folders, names, strict=True):
-            for record in records.read(Path(folder) / RECORDS):
-                yield {**record, "method": named.get(record["method"], record["method"])}
+            yield from records.blocks(Path(folder) / RECORDS, named)
 
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))

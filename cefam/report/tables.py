@@ -3,17 +3,16 @@
 import csv
 import io
 import math
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from cefam.errors import CefamError, near
 from cefam.metrics.means import category_means
-from cefam.metrics.table import AREAS, METRICS, SECONDARY, inexpressible, title_of
+from cefam.metrics.table import METRICS, SECONDARY, title_of
 from cefam.report.bootstrap import Difference
+from cefam.report.sums import NEAR, THRESHOLD, Sums
 
 BLOCKS = {
     "top1": "Top-1: each method's own first choice",
@@ -21,11 +20,6 @@ BLOCKS = {
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
     "oracle common": "Oracle, only the pairs that all methods can express",
 }
-# A map's last bits depend on the processor and on the images that share its batch. A map is enlarged from few cells, so many of its
-# pixels are equal but for these bits; where they change places, NRA moves by less than this (measured: 0.0011, on masks of
-# 32 x 32). Hits that lie nearer to their threshold are counted below the table.
-NEAR = 0.005
-THRESHOLD = 0.5  # of a hit
 ANOTHER = ", another concept"  # ends the name of a row that shows a method's regions for another concept than the one measured
 
 
@@ -58,29 +52,8 @@ class Table:
     columns: list[str] = field(default_factory=lambda: list(METRICS))
 
 
-class _Cell:
-    """Values of one table cell; means leave out undefined pairs, and concepts that a method cannot express as METRICS says."""
-
-    def __init__(self) -> None:
-        self.pairs = self.undefined = self.expressible = self.near = 0
-        self.values: dict[str, Any] = {}  # arrays of doubles
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Count one record."""
-        self.pairs += 1
-        if math.isnan(record["nra"]):
-            self.undefined += 1
-            return
-        self.expressible += record["expressible"]
-        self.near += record["expressible"] and abs(record["nra"] - THRESHOLD) < NEAR
-        for name in (*METRICS, *SECONDARY, *AREAS):
-            value = record.get(name) if record["expressible"] else inexpressible(name)
-            if value is not None:
-                self.values.setdefault(name, array("d")).append(value)
-
-
 def summarize(
-    records: Iterable[dict[str, Any]],
+    sums: Sums,
     categories: Sequence[str],
     num_candidates: int,
     notes: Sequence[str] = (),
@@ -90,7 +63,7 @@ def summarize(
     """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1).
 
     Args:
-        records: see :func:`cefam.report.records.read`.
+        sums: of the records.
         categories: in the order of the columns.
         num_candidates: of the oracle.
         notes: to stand below.
@@ -100,34 +73,28 @@ def summarize(
     Raises:
         CefamError: for a column that was not measured.
     """
-    cells: dict[tuple[str, str], dict[str, _Cell]] = {}
-    for record in records:
-        row = cells.setdefault((record["protocol"], record["method"]), {})
-        if record["category"]:
-            row.setdefault(record["category"], _Cell()).add(record)
-    present = [name for name in categories if any(name in row for row in cells.values())]
-    measured = {name for row in cells.values() for cell in row.values() for name in cell.values}
-    shown = list(columns) or [*METRICS, *(name for name in SECONDARY if name in measured)]
-    for name in shown if cells else ():
-        if name not in measured:
+    present = [name for name in categories if any(category == name for _, _, category in sums.counts)]
+    shown = list(columns) or [*METRICS, *(name for name in SECONDARY if name in sums.values)]
+    for name in shown if sums.counts else ():
+        if name not in sums.values:
             raise CefamError(
-                f"{name!r} was not measured.{near(name, measured)} There are {', '.join(sorted(measured))}."
+                f"{name!r} was not measured.{near(name, sums.values)} There are {', '.join(sorted(sums.values))}."
             )
-    rows = [_row(protocol, method, row, present, shown) for (protocol, method), row in cells.items()]
+    rows = [_row(sums, protocol, method, present, shown) for protocol, method in sums.seen]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
     return Table(present, rows, num_candidates, [*notes, *_specific(rows), *_near(rows)], list(differences), shown)
 
 
-def _row(protocol: str, method: str, cells: dict[str, _Cell], categories: Sequence[str], columns: Sequence[str]) -> Row:
+def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], columns: Sequence[str]) -> Row:
     means: dict[str, list[float | None]] = {}
     for metric in columns:
-        values = [cells[name].values.get(metric, array("d")) if name in cells else array("d") for name in categories]
-        # Summed exactly, so that the order of the records cannot matter.
-        total = torch.tensor([math.fsum(of_category) for of_category in values], dtype=torch.double)
-        each, average = category_means(total, torch.tensor([len(of_category) for of_category in values]))
+        values = [sums.values.get(metric, {}).get((protocol, method, name), (0.0, 0)) for name in categories]
+        total, count = (torch.tensor(each) for each in zip(*values, strict=True)) if values else (torch.zeros(0),) * 2
+        each, average = category_means(total.double(), count)
         means[metric] = [None if math.isnan(value) else value for value in (*each.tolist(), float(average))]
+    cells = [each for (*row, _), each in sums.counts.items() if row == [protocol, method]]
     pairs, undefined, expressible, near = (
-        sum(getattr(cell, name) for cell in cells.values()) for name in ("pairs", "undefined", "expressible", "near")
+        sum(getattr(cell, name) for cell in cells) for name in ("pairs", "undefined", "expressible", "near")
     )
     return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1), near)
 

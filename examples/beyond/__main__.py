@@ -13,6 +13,7 @@ from pathlib import Path
 from cefam.files import write_text
 from cefam.report import records, results
 from cefam.report.bootstrap import differences
+from cefam.report.sums import Sums
 from cefam.report.tables import ANOTHER, Row
 from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
 from examples.kept import kept
@@ -78,7 +79,7 @@ def intervals(folder: Path) -> list[str]:
     for category in ("", *sorted({record["category"] for record in top1 if record["category"]})):
         of_category = [record for record in top1 if category in ("", record["category"])]
         for metric in ("nra", "hit", "epg"):
-            each = differences(of_category, metric, order=["beyond"])
+            each = differences(Sums.of_records(of_category, metric), order=["beyond"])
             found += [f"* {category or 'all'}, {metric}: {d}" for d in each if d.other in COMPARED]
     return found
 

@@ -16,6 +16,7 @@ from cefam.evaluator import RegionEvaluator
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
 from cefam.pairs import RegionBatch
 from cefam.report import records, tables
+from cefam.report.sums import Sums
 from cefam.towers.types import ClassifierOutput
 from cefam.views import View
 
@@ -39,7 +40,7 @@ def main() -> None:
             found += records.rows_of(values, list(batch.ids), evaluator.categories, concepts)
     named = [dict(zip(records.columns(), row, strict=True)) for row in found]
     read = [{**row, **{name: float(row[name]) for name in records.values()}} for row in named]
-    print(tables.to_text(tables.summarize(read, evaluator.categories, 4)))
+    print(tables.to_text(tables.summarize(Sums.of_records(read), evaluator.categories, 4)))
 
 
 if __name__ == "__main__":

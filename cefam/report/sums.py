@@ -1,0 +1,119 @@
+"""What tables and intervals need of records, which may be millions: sums by column in one pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cefam.metrics.table import inexpressible
+from cefam.report.records import Block, blocks_of
+
+# A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places, NRA moves by less
+# than this (docs/conformance.md has what was measured). Hits that lie nearer to their threshold are counted below the table.
+NEAR = 0.005
+THRESHOLD = 0.5  # of a hit
+Key = tuple[str, str, str]  # protocol, method, category
+
+
+@dataclass
+class Counts:
+    """Numbers of pairs; ``near``: with an NRA within ``NEAR`` of a hit's threshold."""
+
+    pairs: int = 0
+    undefined: int = 0
+    expressible: int = 0
+    near: int = 0
+
+
+class Sums:
+    """Sums of records by protocol, method and category, and of one metric by image, too.
+
+    Undefined pairs have no values, and those that a method cannot express have what METRICS gives them.
+
+    Args:
+        metric: whose sums by image are kept, for intervals.
+
+    Attributes:
+        counts: by key.
+        values: sum and number of values, by column and key.
+        images: their numbers, by name.
+        seen: which images (at least as many as ``images``) have records, by protocol and method.
+        by_image: sums and numbers of the metric's values, each (2, at least as many as ``images``), by key.
+    """
+
+    def __init__(self, metric: str = "nra") -> None:
+        self.metric = metric
+        self.counts: dict[Key, Counts] = {}
+        self.values: dict[str, dict[Key, tuple[float, int]]] = {}
+        self.images: dict[str, int] = {}
+        self.seen: dict[tuple[str, str], np.ndarray] = {}
+        self.by_image: dict[Key, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], left_out: set[int] | None = None, metric: str = "nra") -> "Sums":
+        """The sums of blocks of records.
+
+        Args:
+            blocks: see :func:`cefam.report.records.blocks`.
+            left_out: pairs that some method cannot express. The others are added once more under the protocol "... common"; none:
+                nothing is added.
+            metric: as for the class.
+        """
+        sums = cls(metric)
+        excluded = np.fromiter(left_out or (), np.int64, len(left_out or ()))
+        for block in blocks:
+            sums.add(block)
+            if left_out:
+                sums.add(block.where(~np.isin(block.pairs(), excluded)), " common")
+        return sums
+
+    @classmethod
+    def of_records(cls, records: Iterable[dict[str, Any]], metric: str = "nra") -> "Sums":
+        """The sums of a few records, as :func:`cefam.report.records.read` gives them."""
+        return cls.of(blocks_of(list(records)), metric=metric)
+
+    def add(self, block: Block, suffix: str = "") -> None:
+        """Add a block, under its protocols with a suffix."""
+        keys = list(zip(block.text["protocol"], block.text["method"], block.text["category"], strict=True))
+        known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        code = np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
+        for name in dict.fromkeys(block.text["image"]):
+            self.images.setdefault(name, len(self.images))
+        image = np.fromiter(map(self.images.__getitem__, block.text["image"]), np.int64, len(keys))
+        defined = ~np.isnan(block.numbers["nra"])
+        for (protocol, method, category), number in known.items():
+            mine, key = code == number, (protocol + suffix, method, category)
+            self._by_image(self.seen, key[:2], np.zeros(0, bool))[image[mine]] = True
+            if not category:
+                continue
+            told = mine & defined & block.expressible
+            missing = int((mine & defined & ~block.expressible).sum())
+            counts = self.counts.setdefault(key, Counts())
+            counts.pairs += int(mine.sum())
+            counts.undefined += int((mine & ~defined).sum())
+            counts.expressible += int(told.sum())
+            counts.near += int((np.abs(block.numbers["nra"][told] - THRESHOLD) < NEAR).sum())
+            for column, values in block.numbers.items():
+                self._add_values(column, key, values[told], missing)
+            sums = self._by_image(self.by_image, key, np.zeros((2, 0)))
+            sums[0] += np.bincount(image[told], block.numbers[self.metric][told], sums.shape[1])
+            sums[1] += np.bincount(image[told], minlength=sums.shape[1])
+
+    def _add_values(self, column: str, key: Key, values: np.ndarray, missing: int) -> None:
+        total, count = self.values.setdefault(column, {}).get(key, (0.0, 0))
+        instead = inexpressible(column)
+        if instead is not None:
+            total, count = total + instead * missing, count + missing
+        if count or len(values):
+            self.values[column][key] = total + float(values.sum()), count + len(values)
+
+    def _by_image(self, arrays: dict[Any, np.ndarray], key: Any, empty: np.ndarray) -> np.ndarray:
+        """The array of a key, made longer where there are new images."""
+        found = arrays.get(key, empty)
+        lacking = len(self.images) - found.shape[-1]
+        if lacking > 0:
+            grown = np.zeros((*found.shape[:-1], found.shape[-1] + max(lacking, found.shape[-1])), found.dtype)
+            grown[..., : found.shape[-1]] = found
+            found = arrays[key] = grown
+        return found
