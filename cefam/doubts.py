@@ -59,7 +59,7 @@ def read(artefact: str | Path, key: dict[str, str]) -> dict[int, str]:
     found = read_description(read_text(place), Doubts, place, ADVICE, lambda doubts: bool(doubts.by_number()) or True)
     if found.of == key:
         return found.by_number()
-    message = f"{place} judges another artefact (its {differing(found.of, key)} differ): run `cefam doctor` again."
+    message = f"{place} judges another artefact{differing(found.of, key)}: run `cefam doctor` again."
     warnings.warn(message, CefamWarning, stacklevel=2)
     return {}
 

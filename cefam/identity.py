@@ -76,7 +76,7 @@ def _bytes(value: "Tensor") -> bytes:
 
 
 def differing(one: Any, other: Any) -> str:
-    """Names of the inputs in which two keys differ, for a message."""
+    """Names of the inputs in which two keys differ, in brackets, for a message; nothing where they have none."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
-        return "inputs or options"
-    return ", ".join(sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)))
+        return ""
+    return f" ({', '.join(sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)))})"

@@ -97,7 +97,8 @@ class Pass:
                 continue
             if run != self.run and lines:
                 raise ExistsError(
-                    f"{self.folder} holds the work of a run with another {differing(run, self.run)}: name another folder, or remove it."
+                    f"{self.folder} holds the work of a run with other inputs or options{differing(run, self.run)}: name another folder, "
+                    f"or remove it."
                 )
             self._mine |= journal == self.journal and run == self.run
             for line in lines:

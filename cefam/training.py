@@ -1,7 +1,5 @@
 """CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,6 @@ from cefam.checks import check_epochs, check_monitors, check_precision, check_re
 from cefam.concepts import embedded
 from cefam.errors import CefamError
 from cefam.evaluator import PROTOCOLS, RegionEvaluator
-from cefam.files import write_text
 from cefam.methods import Bench, CEFAMRegions
 from cefam.metrics import METRICS
 from cefam.pairs import RegionBatch
@@ -30,6 +27,7 @@ from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.trained import Trained
 from cefam.translator import Translator, distillation_losses
+from cefam.vocabularies import write_values
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -264,13 +262,8 @@ class CEFAM(L.LightningModule):
         student = self._student(pooled)
         losses = self._losses(student, teacher)
         cosine = nn.functional.cosine_similarity(student, teacher).mean()
-        values = {
-            "loss": losses.total,
-            "embedding": losses.embedding,
-            "similarity": losses.similarity,
-            "cosine": cosine,
-        }
-        for name, value in values.items():
+        means = {"loss": losses.total, "embedding": losses.embedding, "similarity": losses.similarity, "cosine": cosine}
+        for name, value in means.items():
             # Once per row instead of a weight: torchmetrics 1.9 drops weights where it does not look for NaN.
             self.val_means[name].update(value.expand(len(teacher)))
         self.val_correlation.update(self._scores(student), self._scores(teacher))
@@ -292,10 +285,9 @@ class CEFAM(L.LightningModule):
         logged.update(self._correlations())
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
-            means = {
-                key: value for key, value in metric.compute().items() if not value.isnan()
-            }  # of categories with pairs
-            logged.update({f"regions/{protocol}/{kind}/{key}": value for key, value in means.items()})
+            for key, value in metric.compute().items():
+                if not value.isnan():  # a category without pairs
+                    logged[f"regions/{protocol}/{kind}/{key}"] = value
         if self.trainer.state.fn == "fit":
             values = {**self.trainer.callback_metrics, **logged}
             check_monitors(self.trainer, [*values, *TRAINING])
@@ -313,12 +305,7 @@ class CEFAM(L.LightningModule):
         each = self.val_correlation.compute().reshape(-1)  # one concept: a bare number
         folder = self.trainer.log_dir  # asks all processes
         if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            lines = io.StringIO()
-            rows = zip(self.concepts.concepts, each.tolist(), strict=True)
-            csv.writer(lines).writerows(
-                [("number", "word", "category", "correlation"), *((c.number, c.word, c.category, r) for c, r in rows)]
-            )
-            write_text(Path(folder) / "concept_correlation.csv", lines.getvalue())
+            write_values(Path(folder) / "concept_correlation.csv", self.concepts.concepts, "correlation", each.tolist())
         categories: dict[str, list[int]] = {}
         for index, concept in enumerate(self.concepts.concepts):
             categories.setdefault(concept.category, []).append(index)

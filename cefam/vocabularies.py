@@ -129,6 +129,16 @@ def _clean(name: str, categories: Sequence[str]) -> str:
     return name.replace("_", " ")
 
 
+def write_values(path: Path, concepts: Sequence[Concept], name: str, values: Sequence[float]) -> None:
+    """Write a number for each concept as a CSV file."""
+    out = io.StringIO()
+    rows = zip(concepts, values, strict=True)
+    csv.writer(out).writerows(
+        [("number", "word", "category", name), *((c.number, c.word, c.category, v) for c, v in rows)]
+    )
+    write_text(path, out.getvalue())
+
+
 def write_labels(path: Path, labels: Sequence[Mapping[str, Any]]) -> None:
     """Write labels as a CSV file that is a concept set, too: number, name and category."""
     out = io.StringIO()

@@ -31,7 +31,7 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
         run = getattr(import_module(module), function)
         with _signals.as_exceptions(), warnings.catch_warnings():
             warnings.showwarning = _one_line(verb, warnings.showwarning)
-            warnings.filterwarnings("default", category=CefamWarning)  # part of what a verb says
+            warnings.filterwarnings("always", category=CefamWarning)  # part of what a verb says
             run(with_configs_first(arguments))
     except (KeyboardInterrupt, _signals.Ended, SystemExit) as error:
         return _stopped(verb, error)

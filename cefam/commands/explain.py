@@ -169,7 +169,7 @@ def _folder(
     overwrite: bool,
 ) -> list[Path]:
     """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
-    regions = {"fused": opened.fused is not None, "probe": opened.probe}
+    regions = {"method": "ce-fam" if opened.fused is None else "beyond", "probe": opened.probe}
     form = {"colormap": colormap, "json": json is not None}
     run = identity(**opened.explainer.identity(), view=opened.view, **regions, options=options, **form)
     with Pass(folder, run, replace=overwrite) as work:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from cefam.categories import CATEGORIES
@@ -66,6 +66,10 @@ class PairMean(Metric):
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMean":
         """Stay in double precision: half-precision training must not round sums of a million pairs."""
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Follow a module to another device, and not to another precision: torchmetrics guards ``half()``, and not ``to(torch.half)``."""
+        return super()._apply(lambda value: value.to(fn(value.new_empty(0)).device), exclude_state)
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """The value of each pair (P,), double, NaN where undefined."""

@@ -76,9 +76,18 @@ class Source(ABC):
         Raises:
             CefamError: for the first that is broken.
         """
+        told = False
         for index in self._indices(start, stop):
             sample = self.sample(index)
-            _check_sides(sample)
+            _check_orientation(sample)
+            contradicted = "" if told else _contradicted(sample)
+            if contradicted:
+                told = True  # once a shard
+                warnings.warn(
+                    f"The {contradicted}: regions will be stretched onto such masks. Look for sides that were swapped, or masks of a crop.",
+                    CefamWarning,
+                    stacklevel=2,
+                )
             yield sample
 
     def digest(self, start: int, stop: int) -> str:
@@ -98,33 +107,38 @@ class Source(ABC):
         """Open anew what a process that was forked may not share."""
 
 
-def _check_sides(sample: Sample) -> None:
-    """Refuse masks whose sides contradict the photograph's: regions would be stretched onto them, or lie on their side."""
+def _check_orientation(sample: Sample) -> None:
+    """Refuse masks that are oriented like the stored file of a photograph that is shown upright."""
     picture = sample.picture()  # a broken photograph is found now, not in the middle of a run
-    if not sample.masks:
+    if not sample.masks or not turned(Image.open(io.BytesIO(sample.image))):
         return
-    stored_turned = turned(Image.open(io.BytesIO(sample.image)))
-    if stored_turned and picture.height == picture.width:
+    if picture.height == picture.width:
         warnings.warn(
             f"The photograph {sample.id} is stored on its side and shown upright; it is square, so its masks are taken to be upright.",
             CefamWarning,
             stacklevel=2,
         )
+        return
     for mask in sample.masks:
         height, width = mask.index_map.shape
-        # The same picture at another resolution: its sides are whole numbers of pixels.
-        scale = max(height / picture.height, width / picture.width)
-        if abs(height - scale * picture.height) <= 1.5 and abs(width - scale * picture.width) <= 1.5:
-            continue
-        if stored_turned:
+        if (height > width) != (picture.height > picture.width):
             raise CefamError(
                 f"The photograph {sample.id} is stored on its side and shown upright ({picture.height} x {picture.width}), its "
                 f"{mask.category} mask is {height} x {width}: turn the mask, or remove the photograph's EXIF orientation."
             )
-        raise CefamError(
-            f"The {mask.category} mask of {sample.id} is {height} x {width}, its photograph {picture.height} x {picture.width}: it must "
-            f"have the same sides, or both smaller in the same proportion. Look for sides that were swapped, or a mask of a crop."
-        )
+
+
+def _contradicted(sample: Sample) -> str:
+    """The first mask whose sides contradict the photograph's, in words: regions are stretched onto it; "" where there is none."""
+    picture = Image.open(io.BytesIO(sample.image))  # its size stands before its pixels
+    sides = picture.size if turned(picture) else picture.size[::-1]
+    for mask in sample.masks:
+        height, width = mask.index_map.shape
+        # The same picture at another resolution: its sides are whole numbers of pixels.
+        scale = max(height / sides[0], width / sides[1])
+        if max(abs(height - scale * sides[0]), abs(width - scale * sides[1])) > 1.5:
+            return f"{mask.category} mask of {sample.id} is {height} x {width}, its photograph {sides[0]} x {sides[1]}"
+    return ""
 
 
 def numbers_of(path: Path | ZipPath, ignore: int | None) -> np.ndarray:
