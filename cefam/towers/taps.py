@@ -39,13 +39,17 @@ def tapped(
             if raw is None:
                 raise CefamError(f"Stage {stage.name!r} returned no tensor this time.")
             if index == first:
-                raw = raw.detach().requires_grad_()
+                with torch.enable_grad():  # the stage itself may run without
+                    raw = raw.detach().requires_grad_()
+                    following = raw.clone()
+            else:
+                following = raw.clone()
             grid = stage.grid(raw, size)
             taken = first_tensor((args, kwargs)) if stage.tap != stage.name else None
             before = None if taken is None else stage.to_map(taken, grid)[0]
             activation, prefix = stage.to_map(raw, grid)
             captured[index] = (raw, activation, StageContext(prefix, before))
-            return with_first_tensor(output, raw.clone())  # what follows may work in place
+            return with_first_tensor(output, following)  # a copy: what follows may work in place
 
         return capture
 

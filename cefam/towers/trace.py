@@ -111,6 +111,7 @@ class Trace:
                 f"Stage {stage.name!r} returns {describe_value(self.outputs[stage.tap] if raw is None else raw)}; a stage "
                 f"must return a map (B, C, H, W) or (B, H, W, C), or tokens (B, N, C), as its first tensor."
             )
+        check_batch(stage.name, raw, 1)
         if stage.layout == "auto":
             stage.layout = _layout(raw, stage.name, input_size)
         stage.channels = raw.shape[1] if stage.layout == "channels_first" else raw.shape[-1]
@@ -163,6 +164,19 @@ class Trace:
     def _stand_in(self, name: str) -> StandIn:
         written = any(value._version != version for value, version in self._versions[name])
         return StandIn(tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, self.outputs[name]), written)
+
+
+def check_batch(name: str, raw: Tensor, images: int) -> None:
+    """Refuse a stage whose batch is not that of the images.
+
+    Raises:
+        CefamError: with both.
+    """
+    if len(raw) != images:
+        raise CefamError(
+            f"Stage {name!r} gives a batch of {len(raw)} for {images} image(s): the classifier makes views of an image, or has the batch "
+            f"in another dimension. Wrap the network that takes one view of each image, the batch first."
+        )
 
 
 def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:

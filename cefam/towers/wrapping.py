@@ -10,6 +10,7 @@ from cefam.errors import CefamError
 from cefam.towers.outputs import logits_of
 from cefam.towers.stages import Stage
 from cefam.towers.taps import stacked_gradients, tapped
+from cefam.towers.trace import check_batch
 
 
 def check_default_precision() -> None:
@@ -75,11 +76,7 @@ def among_others(
             f"fixed batch size."
         ) from error
     for stage, found in zip(stages, captured, strict=True):
-        if len(found[0]) != 2:
-            raise CefamError(
-                f"Stage {stage.name!r} gives a batch of {len(found[0])} for 2 images: the classifier makes views of an image, or has the "
-                f"batch in another dimension. Wrap the network that takes one view of each image, the batch first."
-            )
+        check_batch(stage.name, found[0], 2)
     if len(both) != 2:
         raise CefamError(f"The classifier gives logits {tuple(both.shape)} for 2 images: they must be (B, classes).")
     if alike(both[:1], logits, image.dtype):
