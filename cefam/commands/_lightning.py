@@ -274,8 +274,7 @@ def run_evaluation(arguments: list[str]) -> None:
 
 
 def _measured(config: dict[str, Any]) -> Any:
-    """The options that change what is measured, in plain types."""
-    model = {
-        name: value for name, value in config["model"].items() if name not in ("output", "overwrite", "reproduces")
-    }
+    """The options that change what is measured, in plain types, but for those whose content is known instead."""
+    others = ("output", "overwrite", "reproduces", "artefact", "concepts", "vlm", "probe")
+    model = {name: value for name, value in config["model"].items() if name not in others}
     return json.loads(json.dumps([model, config["trainer"]["precision"]], default=str))
