@@ -115,7 +115,8 @@ def described(configured: Any) -> dict[str, Any]:
         # torch decays when the count exceeds its patience, the published program when it reaches it.
         return {**found, "warmup_epochs": scheduler.warmup_epochs, "plateau_patience": scheduler.patience + 1}
     state = {} if scheduler is None else scheduler.state_dict()
-    plain = {name: value for name, value in state.items() if isinstance(value, bool | int | float | str)}
+    moving = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")  # how far it has come
+    plain = {k: v for k, v in state.items() if isinstance(v, bool | int | float | str) and k not in moving}
     return {
         **found,
         "lr_scheduler": None if scheduler is None else type(scheduler).__name__,

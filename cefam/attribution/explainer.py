@@ -253,7 +253,7 @@ class Explainer:
         """
         if target is None:
             return self.classifier.probabilities(encoding.output.logits).argmax(dim=1)
-        target = torch.as_tensor(target)
+        target = torch.as_tensor(target).long()
         check_range("class", target.reshape(-1).cpu(), self.classifier.num_classes)
         return target.to(encoding.device).expand(len(encoding.images))
 

@@ -89,8 +89,8 @@ def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], colu
     means: dict[str, list[float | None]] = {}
     for metric in columns:
         values = [sums.values.get(metric, {}).get((protocol, method, name), (0.0, 0)) for name in categories]
-        total, count = (torch.tensor(each) for each in zip(*values, strict=True)) if values else (torch.zeros(0),) * 2
-        each, average = category_means(total.double(), count)
+        total = torch.tensor([value for value, _ in values], dtype=torch.double)
+        each, average = category_means(total, torch.tensor([count for _, count in values]))
         means[metric] = [None if math.isnan(value) else value for value in (*each.tolist(), float(average))]
     cells = [each for (*row, _), each in sums.counts.items() if row == [protocol, method]]
     pairs, undefined, expressible, near = (
