@@ -148,7 +148,8 @@ DAMAGED = {
     "two points": [[5, 5, 15, 15]], "an odd number": [[5, 5, 15, 5, 15, 15, 1]], "not nested": [5, 5, 15, 5, 15, 15],
     "runs too short": rle([100, 50]), "runs too long": rle([100, 50, 9000]), "a negative run": rle([100, -50, 2350]),
     "another size": rle([1200, 1200], (60, 40)), "no size": {"counts": [2400]}, "no counts": {"size": [HEIGHT, WIDTH]},
-    "compressed, too short": rle(compressed([100, 50])["counts"]), "compressed, long": rle(compressed([100, 50, 9000], (100, 100))["counts"]),
+    "compressed, too short": rle(compressed([100, 50])["counts"]),
+    "compressed, too long": rle(compressed([100, 50, 9000], (100, 100))["counts"]),
     "compressed, cut": rle(compressed([100, 50, 2250])["counts"][:-1]), "a text": "abc",
 }  # fmt: skip
 

@@ -123,7 +123,7 @@ class Block:
         )
 
 
-def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int = 100_000) -> Iterator[Block]:
+def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int = 5_000) -> Iterator[Block]:
     """Records by column, some at a time, as fast as they can be parsed.
 
     Args:
