@@ -32,7 +32,18 @@ def drawn(images: int, random: np.random.Generator) -> Iterator[list[str]]:
                 expressible = "0" if method == "WWW" and pair % 5 == 0 else "1"
                 for protocol in PROTOCOLS:
                     values = [f"{value:.9g}" for value in random.random(len(records.values()))]
-                    yield [f"{image:06d}.jpg", "0", str(pair), f"word {pair}", category, method, protocol, *values, "1", expressible]
+                    yield [
+                        f"{image:06d}.jpg",
+                        "0",
+                        str(pair),
+                        f"word {pair}",
+                        category,
+                        method,
+                        protocol,
+                        *values,
+                        "1",
+                        expressible,
+                    ]
 
 
 def main() -> None:
@@ -54,7 +65,9 @@ def main() -> None:
         making = time.perf_counter() - start
         count = sum(row.pairs or 0 for row in table.rows if "common" not in row.protocol)
         print(tables.to_text(table))
-        print(f"{count} records, {path.stat().st_size / 1e9:.2f} GB: merged in {merging:.0f} s, table in {making:.0f} s.")
+        print(
+            f"{count} records, {path.stat().st_size / 1e9:.2f} GB: merged in {merging:.0f} s, table in {making:.0f} s."
+        )
     print(f"Largest memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB.")
 
 
