@@ -186,8 +186,9 @@ class RegionEvaluation(L.LightningModule):
 
     @property
     def _limited(self) -> bool:
-        """Whether only some of the batches are to be measured."""
-        return self.trainer.limit_test_batches != 1.0
+        """Whether only some of the batches are to be measured: a number of them, or a share."""
+        limit = self.trainer.limit_test_batches
+        return isinstance(limit, int) or limit < 1.0
 
     def on_test_epoch_end(self) -> None:
         """Make the report from the parts of all processes; the first one makes it, and the others do not wait for it.

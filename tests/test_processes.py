@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cefam.datasets.features import load_features
-from cefam.metrics import EnergyPointingGame, HitRate, NormalizedRegionAccuracy
+from cefam.report.parts import Parts
 from cefam.report.sums import NEAR
 from tests.commands import BATCH, ROOT, assert_same_results, command, csv_logger, evaluated, feature_options, run
 
@@ -80,26 +80,87 @@ def test_three_processes_with_fewer_shards_give_the_table_of_one(trained, world,
     assert one == three  # batches are the same whatever the number of processes
 
 
-@pytest.mark.processes
-def test_two_nodes_over_the_loopback(trained, prepared, measured, tmp_path):
-    """Torchrun twice, as on two machines, each with one process."""
-    words = [
-        "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu", "--trainer.devices=1",
-        "--trainer.num_nodes=2", "--model.artefact", trained / "artefact", "--data.shards", prepared / "broden",
-        f"--data.batch_size={BATCH}", "--model.output", tmp_path / "two", "--trainer.enable_progress_bar=false",
-    ]  # fmt: skip
+def on_two_nodes(*words):
+    """Torchrun twice, as on two machines, each with one process; ``words`` take the number of the node. Statuses and outputs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def node(rank):
-        launch = [f"--node-rank={rank}", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-        return command(sys.executable, "-m", "torch.distributed.run", *launch, f"--master-port={port}", *words)
+        launch = [
+            f"--node-rank={rank}",
+            "--nnodes=2",
+            "--nproc-per-node=1",
+            "--master-addr=127.0.0.1",
+            f"--master-port={port}",
+        ]
+        named = [str(word).format(node=rank) for word in words]
+        return command(sys.executable, "-m", "torch.distributed.run", *launch, "-m", "cefam", *named)
 
     with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(node, range(2)))
+        return list(pool.map(node, range(2)))
+
+
+def on_nodes(trained, prepared, output):
+    return [
+        "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu", "--trainer.devices=1",
+        "--trainer.num_nodes=2", "--model.artefact", trained / "artefact", "--data.shards", prepared / "broden",
+        f"--data.batch_size={BATCH}", "--model.output", output, "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+@pytest.mark.processes
+def test_two_nodes_over_the_loopback(trained, prepared, measured, tmp_path):
+    ended = on_two_nodes(*on_nodes(trained, prepared, tmp_path / "two"))
     assert [status for status, _ in ended] == [0, 0], ended
     assert_same_results(measured, tmp_path / "two")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("verb", ["evaluate", "features"])
+def test_two_nodes_on_disks_of_their_own_are_refused(verb, trained, world, prepared, tmp_path):
+    place = str(tmp_path / "disk of node {node}")
+    features = [
+        "features",
+        "--config",
+        world / "towers.yaml",
+        "--images",
+        prepared / "train",
+        "--size=64",
+        "--resize=64",
+    ]
+    options = (
+        [*features, "--device=cpu", "--folder", place] if verb == "features" else on_nodes(trained, prepared, place)
+    )
+    ended = on_two_nodes(*options)
+    assert all(status != 0 for status, _ in ended), ended
+    assert any("on several nodes it must lie on a disk that all of them share" in printed for _, printed in ended), (
+        ended
+    )
+    assert not list(tmp_path.glob("*/table.txt"))
+
+
+def test_a_table_of_fewer_batches_than_there_are_is_refused(trained, prepared, tmp_path, monkeypatch, capsys):
+    """As where a process has ended without a word: its batches are missing."""
+    write = Parts.write
+
+    def all_but_one(self, number, *rest):
+        if number != 1:
+            write(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "write", all_but_one)
+        assert evaluated(trained, prepared, tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert f"batches are in {tmp_path / 'out'}: run the same command again, which measures the others" in said
+    assert not (tmp_path / "out/table.txt").exists()
+    assert evaluated(trained, prepared, tmp_path / "out") == 0
+    assert (tmp_path / "out/table.txt").exists()
+
+
+def test_a_share_of_the_batches_is_said_below_the_table(trained, prepared, tmp_path):
+    assert evaluated(trained, prepared, tmp_path / "out", "--trainer.limit_test_batches=1") == 0
+    assert "Not all photographs: at most 1 batch(es) of each process" in (tmp_path / "out/table.txt").read_text()
 
 
 @pytest.mark.processes
@@ -115,23 +176,3 @@ def test_two_processes_share_the_features(world, prepared, tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         "features.npy", "journal-1.json", "journal.json", "manifest.json",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_states_of_metrics_add_up_whatever_the_split(ranks):
-    """Fed the same values, in any split: averages within 1e-12, the same counts."""
-    random = torch.Generator().manual_seed(0)
-    region, mask = torch.rand(60, 8, 8, generator=random), torch.rand(60, 8, 8, generator=random) > 0.7
-    category = torch.randint(0, 4, (60,), generator=random)
-    for make in (NormalizedRegionAccuracy, EnergyPointingGame, HitRate):
-        whole, parts = make(), [make() for _ in range(ranks)]
-        whole.update(region, mask, category)
-        for rank, part in enumerate(parts):
-            rows = torch.arange(60) % (ranks + 2) % ranks == rank  # uneven
-            part.update(region[rows], mask[rows], category[rows])
-        first, *others = parts
-        for other in others:
-            for name in first._defaults:
-                setattr(first, name, getattr(first, name) + getattr(other, name))
-        for key, value in whole.compute().items():
-            torch.testing.assert_close(first.compute()[key], value, rtol=0, atol=1e-12, equal_nan=True)
