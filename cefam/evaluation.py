@@ -186,9 +186,8 @@ class RegionEvaluation(L.LightningModule):
 
     @property
     def _limited(self) -> bool:
-        """Whether only some of the batches are to be measured: a number of them, or a share."""
-        limit = self.trainer.limit_test_batches
-        return isinstance(limit, int) or limit < 1.0
+        """Whether only some of the batches are to be measured: a number of them (Lightning refuses a share of such data)."""
+        return isinstance(self.trainer.limit_test_batches, int)
 
     def on_test_epoch_end(self) -> None:
         """Make the report from the parts of all processes; the first one makes it, and the others do not wait for it.
@@ -244,12 +243,13 @@ class RegionEvaluation(L.LightningModule):
 
     def _notes(self, outside: int) -> list[str]:
         """What a reader of the table must know."""
-        limit = self.trainer.limit_test_batches  # a number of batches, or a share of them
+        limit = self.trainer.limit_test_batches  # a number of batches, or 1.0
         counts = sorted({self.settings.masked_count(stage.channels) for stage in self.classifier.stages})
         notes = []
         if self._limited:
-            amount = f"at most {limit} batch(es)" if isinstance(limit, int) else f"a share of {limit} of the batches"
-            notes.append(f"Not all photographs: {amount} of each process were measured (`trainer.limit_test_batches`).")
+            notes.append(
+                f"Not all photographs: at most {limit} batch(es) of each process were measured (`trainer.limit_test_batches`)."
+            )
         if outside:
             notes.append(f"{outside} pair(s) left out: their label is not in the concept set of {len(self.concepts)}.")
         notes.append(results.EXPLANATION)

@@ -158,11 +158,6 @@ def test_a_table_of_fewer_batches_than_there_are_is_refused(trained, prepared, t
     assert (tmp_path / "out/table.txt").exists()
 
 
-def test_a_share_of_the_batches_is_said_below_the_table(trained, prepared, tmp_path):
-    assert evaluated(trained, prepared, tmp_path / "out", "--trainer.limit_test_batches=1") == 0
-    assert "Not all photographs: at most 1 batch(es) of each process" in (tmp_path / "out/table.txt").read_text()
-
-
 @pytest.mark.processes
 def test_two_processes_share_the_features(world, prepared, tmp_path):
     options = ["--config", world / "towers.yaml", "--images", prepared / "train", "--size=64", "--resize=64"]
