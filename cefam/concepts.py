@@ -162,7 +162,11 @@ class ConceptSet:
         Raises:
             CefamError: for an empty file, a missing column, or a bad number, with the line.
         """
-        return cls(tuple(read_concepts(Path(path))))
+        concepts = tuple(read_concepts(Path(path)))
+        try:
+            return cls(concepts)
+        except CefamError as error:
+            raise CefamError(f"{path}: {error}") from error
 
     @classmethod
     def _shipped(cls, name: str) -> Self:

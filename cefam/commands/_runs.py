@@ -52,7 +52,8 @@ class RunIdentity(L.Callback):
 
 def identity_of(folder: Path) -> str | None:
     """The id of the run in a folder, if it has one."""
-    return _of_folder(folder).get("id")
+    found = _of_folder(folder).get("id")
+    return found if isinstance(found, str) else None
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
