@@ -179,3 +179,25 @@ def test_rates_and_correlations_are_literal_ones():
                 assert math.isnan(float(rates[column]))
             else:
                 assert float(rates[column]) == pytest.approx(sum(chosen) / len(chosen))
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_photographs_are_read_batch_by_batch(shards, artefact, world, prepared, monkeypatch):
+    """However many there are, no more than a batch of them is held."""
+    from cefam.commands import doctor as verb
+    from cefam.commands._explaining import open_artefact
+
+    monkeypatch.setattr(verb, "BATCH", 2)
+    opened, _ = open_artefact(str(artefact), None, "cpu", None, None)
+    read, photograph = [], Photograph.of
+
+    def counted(*arguments, **options):
+        read.append(1)
+        return photograph(*arguments, **options)
+
+    monkeypatch.setattr(Photograph, "of", counted)
+    place = prepared / "broden" if shards else world / "images/val"
+    for number, (views, _) in enumerate(verb._batches(opened, [str(place)], 9), start=1):
+        assert len(read) == min(2 * number, 9)
+        assert len(views) == (2 if number < 5 else 1)
+    assert len(read) == 9

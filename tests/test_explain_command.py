@@ -117,6 +117,14 @@ def test_why_not(explain, photograph, capsys):
         (["good.png", "good.png"], "Two photographs are called good.png"),
         (["good.png", "other.png", "--out", "x.html"], "x.html is a file, and 2 photographs are explained"),
         (["good.png", "--why-not", "1", "--out", "x.json"], "in one .html file"),
+        (
+            ["good.png", "--why-not", "1", "--out", "x.html", "--every_stage"],
+            "do not apply to `--why-not`: leave them out",
+        ),
+        (
+            ["good.png", "--why-not", "1", "--out", "x.html", "--colormap", "grey"],
+            "do not apply to `--why-not`: leave them out",
+        ),
         (["good.png", "--colormap", "jet"], "colormap"),
         (["good.png", "--top_k", "0"], "top_k must be at least 1"),
     ],

@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,6 +259,12 @@ def test_why_not(explainer, photographs):
         if flip.at is not None:
             assert explainer.classifier.class_names[int(hidden.argmax())] == flip.becomes
     page = compared.save("why.html").read_text()
+    with pytest.raises(ValueError, match="why.html already exists: name another file"):
+        compared.save("why.html")
+    with pytest.raises(ValueError, match=r"why.png has the extension '.png': a comparison is saved as .html"):
+        compared.save("why.png")
+    assert not Path("why.png").exists()
+    assert compared.save("why.html", overwrite=True).read_text() == page
     assert outline(page).tags.count("script") == 0
     assert compared.predicted.target_name in str(compared)
     with pytest.raises(CefamError, match="name a class that it is not taken for"):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,8 +152,8 @@ def _batches(opened: Opened, images: list[str], count: int) -> Iterator[tuple[Te
 
     where = next(opened.explainer.translator.parameters()).device
     known, photographs = [], []
-    for sample in track(list(_samples(opened, images, count)), "doctor"):
-        photograph, present = sample()
+    total, found = _samples(opened, images, count)
+    for photograph, present in track(found, "doctor", total=total):
         photographs.append(photograph)
         known.append(present)
         if len(photographs) == BATCH:
@@ -169,13 +168,14 @@ def _together(known: list[Tensor | None]) -> Tensor | None:
     return torch.stack(found) if len(found) == len(known) else None
 
 
-def _samples(opened: Opened, images: list[str], count: int) -> list[Any]:
-    """Functions that give a photograph and what is known to be in it."""
+def _samples(opened: Opened, images: list[str], count: int) -> tuple[int, Iterator[tuple[Photograph, Tensor | None]]]:
+    """How many photographs there are, and each with what is known to be in it, read one by one."""
     if len(images) == 1 and is_shards(images[0]):
         manifest = Manifest.read(images[0])
-        samples = read_samples(manifest.placed(images[0]), 0, min(count, manifest.num_samples))
-        return [lambda sample=sample: _of_sample(opened, sample) for sample in samples]
-    return [lambda path=path: (opened.photograph(path), None) for _, path in photographs_of(images)[:count]]
+        total = min(count, manifest.num_samples)
+        return total, (_of_sample(opened, sample) for sample in read_samples(manifest.placed(images[0]), 0, total))
+    paths = [path for _, path in photographs_of(images)[:count]]
+    return len(paths), ((opened.photograph(path), None) for path in paths)
 
 
 def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor]:

@@ -83,6 +83,8 @@ def explain(
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
     place = Path(out or (Path(FOLDER) / page_names([found[0][0]])[found[0][0]] if single else FOLDER))
     _check(place, single, json, overwrite, why_not)
+    if why_not is not None and (every_stage or colormap != "viridis"):
+        raise CefamError("`--every_stage` and `--colormap` do not apply to `--why-not`: leave them out.")
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
     opened, candidates = open_artefact(artefact, texts, device, resize, crop)
     opened = opened.with_regions(method, probe or demo_probe(artefact, method))
@@ -94,7 +96,7 @@ def explain(
         compared = opened.explainer.why_not(
             opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels, opened.fused
         )
-        made = [compared.save(place)]
+        made = [compared.save(place, overwrite)]
         _tell(compared, json)
     elif single:
         done = _explained(opened, *found[0], options)

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor
 
+from cefam.errors import CefamError, ExistsError
 from cefam.explanations import maps
 from cefam.explanations.page import data_uri, environment
 from cefam.explanations.photograph import Photograph
@@ -104,10 +105,24 @@ class Comparison:
             ],
         }
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page."""
-        write_text(Path(path), page(self))
-        return Path(path)
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the page.
+
+        Args:
+            path: a .html file.
+            overwrite: replace one that is there.
+
+        Raises:
+            ExistsError: where it exists.
+            CefamError: for another extension.
+        """
+        place = Path(path)
+        if place.suffix.lower() != ".html":
+            raise CefamError(f"{place} has the extension {place.suffix!r}: a comparison is saved as .html.")
+        if place.exists() and not overwrite:
+            raise ExistsError(f"{place} already exists: name another file, or pass `--overwrite true`.")
+        write_text(place, page(self))
+        return place
 
 
 def differences(predicted: Findings, other: Findings) -> list[tuple[ConceptExplanation, ConceptExplanation]]:

@@ -75,12 +75,15 @@ class Sums:
 
     def add(self, block: Block, suffix: str = "") -> None:
         """Add a block, under its protocols with a suffix."""
+        if not len(block.expressible):
+            return
         keys = list(zip(block.text["protocol"], block.text["method"], block.text["category"], strict=True))
         known = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         code = np.fromiter(map(known.__getitem__, keys), np.int64, len(keys))
         for name in dict.fromkeys(block.text["image"]):
             self.images.setdefault(name, len(self.images))
         image = np.fromiter(map(self.images.__getitem__, block.text["image"]), np.int64, len(keys))
+        first, last = int(image.min()), int(image.max())  # records are sorted by image: few of them are in a block
         defined = ~np.isnan(block.numbers["nra"])
         for (protocol, method, category), number in known.items():
             mine, key = code == number, (protocol + suffix, method, category)
@@ -96,9 +99,9 @@ class Sums:
             counts.near += int((np.abs(block.numbers["nra"][told] - THRESHOLD) < NEAR).sum())
             for column, values in block.numbers.items():
                 self._add_values(column, key, values[told], missing)
-            sums = self._by_image(self.by_image, key, np.zeros((2, 0)))
-            sums[0] += np.bincount(image[told], block.numbers[self.metric][told], sums.shape[1])
-            sums[1] += np.bincount(image[told], minlength=sums.shape[1])
+            sums, metric = self._by_image(self.by_image, key, np.zeros((2, 0))), block.numbers[self.metric]
+            sums[0, first : last + 1] += np.bincount(image[told] - first, metric[told], last - first + 1)
+            sums[1, first : last + 1] += np.bincount(image[told] - first, minlength=last - first + 1)
 
     def _add_values(self, column: str, key: Key, values: np.ndarray, missing: int) -> None:
         total, count = self.values.setdefault(column, {}).get(key, (0.0, 0))
