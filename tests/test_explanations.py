@@ -259,7 +259,7 @@ def test_why_not(explainer, photographs):
         if flip.at is not None:
             assert explainer.classifier.class_names[int(hidden.argmax())] == flip.becomes
     page = compared.save("why.html").read_text()
-    with pytest.raises(ValueError, match="why.html already exists: name another file"):
+    with pytest.raises(ValueError, match=r"why\.html already exists: name another file"):
         compared.save("why.html")
     with pytest.raises(ValueError, match=r"why.png has the extension '.png': a comparison is saved as .html"):
         compared.save("why.png")

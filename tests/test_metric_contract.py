@@ -2,6 +2,8 @@
 
 import pickle
 import socket
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -14,6 +16,7 @@ from cefam.metrics import EnergyPointingGame, HitRate, NormalizedRegionAccuracy,
 from cefam.metrics.functional import Bounds, area_bounds
 from cefam.metrics.modular import FormulaMean
 from cefam.metrics.table import METRICS, Measured
+from tests.commands import ROOT
 
 CATEGORIES = ("object", "part")
 MAKERS = {
@@ -80,6 +83,19 @@ def test_in_a_collection_each_metric_gives_what_it_gives_alone(first, groups):
         )
     means = {round(float(metric.compute()["mean"]), 6) for metric in alone.values()}
     assert len(means) == len(alone)  # else merged sums would not be seen
+
+
+def test_metrics_of_other_processes_keep_their_own_sums(tmp_path):
+    """Numbers that count instances would begin anew there."""
+    code = "import pickle, sys; from cefam.metrics import HitRate; pickle.dump(HitRate(('object', 'part')), sys.stdout.buffer)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT)
+    together = MetricCollection({"hit": pickle.loads(done.stdout), "nra": NormalizedRegionAccuracy(CATEGORIES)})
+    for batch in (FIRST["an empty batch"](), pairs()):
+        together.update(**batch)
+    alone = NormalizedRegionAccuracy(CATEGORIES)
+    alone.update(**pairs())
+    assert float(together.compute()["nra_mean"]) == pytest.approx(float(alone.compute()["mean"]), abs=1e-12)
+    assert len(together.compute_groups) == 2
 
 
 def test_a_collection_works_after_a_reset_and_as_a_copy():

@@ -5,8 +5,8 @@ none) merge exactly, and nothing waits for the host.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any, ClassVar, Literal
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from cefam.metrics import functional
 from cefam.metrics.means import category_means
 
 Average = Literal["macro"] | None
-_instances = count(1)
 
 
 class PairMean(Metric):
@@ -56,8 +55,8 @@ class PairMean(Metric):
             raise CefamError(f"average must be 'macro' or None, got {average!r}.")
         self.categories, self.average = tuple(categories), average
         # MetricCollection merges metrics whose states are equal after the first batch, and an empty batch leaves all of them equal.
-        # This state differs between any two metrics, so that each keeps its own sums.
-        self.add_state("instance", torch.tensor(next(_instances)), dist_reduce_fx="max")
+        # This state differs between any two metrics, also those of another process, so that each keeps its own sums.
+        self.add_state("instance", torch.tensor(list(uuid4().bytes)), dist_reduce_fx="max")
         cells = len(self.categories) + 1  # the last cell holds pairs given without a category
         self.add_state("total", torch.zeros(cells, dtype=torch.double), dist_reduce_fx="sum")
         for name in ("count", "undefined", "missing"):
