@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, PearsonCorrCoef
 
+from cefam.attribution.encoding import check_images
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
 from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, described, runs_to_its_end
@@ -193,6 +194,7 @@ class CEFAM(L.LightningModule):
             raise CefamError(
                 "Training from images needs the vision-language model: set `model.vlm`, or train from features."
             )
+        check_images(batch["image"], self.classifier)  # a data module of one's own may normalize them
         pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
         return encode_images(self.vlm, batch["image"]).float(), pooled
 

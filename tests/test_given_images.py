@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam import ConceptSet, Photograph, Trained, Translator, load_classifier, load_vlm
+from cefam import CEFAM, ConceptSet, Photograph, Trained, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
 from tests.test_wrapping import Net, explainer_of
 
@@ -116,3 +116,13 @@ def test_indices_of_any_kind_and_classes_that_do_not_exist(explainer, pixels):
         explainer.explain(pixels, concepts=[3.0])
     with pytest.raises(ValueError, match=r"There is no concept 5000"):
         explainer.explain(pixels, concepts=[np.int64(5000)])
+
+
+@pytest.mark.parametrize("name", ["0 .. 255 in floats", "normalized", "NaN"])
+def test_training_refuses_images_of_another_range(name, pixels):
+    change, advice = BAD[name]
+    module = CEFAM(load_classifier("brodenette"), load_vlm("brodenette"), concepts="brodenette")
+    module.log_dict = lambda *logged, **options: None  # without a Trainer
+    assert module.training_step({"image": pixels}, 0).isfinite()
+    with pytest.raises(ValueError, match=advice):
+        module.training_step({"image": change(pixels)}, 0)

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from cefam import Trained
 from cefam.datasets import Manifest
 from cefam.datasets.features import load_features
+from cefam.errors import ExistsError
 from cefam.files import locked, write_tensors
 from cefam.report import records
 from tests.commands import assert_same_results, csv_logger, evaluated, feature_options, good_call, run
@@ -254,6 +256,28 @@ def test_a_leftover_environment_does_not_halve_the_data(trained, prepared, measu
     monkeypatch.setenv("RANK", "0")
     assert evaluated(trained, prepared, tmp_path / "out") == 0
     assert_same_results(measured, tmp_path / "out")
+
+
+def test_a_lock_is_held_once_however_many_try(tmp_path):
+    """Also where a lock file that somebody has opened is removed by the one who held it."""
+    holders, most, got = [], [], []
+
+    def attempt(number):
+        for _ in range(200):
+            try:
+                with locked(tmp_path):
+                    holders.append(number)
+                    most.append(len(holders))
+                    got.append(number)
+                    holders.remove(number)
+            except ExistsError:
+                pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(attempt, range(8)))
+    assert max(most) == 1
+    assert len(got) > 8
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_evaluation_leaves_the_parts_of_a_running_one(trained, prepared, tmp_path, capsys):
