@@ -57,7 +57,9 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
     weights = [np.ones(len(images)), *(_draw(random, len(images)) for _ in range(repeats))]
     averages = {name: _averages(weights, *sums_of) for name, sums_of in rows.items()}
     found = []
-    for protocol in dict.fromkeys(protocol for protocol, _ in rows):
+    protocols = list(dict.fromkeys(protocol for protocol, _ in rows))
+    # "top1 common" follows "top1"
+    for protocol in sorted(protocols, key=lambda name: (protocols.index(name.removesuffix(" common")), name)):
         methods = [method for of, method in rows if of == protocol]
         first, *others = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
         for other in others:
