@@ -191,13 +191,12 @@ def test_the_view_of_a_thin_photograph_is_that_of_its_whole(size):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_a_terminal_that_is_not_utf8_shows_other_signs(encoding, artefact, tmp_path):
+def test_a_terminal_that_is_not_utf8_shows_other_signs(artefact, tmp_path):
     picture(tmp_path / "a.png")
     words = ["explain", tmp_path / "a.png", "--artefact", artefact, "--out", tmp_path / "a.html", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "cefam", *map(str, words)],
-        capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=False,
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert Path(tmp_path / "a.html").is_file()

@@ -117,22 +117,9 @@ def test_two_nodes_over_the_loopback(trained, prepared, measured, tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("verb", ["evaluate", "features"])
-def test_two_nodes_on_disks_of_their_own_are_refused(verb, trained, world, prepared, tmp_path):
-    place = str(tmp_path / "disk of node {node}")
-    features = [
-        "features",
-        "--config",
-        world / "towers.yaml",
-        "--images",
-        prepared / "train",
-        "--size=64",
-        "--resize=64",
-    ]
-    options = (
-        [*features, "--device=cpu", "--folder", place] if verb == "features" else on_nodes(trained, prepared, place)
-    )
-    ended = on_two_nodes(*options)
+def test_two_nodes_on_disks_of_their_own_are_refused(trained, prepared, tmp_path):
+    """Features and probe ask the same question, when their pass begins."""
+    ended = on_two_nodes(*on_nodes(trained, prepared, tmp_path / "disk of node {node}"))
     assert all(status != 0 for status, _ in ended), ended
     assert any("on several nodes it must lie on a disk that all of them share" in printed for _, printed in ended), (
         ended
