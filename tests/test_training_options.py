@@ -1,6 +1,9 @@
 """Options of the Trainer, optimizers, schedules and monitors: they do what was asked for, or one sentence says why not."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from cefam import CEFAM, ConceptSet, load_classifier, load_vlm
 from cefam.checks import better_when, described
 from cefam.datamodules import FeaturesData
 from cefam.schedule import WarmupPlateau
-from tests.commands import csv_logger, feature_options, run
+from tests.commands import ROOT, csv_logger, feature_options, run
 
 SGD = ("--optimizer=SGD", "--optimizer.lr=0.1")
 
@@ -227,12 +230,14 @@ def test_a_logger_that_is_not_installed_is_named(logger, advice, world, prepared
     assert advice in said[-1]
 
 
-def test_nobody_logged_in_to_wandb_is_a_sentence(world, prepared, tmp_path, monkeypatch, capsys):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert run("fit", *feature_options(world, prepared), "--config=logger/wandb") == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cefam fit: ")]
+@pytest.mark.processes
+def test_nobody_logged_in_to_wandb_is_a_sentence(world, prepared, tmp_path):
+    """In a process of its own: W&B keeps what it has found for the next run."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_API_KEY")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONPATH": str(ROOT)}
+    words = ["-m", "cefam", "fit", *map(str, feature_options(world, prepared)), "--config=logger/wandb"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("cefam fit: ")]
+    assert done.returncode == 1
     assert "wandb login" in said[-1]
     assert "please report it" not in said[-1]

@@ -68,7 +68,12 @@ class PairMean(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         """Follow a module to another device, and not to another precision: torchmetrics guards ``half()``, and not ``to(torch.half)``."""
-        return super()._apply(lambda value: value.to(fn(value.new_empty(0)).device), exclude_state)
+
+        def moved(value: Tensor) -> Tensor:
+            found = fn(value)
+            return found if found.dtype == value.dtype else value.to(found.device)
+
+        return super()._apply(moved, exclude_state)
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
         """The value of each pair (P,), double, NaN where undefined."""
