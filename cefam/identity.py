@@ -1,6 +1,6 @@
-"""The key of a result that is kept: everything it was computed with, by content. All caches and resumed passes use it.
+"""The key of a kept result: a digest of everything it was computed with. All caches and resumed passes use it.
 
-What is left out here is taken for the same when it has changed: a new input of a result belongs into its key.
+A kept result is reused as long as its key is the same, so every input of the computation must be passed to :func:`identity`.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ from cefam.files import locked, write_text
 from cefam.identity import differing
 
 JOURNAL = "journal.json"
-PATIENCE = 10  # half seconds
+PATIENCE = 10  # half seconds in which a network file system must show a new file
 AHEAD = 32  # units that a pool of workers is given in advance
 
 
@@ -110,7 +110,8 @@ class Pass:
         """Remove a journal and the files that it names."""
         for line in lines:
             with suppress(ValueError, KeyError, TypeError):
-                (self.folder / json.loads(line)["about"]["file"]).unlink(missing_ok=True)
+                # The name alone: a damaged journal must not reach outside of the folder.
+                (self.folder / Path(json.loads(line)["about"]["file"]).name).unlink(missing_ok=True)
         journal.unlink()
 
     def __exit__(self, *error: Any) -> None:
