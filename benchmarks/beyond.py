@@ -15,17 +15,17 @@ import torch
 
 from benchmarks.regions import MASK, Setting, seconds
 from cefam import ConceptPairs, Trained
-from cefam.files import write_text
+from cefam.io.files import write_text
 from cefam.methods import (
     Activated,
     AnotherConceptRegions,
-    Bench,
     BeyondRegions,
     CEFAMRegions,
     CenterRegions,
     GradCAMRegions,
     GuidedRegions,
     LuminanceRegions,
+    MethodContext,
     RandomChannelRegions,
     RandomMapRegions,
     RegionMethod,
@@ -50,20 +50,20 @@ def main() -> None:
     options = parser.parse_args()
     setting = Setting(options.classifier, options.images, options.device)
     settings = setting.settings.changed(derivative="total")
-    bench = Bench(Trained(setting.classifier, setting.translator, setting.concepts, settings=settings))
+    context = MethodContext(Trained(setting.classifier, setting.translator, setting.concepts, settings=settings))
     images = setting.batch.image
     count = EACH * len(images)
     pairs = ConceptPairs(torch.arange(len(images)).repeat_interleave(EACH), torch.arange(count)).to(images.device)
     rows: dict[str, RegionMethod] = {
-        "published CE-FAM, top-1": CEFAMRegions(bench),
-        "CE-FAM, another concept": AnotherConceptRegions(bench, CEFAMRegions),
-        "beyond": BeyondRegions(bench),
-        "beyond, another concept": AnotherConceptRegions(bench, BeyondRegions),
-        "beyond, the whole view alone": BeyondRegions(bench, scales=[1.0]),
-        "Grad-CAM, class": GradCAMRegions(bench),
+        "published CE-FAM, top-1": CEFAMRegions(context),
+        "CE-FAM, another concept": AnotherConceptRegions(context, CEFAMRegions),
+        "beyond": BeyondRegions(context),
+        "beyond, another concept": AnotherConceptRegions(context, BeyondRegions),
+        "beyond, the whole view alone": BeyondRegions(context, scales=[1.0]),
+        "Grad-CAM, class": GradCAMRegions(context),
     }
     for name, control in CONTROLS.items():
-        rows |= {name: control(bench), f"{name}, guided": GuidedRegions(bench, control)}
+        rows |= {name: control(context), f"{name}, guided": GuidedRegions(context, control)}
 
     @torch.no_grad()
     def run(method: RegionMethod) -> None:

@@ -18,7 +18,7 @@ import torch
 from benchmarks.literal import LiteralPair
 from benchmarks.regions import Setting, seconds
 from cefam import ConceptPairs
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 TOP, K = 8, 20
 

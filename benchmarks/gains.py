@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.regions import Setting, seconds
 from cefam import Explainer, FrozenClassifier
-from cefam.files import write_text
+from cefam.images.views import IMAGENET
+from cefam.io.files import write_text
 from cefam.towers.folding import folded
-from cefam.views import IMAGENET
 
 ONE_BY_ONE = 1e-6  # a memory limit that leaves room for one pair
 Precision = Callable[[], AbstractContextManager[Any]]

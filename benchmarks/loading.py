@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from cefam.datasets.handover import PREFETCH
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -29,11 +30,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from cefam.commands import main as cefam
 from cefam.datamodules import ImagesData
-from cefam.datasets.handover import PREFETCH
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import MIXED
-from cefam.pictures import read_pixels
-from cefam.views import TrainingView, drawn
+from cefam.images.pictures import read_pixels
+from cefam.images.views import TrainingView, drawn
 
 ROUNDS = 5
 BATCH = 64
@@ -107,7 +107,7 @@ def bare(act: Callable[[bytes], Any], contents: Sequence[bytes], processes: int)
 def loaded(loader: Any, ahead: int) -> float:
     """Photographs per second that reach the training process while its workers read; what the device does is not counted.
 
-    Up to ``ahead`` photographs lie in buffers: the clock runs from when these are full to when the last photograph is asked for.
+    Up to ``ahead`` photographs lie in buffers: the clock runs from when these are full to when the last photograph is inputs for.
     """
     first = math.ceil(ahead / BATCH)
     last, start = len(loader) - first - 1, 0.0

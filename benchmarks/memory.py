@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 MEGABYTE = 1024  # kilobytes, the unit of ru_maxrss on Linux
 

@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.regions import Setting, seconds
 from cefam import Trained
-from cefam.evaluator import RegionEvaluator
-from cefam.files import write_text
+from cefam.evaluation.evaluator import RegionEvaluator
+from cefam.io.files import write_text
 from cefam.methods import (
-    Bench,
     CEFAMRegions,
     CenterRegions,
     GradCAMRegions,
     LuminanceRegions,
+    MethodContext,
     NeuronRegions,
     RandomChannelRegions,
     RandomMapRegions,
@@ -34,29 +34,31 @@ from cefam.methods.associations import Associations, AssociationsAbout
 BRODEN = 1_110_000  # pairs
 
 
-def associations(bench: Bench, concepts_each: int) -> Associations:
+def associations(context: MethodContext, concepts_each: int) -> Associations:
     """So many random concepts for every neuron."""
     random, found = torch.Generator().manual_seed(0), []
-    for stage, channels in enumerate(bench.classifier.channels):
+    for stage, channels in enumerate(context.classifier.channels):
         channel = torch.arange(channels).repeat_interleave(concepts_each)
-        concept = torch.randint(0, len(bench.concepts), (len(channel),), generator=random)
+        concept = torch.randint(0, len(context.concepts), (len(channel),), generator=random)
         found.append((stage, channel, concept, torch.rand(len(channel), generator=random, dtype=torch.double)))
-    about = AssociationsAbout("random", {}, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words)
+    about = AssociationsAbout(
+        "random", {}, context.classifier.identity(), context.concepts.identity, context.concepts.words
+    )
     return Associations.of_stages(about, found)
 
 
-def rows_of(bench: Bench) -> dict[str, RegionMethod]:
+def rows_of(context: MethodContext) -> dict[str, RegionMethod]:
     """The five methods of Table 1's comparison and the chance rows."""
     return {
-        "CE-FAM": CEFAMRegions(bench),
-        "CLIP-Dissect": NeuronRegions(bench, associations(bench, 1)),
-        "WWW": NeuronRegions(bench, associations(bench, 3)),
-        "Grad-CAM, concept": GradCAMRegions(bench, of="concept"),
-        "Grad-CAM, class": GradCAMRegions(bench),
-        "random channel": RandomChannelRegions(bench),
-        "random map": RandomMapRegions(bench),
-        "center": CenterRegions(bench),
-        "luminance": LuminanceRegions(bench),
+        "CE-FAM": CEFAMRegions(context),
+        "CLIP-Dissect": NeuronRegions(context, associations(context, 1)),
+        "WWW": NeuronRegions(context, associations(context, 3)),
+        "Grad-CAM, concept": GradCAMRegions(context, of="concept"),
+        "Grad-CAM, class": GradCAMRegions(context),
+        "random channel": RandomChannelRegions(context),
+        "random map": RandomMapRegions(context),
+        "center": CenterRegions(context),
+        "luminance": LuminanceRegions(context),
     }
 
 
@@ -70,8 +72,8 @@ def main() -> None:
     options = parser.parse_args()
     setting = Setting(options.classifier, options.images, options.device)
     settings = setting.settings.changed(derivative="total")
-    bench = Bench(Trained(setting.classifier, setting.translator, setting.concepts, settings=settings))
-    rows, pairs = rows_of(bench), len(setting.pairs)
+    context = MethodContext(Trained(setting.classifier, setting.translator, setting.concepts, settings=settings))
+    rows, pairs = rows_of(context), len(setting.pairs)
 
     def measured(methods: Mapping[str, RegionMethod]) -> float:
         evaluator = RegionEvaluator(methods, setting.concepts, 4, settings)

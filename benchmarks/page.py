@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.regions import Setting, seconds
 from cefam import Photograph
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 
 def picture(width: int, height: int) -> Image.Image:

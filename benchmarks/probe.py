@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 
 def one(scenes: Path, count: int) -> dict[str, float]:

@@ -32,12 +32,12 @@ from cefam import (
     Translator,
     load_classifier,
 )
-from cefam.evaluator import RegionEvaluator
-from cefam.files import write_text
-from cefam.methods import Bench, CEFAMRegions
+from cefam.evaluation.evaluator import RegionEvaluator
+from cefam.images.views import IMAGENET, resize_regions
+from cefam.io.files import write_text
+from cefam.methods import CEFAMRegions, MethodContext
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.pairs import Candidates, RegionBatch
-from cefam.views import IMAGENET, resize_regions
 
 MASK, CONCEPTS, DIM = 112, 1197, 512
 
@@ -89,7 +89,7 @@ class Setting:
         """The evaluation of a batch, as ``cefam evaluate`` does it (CE-FAM alone)."""
         settings = self.settings.changed(derivative=derivative, memory_limit=chunk)
         trained = Trained(self.classifier, self.translator, self.concepts, settings=settings)
-        evaluator = RegionEvaluator({"CE-FAM": kind(Bench(trained))}, self.concepts, 4, settings)
+        evaluator = RegionEvaluator({"CE-FAM": kind(MethodContext(trained))}, self.concepts, 4, settings)
         return evaluator.evaluate(self.batch, self.classifier(self.batch.image))
 
     @property

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cefam.categories import CATEGORIES
-from cefam.evaluator import PROTOCOLS
+from cefam.concepts.categories import CATEGORIES
+from cefam.evaluation.evaluator import PROTOCOLS
 from cefam.report import records, results, tables
 
 METHODS = ("CE-FAM", "CLIP-Dissect", "WWW", "random channel", "random map")

@@ -14,12 +14,12 @@ from PIL import Image
 from cefam.errors import CefamError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
-from cefam.files import write_text
+from cefam.images.views import EvaluationView
+from cefam.io.files import write_text
 from cefam.methods import Activated
 from cefam.pairs import ConceptPairs
 from cefam.report import figures
 from cefam.report.examples import Candidate, Example, to_image
-from cefam.views import View
 
 COLUMNS = ["photograph", "class", "probability", "concept", "score", "stage", "contribution"]
 TABLE = 8  # concepts of a photograph in the table
@@ -44,7 +44,7 @@ class RegionPanel(L.Callback):
     ) -> None:
         if every_n_epochs < 1 or top_k < 1:
             raise CefamError(f"every_n_epochs and top_k must be at least 1, got {every_n_epochs} and {top_k}.")
-        view = View(resize, crop)
+        view = EvaluationView(resize, crop)
         self.photographs = [Photograph.open(path, view) for path in images]
         self.images = stacked(self.photographs)
         self.top_k, self.every_n_epochs = top_k, every_n_epochs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cefam.attribution.explainer import Explainer
-    from cefam.concepts import ConceptSet
+    from cefam.concepts.sets import ConceptSet
     from cefam.explanations import Explanation, Photograph
     from cefam.pairs import ConceptPairs
     from cefam.settings import MethodSettings
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from cefam.towers.vlm import VisionLanguageModel, load_vlm
     from cefam.towers.zoo import load_classifier
     from cefam.trained import Trained
-    from cefam.training import CEFAM
+    from cefam.training.module import CEFAM
     from cefam.translator import Translator
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "CEFAM": "training",
+    "CEFAM": "training.module",
     "ConceptPairs": "pairs",
-    "ConceptSet": "concepts",
+    "ConceptSet": "concepts.sets",
     "Explainer": "attribution.explainer",
     "Explanation": "explanations",
     "FrozenClassifier": "towers.classifier",

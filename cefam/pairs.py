@@ -2,8 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,6 +87,15 @@ class RegionBatch:
     pair_label: Tensor
     has_ignored: bool = False
     number: int = -1
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RegionBatch":
+        """The same batch on another device; a Trainer calls it."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def index_of_numbers(numbers: Sequence[int]) -> Tensor:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, Self, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from cefam import __version__, doubts
+from cefam import __version__
 from cefam.attribution.explainer import Explainer
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
+from cefam.doctor import doubts
 from cefam.errors import CefamError, ExistsError, MissingError
-from cefam.files import write_tensors, write_text
+from cefam.io.files import write_tensors, write_text
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
@@ -43,7 +44,7 @@ class Trained:
         vlm_identity: what that model is, in plain types (``VisionLanguageModel.identity``), or ``None``.
         settings: how the method is computed.
         training: how the translator was trained, in plain types, for the model card.
-        doubts: numbers of concepts that should not be trusted, with the reason (:mod:`cefam.doubts`).
+        doubts: numbers of concepts that should not be trusted, with the reason (:mod:`cefam.doctor.doubts`).
 
     >>> import tempfile
     >>> from cefam import load_classifier, load_vlm
@@ -73,9 +74,17 @@ class Trained:
         Raises:
             CefamError: where ``vlm`` is not the model that the translator mimics.
         """
+        self.check_vlm(vlm)
+        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts)
+
+    def check_vlm(self, vlm: VisionLanguageModel | None) -> None:
+        """Refuse another vision-language model than the translator's.
+
+        Raises:
+            CefamError: with the first thing that differs.
+        """
         if vlm is not None and self.vlm_identity is not None:
             check_identity("vision-language model", self.vlm_identity, vlm.freeze().identity(), VLM_KEYS)
-        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts)
 
     def describe(self) -> dict[str, Any]:
         """Everything but tensors, in plain types."""

@@ -6,11 +6,12 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datasets.batches import mask_labels, region_loader
+from cefam.datasets.batches import region_loader
+from cefam.datasets.contract import Manifest
 from cefam.datasets.features import FeatureManifest, Features, load_features
 from cefam.datasets.samplers import ShuffledSampler, StripedSampler
 from cefam.datasets.streams import count_batches
-from cefam.views import View
+from cefam.images.views import EvaluationView
 
 
 class _Rows(Dataset[dict[str, Any]]):
@@ -74,7 +75,7 @@ class FeaturesData(L.LightningDataModule):
     @property
     def labels(self) -> list[dict[str, Any]]:
         """What the numbers in the masks mean."""
-        return mask_labels(self.regions)
+        return Manifest.read(self.regions).labels if self.regions else []
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a random order; the last incomplete batch is dropped."""
@@ -95,5 +96,7 @@ class FeaturesData(L.LightningDataModule):
             DataLoader(_Rows(features), batch_size=self.val_batch_size, sampler=sampler, collate_fn=_as_it_is)
         ]
         if self.regions:
-            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))
+            loaders.append(
+                region_loader(self.regions, EvaluationView(None, None), self.region_batch_size, self.num_workers)
+            )
         return loaders

@@ -5,24 +5,24 @@ from functools import partial
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cefam.datasets.batches import Batches, mask_labels, region_loader
-from cefam.datasets.contract import Sample, is_shards
-from cefam.datasets.handover import Packed, Views, pack, stack, unpack
+from cefam.datasets.batches import Batches, region_loader, stacked
+from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import FileEpochs, ImageFiles, ShardEpochs, Skipped, count_batches
-from cefam.views import TrainingView, View
+from cefam.datasets.streams import ImageFiles, ShardLoader, Skipped, collate_images, count_batches, file_loader
+from cefam.datasets.webdatasets import shards_of_others
+from cefam.images.views import EvaluationView, training_view
 
 
 class ImagesData(L.LightningDataModule):
     """Images for training and validation, each a folder of images or of shards (recognized by its manifest).
 
     Args:
-        train: folder of training images; labels are not used.
+        train: folder of training images; labels are not used. With ``train_samples``, a folder or pattern of webdataset shards without
+            a manifest ("https://host/train-{000..099}.tar").
         val: folder of validation images; their loss rules the learning rate and the early stop.
         regions: shards with masks on which regions are measured in every validation, or ``None``.
         size: side of a view.
@@ -32,8 +32,7 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process.
         seed: of the order of the training images and of their crops.
-        resize_on_device: resize training views on the device, which relieves data workers beside a fast GPU. The views differ by
-            rounding.
+        train_samples: photographs in shards without a manifest: the length of an epoch.
         max_skipped: training images that may be left out in an epoch of one process because they cannot be read; their number is
             logged as ``train/skipped``. Validation never leaves one out.
     """
@@ -50,7 +49,7 @@ class ImagesData(L.LightningDataModule):
         region_batch_size: int = 16,
         num_workers: int = 4,
         seed: int = 0,
-        resize_on_device: bool = False,
+        train_samples: int | None = None,
         max_skipped: int = 0,
     ) -> None:
         super().__init__()
@@ -58,41 +57,44 @@ class ImagesData(L.LightningDataModule):
         self.size, self.resize = size, resize
         self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
         self.num_workers, self.seed = num_workers, seed
-        self.resize_on_device, self.skipped = resize_on_device, Skipped(max_skipped)
-        self.view = TrainingView(size)
+        self.train_samples, self.skipped = train_samples, Skipped(max_skipped)
 
     @property
     def labels(self) -> list[dict[str, Any]]:
         """What the numbers in the masks mean."""
-        return mask_labels(self.regions)
+        return Manifest.read(self.regions).labels if self.regions else []
 
     def train_dataloader(self) -> Any:
         """Random views in a random order; the last incomplete batch is dropped, as in the published program.
 
         Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
         """
-        views = Views(self.view, stack, 3 * self.size**2)
-        if self.resize_on_device:
-            views = Views(self.view.cut, pack, 2 * 3 * self.size**2)  # some are larger
-        if is_shards(self.train):
-            return ShardEpochs(self.train, views, self.batch_size, self.num_workers, self.seed, self.skipped)
+        view, skipped = training_view(self.size), self.skipped
+        manifest = None if self.train_samples else Manifest.find(self.train)
+        if self.train_samples or manifest:
+            shards = manifest.placed(self.train) if manifest else shards_of_others(self.train)
+            samples = manifest.num_samples if manifest else self.train_samples
+            batches = count_batches(samples or 0, self.batch_size, self.train)
+            return ShardLoader(shards, view, self.batch_size, batches, self.num_workers, self.seed, skipped)
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
-        return FileEpochs(paths, views, self.batch_size, self.num_workers, self.seed, self.skipped)
+        return file_loader(paths, view, self.batch_size, self.num_workers, self.seed, skipped.limit > 0)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Resize what came unresized, on the device, and lay images out as towers expect them."""
-        images: Tensor | Packed = batch["image"]
-        if isinstance(images, dict):
-            images = torch.stack([self.view.resize(view.movedim(-1, 0)) for view in unpack(images)])
-        return {**batch, "image": images.contiguous()}
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the training photographs that could not be read; ``skipped`` of the batch is their number."""
+        if isinstance(batch, dict) and "reasons" in batch:
+            reasons = batch.pop("reasons")
+            self.skipped.add(reasons, self.trainer.current_epoch if self.trainer else 0)
+            batch["skipped"] = len(reasons)
+        return batch
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""
-        view = View(self.resize, self.size)
+        view = EvaluationView(self.resize, self.size)
         loaders: list[Any]
-        if is_shards(self.val):
-            batches = Batches(self.val, self.val_batch_size, partial(_views, view), masks=False)
+        manifest = Manifest.find(self.val)
+        if manifest:
+            batches = Batches(manifest, self.val, self.val_batch_size, partial(_views, view), masks=False)
             loaders = [DataLoader(batches, batch_size=None, num_workers=self.num_workers)]
         else:
             paths = [path for path, _ in list_images(self.val)]
@@ -101,13 +103,16 @@ class ImagesData(L.LightningDataModule):
                     ImageFiles(paths, view),
                     batch_size=self.val_batch_size,
                     sampler=StripedSampler(len(paths), self.val),
+                    collate_fn=collate_images,
                     num_workers=self.num_workers,
                 )
             ]
         if self.regions:
-            loaders.append(region_loader(self.regions, View(None, None), self.region_batch_size, self.num_workers))
+            loaders.append(
+                region_loader(self.regions, EvaluationView(None, None), self.region_batch_size, self.num_workers)
+            )
         return loaders
 
 
-def _views(view: Callable[..., Tensor], samples: Sequence[Sample]) -> dict[str, Tensor]:
-    return {"image": torch.stack([view(sample.pixels()) for sample in samples])}
+def _views(view: Callable[..., Tensor], samples: Sequence[Sample], number: int) -> dict[str, Tensor]:
+    return {"image": stacked([view(sample.pixels()) for sample in samples])}

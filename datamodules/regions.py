@@ -1,14 +1,15 @@
 """Photographs with masks to measure regions on: shards of Broden, ImageNet-S, or one's own."""
 
-from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
 
-from cefam.datasets.batches import mask_labels, region_loader
+from cefam.datasets.batches import count_of, region_loader
 from cefam.datasets.contract import Manifest
-from cefam.views import View
+from cefam.images.views import EvaluationView
+from cefam.pairs import RegionBatch
 
 
 class RegionsData(L.LightningDataModule):
@@ -34,31 +35,37 @@ class RegionsData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shards, self.batch_size, self.num_workers = shards, batch_size, num_workers
-        self.view, self.view_masks = View(resize, crop), view_masks
-        self.done: Collection[int] = ()  # numbers of batches that are left out: they have been measured
+        self.view, self.view_masks = EvaluationView(resize, crop), view_masks
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of the shards."""
+        return Manifest.read(self.shards)
+
+    def setup(self, stage: str) -> None:
+        """Refuse shards that are missing."""
+        self.manifest  # noqa: B018  read once
 
     @property
     def labels(self) -> list[dict[str, Any]]:
         """What the numbers in the masks mean."""
-        return mask_labels(self.shards)
+        return self.manifest.labels
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[RegionBatch]:
         """Photographs with their masks."""
-        return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks, self.done)
+        return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks, self.manifest)
 
     def identity(self) -> Any:
-        """What makes the batches others, in plain types."""
-        shards = [shard["sha256"] for shard in Manifest.read(self.shards).shards]
+        """What the batches are made of, in plain types: a key for results."""
+        shards = [shard["sha256"] for shard in self.manifest.shards]
         return [shards, self.batch_size, repr(self.view), self.view_masks]
 
     @property
     def num_batches(self) -> int:
         """Of all processes."""
-        return -(-Manifest.read(self.shards).num_samples // self.batch_size)
+        return count_of(self.manifest, self.batch_size)
 
     def counts(self) -> str:
         """How much there is, in words that end with the number of batches."""
-        manifest = Manifest.read(self.shards)
-        return (
-            f"{manifest.num_samples} photographs, {manifest.num_pairs} (mask, label) pairs, {self.num_batches} batches"
-        )
+        pairs = f"{self.manifest.num_pairs} (mask, label) pairs"
+        return f"{self.manifest.num_samples} photographs, {pairs}, {self.num_batches} batches"

@@ -6,15 +6,15 @@
 import torch
 
 from cefam import CEFAM, ConceptSet, Trained
-from cefam.evaluator import RegionEvaluator
+from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     AnotherConceptRegions,
-    Bench,
     BeyondRegions,
     CEFAMRegions,
     CenterRegions,
     GradCAMRegions,
     LuminanceRegions,
+    MethodContext,
     NeuronRegions,
     RandomChannelRegions,
     RandomMapRegions,
@@ -28,7 +28,9 @@ from tests.test_explain import BUILDERS, DIM, RAGGED, TEXTS, explainer_of
 
 def bench_of(explainer):
     """What methods start from."""
-    return Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings))
+    return MethodContext(
+        Trained(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)
+    )
 
 
 def explained(explainer, images):
@@ -47,30 +49,30 @@ def explained(explainer, images):
     return [*found, beyond.maps(encoding, RAGGED.to(encoding.device))]
 
 
-def neurons_of(bench):
+def neurons_of(context):
     """Every neuron stands for a concept."""
     found, random = [], torch.Generator().manual_seed(0)
-    for stage, count in enumerate(bench.classifier.channels):
+    for stage, count in enumerate(context.classifier.channels):
         concept = torch.randint(0, TEXTS - 2, (count,), generator=random)
         found.append((stage, torch.arange(count), concept, torch.rand(count, generator=random)))
-    about = AssociationsAbout("m", {}, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words)
+    about = AssociationsAbout("m", {}, context.classifier.identity(), context.concepts.identity, context.concepts.words)
     return Associations.of_stages(about, found)
 
 
 def measured(explainer, batch):
     """All rows of a table, and a contact sheet."""
-    bench = bench_of(explainer)
+    context = bench_of(explainer)
     methods = {
-        "CE-FAM": CEFAMRegions(bench, num_channels=3),
-        "class": GradCAMRegions(bench),
-        "concept": GradCAMRegions(bench, of="concept"),
+        "CE-FAM": CEFAMRegions(context, num_channels=3),
+        "class": GradCAMRegions(context),
+        "concept": GradCAMRegions(context, of="concept"),
         "channel": RandomChannelRegions(),
         "map": RandomMapRegions(),
         "center": CenterRegions(),
         "light": LuminanceRegions(),
-        "neurons": NeuronRegions(bench, neurons_of(bench)),
-        "beyond": BeyondRegions(bench),
-        "another": AnotherConceptRegions(bench, BeyondRegions),
+        "neurons": NeuronRegions(context, neurons_of(context)),
+        "beyond": BeyondRegions(context),
+        "another": AnotherConceptRegions(context, BeyondRegions),
     }
     evaluator = RegionEvaluator(methods, explainer.concepts, 2, explainer.settings)
     found = evaluator.evaluate(batch, explainer.classifier(batch.image), keep=[0, 2])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cefam.categories import CATEGORIES
 from cefam.commands import main
+from cefam.concepts.categories import CATEGORIES
 from cefam.report import records
 from cefam.report.sums import NEAR, THRESHOLD, Sums
 from cefam.report.tables import summarize

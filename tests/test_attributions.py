@@ -9,56 +9,56 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from cefam import ConceptPairs, ConceptSet, Trained, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
 from cefam.errors import CefamError
+from cefam.images.views import resize_regions
 from cefam.methods import (
     Activated,
-    Bench,
     CRAFTRegions,
     GradCAMPlusPlusRegions,
     IntegratedGradientsRegions,
+    MethodContext,
     RISERegions,
     ScoreCAMRegions,
 )  # fmt: skip
-from cefam.methods import views as method_views
+from cefam.methods import saliency as method_views
 from cefam.methods.craft import factorize, parts_of
-from cefam.methods.views import ScoreView
-from cefam.views import resize_regions
+from cefam.methods.saliency import ScoreModel
 from tests.commands import run
 
 PAIRS = ConceptPairs(image=torch.tensor([0, 0, 1]), concept=torch.tensor([3, 40, 3]))
 
 
 @pytest.fixture(scope="module")
-def bench():
+def context():
     classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
     torch.manual_seed(0)
     translator = Translator(classifier.channels, vlm.embedding_dim).eval()
-    return Bench(Trained(classifier, translator, ConceptSet.brodenette().embed(vlm)), vlm)
+    return MethodContext(Trained(classifier, translator, ConceptSet.brodenette().embed(vlm)), vlm)
 
 
 @pytest.fixture(scope="module")
-def activated(bench):
+def activated(context):
     pictures = [torch.from_numpy(draw(describe("evaluation", i)).image).permute(2, 0, 1) for i in range(2)]
     images = torch.stack(pictures)
-    return Activated(images, bench.classifier(images))
+    return Activated(images, context.classifier(images))
 
 
-def targets(bench, activated, of):
+def targets(context, activated, of):
     return activated.output.logits.argmax(1)[PAIRS.image] if of == "class" else PAIRS.concept
 
 
-def test_the_concept_view_is_the_explainers_similarity(bench, activated):
-    explainer = bench.trained.explainer()
-    found = ScoreView(explainer, "concept")(activated.images)
+def test_the_concept_view_is_the_explainers_similarity(context, activated):
+    explainer = context.trained.explainer()
+    found = ScoreModel(explainer, "concept")(activated.images)
     torch.testing.assert_close(found, explainer.encode(activated.images).similarity, rtol=1e-4, atol=1e-4)
-    classes = ScoreView(explainer, "class")(activated.images)
+    classes = ScoreModel(explainer, "class")(activated.images)
     torch.testing.assert_close(classes, activated.output.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("of", ["class", "concept"])
-def test_integrated_gradients_sum_to_the_difference_of_the_scores(bench, activated, of):
-    method = IntegratedGradientsRegions(bench, of=of, steps=200)
+def test_integrated_gradients_sum_to_the_difference_of_the_scores(context, activated, of):
+    method = IntegratedGradientsRegions(context, of=of, steps=200)
     images = (activated.images.float() / 255)[PAIRS.image]
-    target = targets(bench, activated, of)
+    target = targets(context, activated, of)
     signed = method.attribution(method.view).attribute(images, target=target, n_steps=200)
     change = method.view(images) - method.view(torch.zeros_like(images))
     wanted = change.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -70,10 +70,10 @@ def test_integrated_gradients_sum_to_the_difference_of_the_scores(bench, activat
 
 @pytest.mark.parametrize("of", ["class", "concept"])
 @pytest.mark.parametrize(("cls", "library"), [(GradCAMPlusPlusRegions, GradCAMPlusPlus), (ScoreCAMRegions, ScoreCAM)])
-def test_cams_are_grad_cams(bench, activated, cls, library, of, capsys):
-    method = cls(bench, of=of)
+def test_cams_are_grad_cams(context, activated, cls, library, of, capsys):
+    method = cls(context, of=of)
     found = method.regions(activated, PAIRS, (96, 96), 4).maps[:, 0]
-    images, target = (activated.images.float() / 255)[PAIRS.image], targets(bench, activated, of)
+    images, target = (activated.images.float() / 255)[PAIRS.image], targets(context, activated, of)
     with library(method.view, target_layers=[method.view.last_stage]) as cam:
         wanted = torch.from_numpy(
             cam(input_tensor=images.requires_grad_(), targets=[ClassifierOutputTarget(int(t)) for t in target])
@@ -88,22 +88,22 @@ def test_cams_are_grad_cams(bench, activated, cls, library, of, capsys):
         assert torch.corrcoef(torch.stack([mine.flatten(), theirs.flatten()]))[0, 1] > 0.99
 
 
-def test_rise_is_the_literal_sum(bench, activated):
-    method = RISERegions(bench, count=40, cells=5, seed=3)
+def test_rise_is_the_literal_sum(context, activated):
+    method = RISERegions(context, count=40, cells=5, seed=3)
     found = method.regions(activated, PAIRS, (96, 96), 4).maps[:, 0]
     masks = method.masks(activated.images.float()[:1])[0]
     assert masks.shape == (40, 96, 96)
     assert 0 <= masks.min() < masks.max() <= 1
-    explainer = bench.trained.explainer()
+    explainer = context.trained.explainer()
     for row in range(len(PAIRS)):
         image, total = activated.images[int(PAIRS.image[row])].float() / 255, torch.zeros(96, 96)
         for mask in masks:
             total += float(explainer.scores((image * mask)[None])[0, PAIRS.concept[row]]) * mask
         torch.testing.assert_close(found[row], total / masks.sum(0), rtol=1e-3, atol=1e-6)
-    assert torch.equal(masks, RISERegions(bench, count=40, cells=5, seed=3).masks(activated.images.float()[:1])[0])
+    assert torch.equal(masks, RISERegions(context, count=40, cells=5, seed=3).masks(activated.images.float()[:1])[0])
 
 
-def test_a_package_that_is_missing_is_named(bench, monkeypatch):
+def test_a_package_that_is_missing_is_named(context, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
@@ -112,9 +112,9 @@ def test_a_package_that_is_missing_is_named(bench, monkeypatch):
         with pytest.raises(
             CefamError, match=rf"needs {package}, which is not installed: pip install 'cefam\[methods\]'"
         ):
-            cls(bench)
+            cls(context)
     with pytest.raises(CefamError, match="of must be 'class' or 'concept', got 'both'"):
-        RISERegions(bench, of="both")
+        RISERegions(context, of="both")
 
 
 def test_factors_are_not_negative_and_give_the_values_back():
@@ -128,12 +128,12 @@ def test_factors_are_not_negative_and_give_the_values_back():
     assert torch.equal(again[0], used)
 
 
-def test_regions_of_factors(bench, activated, tmp_path):
+def test_regions_of_factors(context, activated, tmp_path):
     options = ["--kind", "brodenette", "--source", "train", "--count", 40, "--masks", "[]", "--folder", tmp_path / "s"]
     assert run("prepare", *options) == 0
-    method = CRAFTRegions(bench, str(tmp_path / "s"), factors=12, examples=5)
+    method = CRAFTRegions(context, str(tmp_path / "s"), factors=12, examples=5)
     pairs = ConceptPairs(
-        torch.arange(2).repeat_interleave(len(bench.concepts)), torch.arange(len(bench.concepts)).repeat(2)
+        torch.arange(2).repeat_interleave(len(context.concepts)), torch.arange(len(context.concepts)).repeat(2)
     )
     found = method.regions(activated, pairs, (24, 24), 2)
     assert found.valid.any()
@@ -147,5 +147,5 @@ def test_regions_of_factors(bench, activated, tmp_path):
     wanted = resize_regions(parts[pairs.image[row], :, factor].view(1, 6, 6), (24, 24))[0]
     torch.testing.assert_close(found.maps[row, 0], wanted, rtol=1e-3, atol=1e-5)
     with pytest.raises(CefamError, match=r"holds 40 photograph.s., fewer than the 60 that name a factor"):
-        CRAFTRegions(bench, str(tmp_path / "s"), examples=60)
+        CRAFTRegions(context, str(tmp_path / "s"), examples=60)
     assert F.normalize(method.factors, dim=1).allclose(method.factors, atol=1e-4)

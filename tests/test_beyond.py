@@ -16,11 +16,11 @@ from cefam.errors import CefamError
 from cefam.methods import (
     Activated,
     AnotherConceptRegions,
-    Bench,
     BeyondRegions,
     CEFAMRegions,
     GuidedRegions,
     LuminanceRegions,
+    MethodContext,
 )
 from cefam.methods.beyond import resolution, usual_scales, windows
 from cefam.methods.guided import GRID, alike, sharpened
@@ -157,9 +157,9 @@ def test_a_regression_needs_a_probe():
 
 def test_the_reference_is_fitted_to_masks(trained, prepared):
     """Literally: cells as rows, and one more row per channel that draws to zero; solved by numpy."""
-    bench, shards = Bench(Trained.read(trained / "artefact")), str(prepared / "broden")
-    method = FittedDirections(bench, shards)
-    photographs = MaskedShards(bench.classifier, bench.concepts, shards)
+    context, shards = MethodContext(Trained.read(trained / "artefact")), str(prepared / "broden")
+    method = FittedDirections(context, shards)
+    photographs = MaskedShards(context.classifier, context.concepts, shards)
     x, y = (torch.cat(part) for part in zip(*method._cells(photographs), strict=True))
     x, y = x - x.mean(dim=0), y - y.mean(dim=0)
     rows = torch.cat([x, (0.01 * x.square().sum(dim=0)).sqrt().diag()])
@@ -246,12 +246,12 @@ def test_another_concept_is_of_the_category_and_the_photographs_own():
     explainer, activated = activated_of("resnet")
     asked = []
 
-    class Asked(CEFAMRegions):
+    class RuleInputs(CEFAMRegions):
         def regions(self, activated, pairs, size, num_candidates):
             asked.append(pairs.concept.tolist())
             return super().regions(activated, pairs, size, num_candidates)
 
-    method = AnotherConceptRegions(bench_of(explainer), Asked)
+    method = AnotherConceptRegions(bench_of(explainer), RuleInputs)
     concepts = explainer.concepts.concepts
     every = ConceptPairs(torch.zeros(len(concepts), dtype=torch.long), torch.arange(len(concepts)))
     method.regions(activated, every, (8, 8), 1)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cefam import CEFAM, MethodSettings, Trained
-from cefam.evaluation import RegionEvaluation
+from cefam.evaluation.module import RegionEvaluation
 from cefam.methods import RegionMethod
 from cefam.report import records
 from tests.commands import (
@@ -423,7 +423,7 @@ def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp
 
 def test_a_method_with_weights_moves_with_the_evaluation(trained, tmp_path):
     class Learned(RegionMethod, torch.nn.Module):
-        def __init__(self, bench):
+        def __init__(self, context):
             torch.nn.Module.__init__(self)
             self.weight = torch.nn.Parameter(torch.ones(2))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cefam import ConceptSet
-from cefam.concepts import Concept
+from cefam.concepts.sets import Concept
 
 
 def test_files_of_spreadsheets_begin_with_a_byte_order_mark(tmp_path):

@@ -42,10 +42,14 @@ def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
     assert len(set(of_all)) == 1
     assert of_all[0] > 80
     assert all(0 < int(row["pairs"]) < of_all[0] for row in table if "common" in row["protocol"])
-    times = json.loads((finished / "demo.json").read_text())
-    assert list(times) == [
+    assert [entry["step"] for entry in entries(finished)] == [
         "draw train", "draw val", "draw evaluation", "features train", "features val", "probe", "fit", "evaluate", "explain",
     ]  # fmt: skip
+
+
+def entries(folder):
+    """The finished steps, as the journal has them."""
+    return [json.loads(line)["about"] for line in (folder / "journal.json").read_text().splitlines()[1:]]
 
 
 def test_its_artefact_is_explained_with_its_probe(finished, tmp_path, monkeypatch, capsys):
@@ -74,7 +78,7 @@ def test_a_second_run_changes_nothing_and_other_options_are_refused(finished, ca
     assert "together" in capsys.readouterr().out
     assert snapshot(finished) == before
     assert run("demo", *SMALL[:-1], finished, "--seed", 1) == 1
-    assert "holds a demo with other options" in capsys.readouterr().err
+    assert "holds the work of a run with other inputs or options (seed)" in capsys.readouterr().err
     assert run("demo", "--scenes", 0) == 1
     assert "scenes must be at least 1, got 0" in capsys.readouterr().err
 
@@ -89,12 +93,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_a_stopped_training_is_taken_up(finished, capsys):
-    """As it lies on the disk when a run is killed in `fit`: the journal has no time of it, and a last checkpoint is there."""
-    journal = finished / "demo.json"
-    done = json.loads(journal.read_text())
+    """As it lies on the disk when a run is killed in `fit`: the journal ends before it, and a last checkpoint is there."""
+    journal = finished / "journal.json"
     records = (finished / "evaluation" / "records.csv").read_bytes()
-    del done["fit"]["seconds"], done["evaluate"]
-    journal.write_text(json.dumps(done))
+    journal.write_text("".join(line + "\n" for line in journal.read_text().splitlines()[:7]))
     assert run("demo", *SMALL[:-1], finished) == 0
     assert "--ckpt_path" in capsys.readouterr().out
     assert (finished / "evaluation" / "records.csv").read_bytes() == records

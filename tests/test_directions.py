@@ -57,15 +57,15 @@ def test_a_large_probe_set_is_sampled_evenly(monkeypatch):
 
 def test_a_regressed_direction_is_the_least_squares_one(probed, towers, matrices):
     """Literally: photographs as rows, and one more row per channel that asks for the translator's gradient; solved by numpy."""
-    bench = bench_of(towers, probed)
+    context = bench_of(towers, probed)
     z, embedding = torch.cat(matrices[0], dim=1).double(), matrices[1].double()
-    mean = [value.float().unsqueeze(0).requires_grad_() for value in bench.probe.mean]
-    similarity = bench.trained.explainer().networks.similarity(bench.trained.translator(mean))
-    found = torch.cat(regressed_directions(bench, "test"), dim=1).double()
-    scale, count = bench.probe.scale.double(), len(z)
+    mean = [value.float().unsqueeze(0).requires_grad_() for value in context.probe.mean]
+    similarity = context.trained.explainer().networks.similarity(context.trained.translator(mean))
+    found = torch.cat(regressed_directions(context, "test"), dim=1).double()
+    scale, count = context.probe.scale.double(), len(z)
     x = (z - z.mean(dim=0)) / scale
     for concept in (0, 5, 40):
-        s = embedding @ F.normalize(bench.concepts.embeddings[concept].double(), dim=0)
+        s = embedding @ F.normalize(context.concepts.embeddings[concept].double(), dim=0)
         s = s - s.mean()
         gradient = torch.cat(torch.autograd.grad(similarity[0, concept], mean, retain_graph=True), dim=1)[0].double()
         told = x @ (gradient * scale)
@@ -78,48 +78,48 @@ def test_a_regressed_direction_is_the_least_squares_one(probed, towers, matrices
 
 
 def test_a_regression_needs_the_translators_own_vlm(probed, towers):
-    bench = bench_of(towers, probed)
-    other = dataclasses.replace(bench.trained, vlm_identity={**bench.probe.manifest.vlm, "fingerprint": "another"})
+    context = bench_of(towers, probed)
+    other = dataclasses.replace(context.trained, vlm_identity={**context.probe.manifest.vlm, "fingerprint": "another"})
     with pytest.raises(CefamError, match="another vision-language model"):
-        BeyondRegions(dataclasses.replace(bench, trained=other))
+        BeyondRegions(dataclasses.replace(context, trained=other))
 
 
 def test_a_regression_needs_embeddings_of_one_size(probed, towers):
-    bench = bench_of(towers, probed)
-    other = dataclasses.replace(bench.probe, covariance=bench.probe.covariance[:, :10])
+    context = bench_of(towers, probed)
+    other = dataclasses.replace(context.probe, covariance=context.probe.covariance[:, :10])
     with pytest.raises(CefamError, match="have 64 dimensions, those of the probe 10"):
-        BeyondRegions(dataclasses.replace(bench, probe=other))
+        BeyondRegions(dataclasses.replace(context, probe=other))
 
 
 def test_beyond_takes_the_probe_where_there_is_one(probed, towers):
-    bench = bench_of(towers, probed)
+    context = bench_of(towers, probed)
     given, alone, asked = (
-        torch.cat(BeyondRegions(bench, **options).directions, dim=1)
+        torch.cat(BeyondRegions(context, **options).directions, dim=1)
         for options in ({}, {"regression": False}, {"regression": True})
     )
     assert torch.equal(given, asked)
-    mean = [value.float() for value in bench.probe.mean]
-    assert torch.equal(alone, torch.cat(concept_directions(bench, mean), dim=1))
-    zero = BeyondRegions(dataclasses.replace(bench, probe=None)).directions
-    start = [torch.zeros(channels) for channels in bench.classifier.channels]
-    assert torch.equal(torch.cat(zero, dim=1), torch.cat(concept_directions(bench, start), dim=1))
+    mean = [value.float() for value in context.probe.mean]
+    assert torch.equal(alone, torch.cat(concept_directions(context, mean), dim=1))
+    zero = BeyondRegions(dataclasses.replace(context, probe=None)).directions
+    start = [torch.zeros(channels) for channels in context.classifier.channels]
+    assert torch.equal(torch.cat(zero, dim=1), torch.cat(concept_directions(context, start), dim=1))
 
 
 def test_vectors_of_tcav_are_gradients_at_the_mean_activation(probed, towers):
-    bench = bench_of(towers, probed)
-    mean = [value.float().unsqueeze(0).requires_grad_() for value in bench.probe.mean]
-    explainer = bench.trained.explainer()
-    similarity = explainer.networks.similarity(bench.trained.translator(mean))
-    vectors = concept_vectors(bench)
+    context = bench_of(towers, probed)
+    mean = [value.float().unsqueeze(0).requires_grad_() for value in context.probe.mean]
+    explainer = context.trained.explainer()
+    similarity = explainer.networks.similarity(context.trained.translator(mean))
+    vectors = concept_vectors(context)
     for concept in (0, 5, 40):
         gradient = torch.autograd.grad(similarity[0, concept], mean, retain_graph=True)
         for stage, each in enumerate(gradient):
             torch.testing.assert_close(vectors[stage][concept], F.normalize(each[0], dim=0), rtol=1e-3, atol=1e-5)
-    method = TCAVRegions(bench)
+    method = TCAVRegions(context)
     images = (torch.rand(2, 3, 96, 96) * 255).byte()
-    activated = Activated(images, bench.classifier(images))
+    activated = Activated(images, context.classifier(images))
     found = method.regions(activated, ConceptPairs(torch.tensor([1]), torch.tensor([5])), (6, 6), 4)
     wanted = torch.einsum("c,chw->hw", vectors[-1][5], activated.output.activations[-1][1]).relu()
     torch.testing.assert_close(found.maps[0, 0], wanted)
-    slope = www.class_slopes(bench.classifier, activated)
+    slope = www.class_slopes(context.classifier, activated)
     torch.testing.assert_close(method.sensitivity(activated), slope @ vectors[-1].T)

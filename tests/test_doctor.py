@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cefam import Trained, checkup, doubts
-from cefam.explanations.overview import carriers
+from cefam.explanations.overview import leading_concepts
 from cefam.explanations.photograph import Photograph
 from tests.commands import run
 
@@ -51,15 +51,6 @@ def test_a_summary_is_the_mean_of_its_explanations(artefact, world, capsys):
     assert len(Path("s/summary.csv").read_text().splitlines()) == len(written["concepts"]) + 1
 
 
-def test_deletion_stands_beside_random_places(artefact, world):
-    small = ["--resize", 72, "--crop", 64]
-    assert summarize(artefact, world / "images/val/class0", "--out", "s", "--deletion", "true", *small) == 0
-    rows = [line for line in Path("s/deletion.md").read_text().splitlines() if line.startswith("| ")]
-    assert [tuple(row.split(" | ")[:2]) for row in rows[1:]] == [
-        (f"| {infill}", curve) for infill in ("mean", "blur", "linear") for curve in ("deletion", "insertion")
-    ]
-
-
 def test_folders_called_like_classes_tell_what_goes_wrong(artefact, world, tmp_path):
     for path in (world / "images/val/class0").iterdir():
         (tmp_path / "set/4").mkdir(parents=True, exist_ok=True)
@@ -94,12 +85,12 @@ def test_a_summary_is_taken_up_and_not_overwritten(artefact, world, capsys, monk
     assert "already holds a summary" in capsys.readouterr().err
 
 
-def test_carriers_are_ordered_by_what_they_carry_over_all_images():
+def test_leading_concepts_are_ordered_by_their_contribution_over_all_images():
     records = [
         {"name": "a", "concepts": [[1, "rare", "x", 0.9, "l1"], [2, "steady", "x", 0.5, "l1"]]},
         {"name": "b", "concepts": [[2, "steady", "x", -0.5, "l2"]]},
     ]
-    first, second = carriers(records)
+    first, second = leading_concepts(records)
     assert (first.word, first.mean, first.spread, first.share) == ("steady", 0.0, 0.5, 1.0)
     assert first.stages == {"l1": 1, "l2": 1}
     assert (second.word, second.share, second.largest) == ("rare", 0.5, ["a"])

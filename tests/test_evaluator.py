@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cefam import ConceptPairs, ConceptSet
-from cefam.categories import IGNORED
-from cefam.concepts import Concept
-from cefam.evaluator import RegionEvaluator
+from cefam.concepts.categories import IGNORED
+from cefam.concepts.sets import Concept
+from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     Activated,
     CenterRegions,

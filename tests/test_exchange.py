@@ -15,7 +15,7 @@ from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
 from cefam.exchange.neurons import read_descriptions, read_www, write_descriptions, write_www
 from cefam.exchange.published import read_translator
-from cefam.methods import Bench
+from cefam.methods import MethodContext
 from tests.commands import run
 
 WORDS = ["red", "sky", "crane", "wheel", "crane"]
@@ -31,11 +31,11 @@ class MapConverter(nn.Module):
 
 
 @pytest.fixture
-def bench():
+def context():
     layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     classifier = FrozenClassifier(nn.Sequential(*layers), stages=["1", "2"], input_size=(16, 16))
     concepts = ConceptSet.from_words(WORDS)
-    return Bench(Trained(classifier, Translator([4, 8], 5), concepts))
+    return MethodContext(Trained(classifier, Translator([4, 8], 5), concepts))
 
 
 def test_the_published_translator_is_read_without_its_class(tmp_path):
@@ -145,15 +145,15 @@ def test_a_damaged_pickle_is_a_sentence(tmp_path, content):
         read_pickle(tmp_path / "v.pkl")
 
 
-def test_descriptions_go_out_and_come_back(bench, tmp_path):
+def test_descriptions_go_out_and_come_back(context, tmp_path):
     text = "layer,unit,description,similarity\nconv1,0,sky,0.9\n1,0,red-c,0.5\n1,3,crane,0.25\n2,7,wheel,0.125\n"
     (tmp_path / "descriptions.csv").write_text(text)
-    found = read_descriptions(tmp_path / "descriptions.csv", bench)
+    found = read_descriptions(tmp_path / "descriptions.csv", context)
     assert sorted(zip(found.stage.tolist(), found.channel.tolist(), found.concept.tolist(), strict=True)) == [
         (0, 0, 0), (0, 3, 2), (0, 3, 4), (1, 7, 3),
     ]  # fmt: skip
     write_descriptions(found, tmp_path / "again.csv")
-    again = read_descriptions(tmp_path / "again.csv", bench)
+    again = read_descriptions(tmp_path / "again.csv", context)
     assert torch.equal(again.best(4).score.sort().values, found.best(4).score.sort().values)
     stored = type(found).read(found.write(tmp_path / "a"))
     assert stored.about == found.about
@@ -169,17 +169,17 @@ def test_descriptions_go_out_and_come_back(bench, tmp_path):
         ("conv1,0,sky,0.5", "describes no neuron of the stages 1, 2"),
     ],
 )
-def test_descriptions_that_do_not_fit_are_refused(bench, tmp_path, line, message):
+def test_descriptions_that_do_not_fit_are_refused(context, tmp_path, line, message):
     (tmp_path / "d.csv").write_text(f"layer,unit,description,similarity\n{line}\n")
     with pytest.raises(CefamError, match=message):
-        read_descriptions(tmp_path / "d.csv", bench)
+        read_descriptions(tmp_path / "d.csv", context)
 
 
-def test_pickles_of_www_go_out_and_come_back(bench, tmp_path):
+def test_pickles_of_www_go_out_and_come_back(context, tmp_path):
     words = [["sky", "red"], [], ["wheel"], []]
     weights = [np.array([2.0, 1.5]), np.array([]), np.array([0.5]), np.array([])]
     (tmp_path / "www.pkl").write_bytes(pickle.dumps((words, weights)))
-    found = read_www({"1": tmp_path / "www.pkl"}, bench)
+    found = read_www({"1": tmp_path / "www.pkl"}, context)
     assert sorted(zip(found.channel.tolist(), found.concept.tolist(), found.score.tolist(), strict=True)) == [
         (0, 0, 1.5), (0, 1, 2.0), (2, 3, 0.5),
     ]  # fmt: skip
@@ -190,6 +190,6 @@ def test_pickles_of_www_go_out_and_come_back(bench, tmp_path):
     assert again_words == words
     np.testing.assert_equal(again_weights, weights)
     with pytest.raises(CefamError, match="holds 4 neurons, 2 has 8"):
-        read_www({"2": tmp_path / "www.pkl"}, bench)
+        read_www({"2": tmp_path / "www.pkl"}, context)
     with pytest.raises(CefamError, match="has no stage '3'"):
-        read_www({"3": tmp_path / "www.pkl"}, bench)
+        read_www({"3": tmp_path / "www.pkl"}, context)

@@ -12,9 +12,9 @@ from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Trained, Translator
 from cefam.attribution import weights as weighing
-from cefam.attribution.batching import Layout
-from cefam.methods import Activated, Bench, CEFAMRegions
-from cefam.views import resize_regions
+from cefam.attribution.batching import PairTable
+from cefam.images.views import resize_regions
+from cefam.methods import Activated, CEFAMRegions, MethodContext
 from tests.conftest import fill
 from tests.test_classifier import Bypass
 
@@ -235,8 +235,8 @@ def test_contribution_is_the_literal_one_at_every_stage(kind, preset):
 @pytest.mark.parametrize("derivative", ["total", "branch"])
 def test_candidates_are_the_stages_maps_by_association_descending(derivative):
     explainer, images = explainer_of("resnet")
-    bench = Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts))
-    method = CEFAMRegions(bench, derivative=derivative, num_channels=5)
+    context = MethodContext(Trained(explainer.classifier, explainer.translator, explainer.concepts))
+    method = CEFAMRegions(context, derivative=derivative, num_channels=5)
     activated = Activated(images, explainer.classifier(images))
     found = method.regions(activated, RAGGED, (40, 30), num_candidates=3)
     regions = explainer.regions(images, RAGGED, derivative)
@@ -288,10 +288,10 @@ def test_the_memory_limit_bounds_the_pairs_that_run_together(kind, monkeypatch):
 
 def test_images_with_like_numbers_of_pairs_are_worked_on_together():
     image = torch.tensor([0] * 8 + [1] * 2 + [3] * 7 + [4] * 6 + [5] * 5)
-    layout = Layout(image, 6)
+    layout = PairTable(image, 6)
     assert list(layout.groups(room=100)) == [([0, 3, 4], 8), ([5], 5), ([1], 2)]
     assert [group for group, _ in layout.groups(room=16)] == [[0, 3], [4, 5], [1]]
-    assert list(Layout(image[:0], 6).groups(room=16)) == []
+    assert list(PairTable(image[:0], 6).groups(room=16)) == []
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])

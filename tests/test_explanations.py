@@ -20,8 +20,8 @@ from cefam.errors import CefamError, CefamWarning
 from cefam.explanations import maps
 from cefam.explanations.rle import run_lengths
 from cefam.explanations.text import summary
+from cefam.images.views import EvaluationView
 from cefam.towers.naming import class_number
-from cefam.views import View
 from tests.conftest import fill
 from tests.test_explain import explainer_of
 
@@ -43,7 +43,10 @@ def photographs():
     scenes = [Image.fromarray(draw(describe("test", index)).image) for index in (1, 3)]
     wide = Image.new("RGB", (160, 96))
     wide.paste(scenes[0], (32, 0))
-    return [Photograph.of(wide, View(None, 96), f"wide {MARKUP}.png"), Photograph.of(scenes[1], 96, "scene.png")]
+    return [
+        Photograph.of(wide, EvaluationView(None, 96), f"wide {MARKUP}.png"),
+        Photograph.of(scenes[1], 96, "scene.png"),
+    ]
 
 
 @pytest.fixture(scope="module")

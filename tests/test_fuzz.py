@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from cefam.commands._runs import identity_of
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.features import load_features
 from cefam.datasets.sources import open_source
 from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
-from cefam.passes import Pass
-from cefam.pictures import open_mask, read_pixels
+from cefam.images.pictures import open_mask, read_pixels
+from cefam.io.passes import Pass
 from cefam.report import results
 from cefam.report.parts import Parts
 from cefam.trained import read_stored

@@ -7,10 +7,10 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
+from cefam.images.views import resize_regions
 from cefam.metrics.functional import energy_pointing_game, iou_curves, normalized_region_accuracy
-from cefam.training import sgd
+from cefam.training.module import sgd
 from cefam.translator import distillation_losses
-from cefam.views import resize_regions
 from tests.conftest import GOLDEN, assert_golden, fill
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from cefam import ConceptPairs, Trained
-from cefam.methods import Activated, Bench, GradCAMRegions
-from cefam.views import resize_regions
+from cefam.images.views import resize_regions
+from cefam.methods import Activated, GradCAMRegions, MethodContext
 from tests.test_explain import RAGGED, explainer_of
 
 KINDS = ["resnet", "vit", "swin", "bypass"]
 
 
 def bench_of(explainer):
-    return Bench(Trained(explainer.classifier, explainer.translator, explainer.concepts))
+    return MethodContext(Trained(explainer.classifier, explainer.translator, explainer.concepts))
 
 
 def literal(explainer, image, score_of):

@@ -11,10 +11,10 @@ from PIL import Image
 from cefam import ConceptSet, Explainer, MethodSettings, Trained, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
 from cefam.errors import CefamError
-from cefam.evaluation import RegionEvaluation
-from cefam.identity import differing, digest, identity
+from cefam.evaluation.module import RegionEvaluation
+from cefam.images.views import EvaluationView
+from cefam.io.identity import differing, digest, identity
 from cefam.probe import Probe
-from cefam.views import View
 from tests.commands import assert_same_results, evaluated, run
 from tests.conftest import fill
 from tests.test_wrapping import Net, explainer_of
@@ -64,7 +64,9 @@ def changed_inputs():
 def test_each_input_of_an_explanation_changes_its_key():
     keys = {}
     for name, inputs in changed_inputs():
-        key = json.dumps(identity(**Explainer(**inputs).identity(), view=View(), options={"top_k": 8}), sort_keys=True)
+        key = json.dumps(
+            identity(**Explainer(**inputs).identity(), view=EvaluationView(), options={"top_k": 8}), sort_keys=True
+        )
         if name == "the same again":
             assert key == keys["nothing"]
         else:
@@ -73,14 +75,19 @@ def test_each_input_of_an_explanation_changes_its_key():
 
 
 def test_options_views_probes_data_and_the_version_change_a_key(monkeypatch):
-    usual = {"view": View(), "options": {"top_k": 8, "target": None}, "data": ["abc"], "probe": torch.zeros(3)}
+    usual = {
+        "view": EvaluationView(),
+        "options": {"top_k": 8, "target": None},
+        "data": ["abc"],
+        "probe": torch.zeros(3),
+    }
     keys = [identity(**usual)]
     for change in (
-        {"view": View(300, 224)}, {"options": {"top_k": 9, "target": None}}, {"options": {"top_k": 8, "target": 0}},
+        {"view": EvaluationView(300, 224)}, {"options": {"top_k": 9, "target": None}}, {"options": {"top_k": 8, "target": 0}},
         {"data": ["abd"]}, {"probe": torch.tensor([0, 0, 1e-9])}, {"probe": torch.zeros(3).double()}, {"probe": None},
     ):  # fmt: skip
         keys.append(identity(**usual, **{}) if not change else identity(**{**usual, **change}))
-    monkeypatch.setattr("cefam.identity.__version__", "999")
+    monkeypatch.setattr("cefam.io.identity.__version__", "999")
     keys.append(identity(**usual))
     assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys)
     assert differing(keys[0], keys[1]) == " (view)"

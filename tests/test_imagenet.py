@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cefam.categories import IGNORED
-from cefam.concepts import ConceptSet
+from cefam.concepts.categories import IGNORED
+from cefam.concepts.sets import ConceptSet
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.sources.imagenet import class_of, wnids
+from cefam.images.views import EvaluationView
 from cefam.report import records
-from cefam.views import View
 from tests.commands import csv_logger, feature_options, images_data, run
 from tests.conftest import draw
 
@@ -183,7 +183,7 @@ def test_both_readings_of_imagenet_s_masks(tmp_path, capsys):
 def test_a_published_mask_grows_at_its_edges_and_a_papers_does_not():
     index_map = torch.zeros(97, 141, dtype=torch.int32)
     index_map[31:60, 20:70] = 5
-    view = View(48, 40)
+    view = EvaluationView(48, 40)
     covered, nearest = view.mask(index_map, "cover") == 5, view.mask(index_map) == 5
     assert bool((covered >= nearest).all())
     assert int(covered.sum()) > int(nearest.sum())

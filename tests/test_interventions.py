@@ -17,10 +17,10 @@ from cefam.brodenette.scenes import class_of
 from cefam.interventions import agreement, benchmark, checks
 from cefam.interventions.edits import admissible, changed, interventions, needs
 from cefam.interventions.effects import log_odds, measure, pixels
-from cefam.interventions.rules import Asked, contribution, true_mask, www
+from cefam.interventions.rules import RuleInputs, contribution, true_mask, www
 from cefam.methods import WWWRegions
 from cefam.methods.associations import Associations, AssociationsAbout
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.pairs import ConceptPairs
 from tests.commands import run
 from tests.conftest import fill
@@ -145,9 +145,9 @@ def test_importances_by_name_and_by_place(explainer, found):
 
 def test_the_true_mask_is_filled_and_nothing_else(explainer, found):
     index = torch.tensor([explainer.concepts.numbers.index(number) for number in found.numbers])
-    value, _ = true_mask(explainer, Asked(found.image, found.target, index, torch.zeros_like(found.masks)))
+    value, _ = true_mask(explainer, RuleInputs(found.image, found.target, index, torch.zeros_like(found.masks)))
     assert value.abs().max() < 1e-5  # a unit in the last place of a logit of 10 is 1e-6
-    value, _ = true_mask(explainer, Asked(found.image, found.target, index, found.masks))
+    value, _ = true_mask(explainer, RuleInputs(found.image, found.target, index, found.masks))
     assert value.abs().max() > 0.1
 
 
@@ -160,8 +160,10 @@ def test_www_sums_the_neurons_of_a_concept(explainer, found, tmp_path):
         about, [(0, channel[:1], channel[:1] * 0, torch.ones(1)), (3, channel, concept, torch.ones(3))]
     )
     neurons.write(tmp_path)
-    method = WWWRegions(Bench.untrained(explainer.classifier, explainer.concepts), associations=str(tmp_path))
-    values, maps = www(method)(explainer, Asked(found.image, found.target, torch.tensor([0, 1, 2]), found.masks[:3]))
+    method = WWWRegions(MethodContext.untrained(explainer.classifier, explainer.concepts), associations=str(tmp_path))
+    values, maps = www(method)(
+        explainer, RuleInputs(found.image, found.target, torch.tensor([0, 1, 2]), found.masks[:3])
+    )
     output = explainer.classifier(found.image[None])
     activation = output.activations[-1].clone().requires_grad_()
     logit = explainer.classifier.resume(3, activation)[0, found.target]
@@ -251,7 +253,7 @@ def artefact(tmp_path_factory, explainer):
 def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(artefact, capsys, monkeypatch):
     few = dict(list(benchmark.RULES.items())[:1])
     monkeypatch.setattr(benchmark, "rules_for", lambda explainer, method: few)
-    asked = ["contribution-benchmark", "--artefact", artefact]
+    inputs = ["contribution-benchmark", "--artefact", artefact]
     usual, seen = benchmark.examine, []
 
     def examine(explainer, split, index, method):
@@ -261,12 +263,12 @@ def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(arte
         return usual(explainer, split, index, method)
 
     monkeypatch.setattr(benchmark, "examine", examine)
-    assert run(*asked, "--folder", "b/dev", "--scenes", 2) == 130
-    assert run(*asked, "--folder", "b/dev", "--scenes", 2) == 0
+    assert run(*inputs, "--folder", "b/dev", "--scenes", 2) == 130
+    assert run(*inputs, "--folder", "b/dev", "--scenes", 2) == 0
     assert seen.count(("development", 0)) == 1
-    assert run(*asked, "--folder", "b/final", "--scenes", 2, "--split", "final") == 1
+    assert run(*inputs, "--folder", "b/final", "--scenes", 2, "--split", "final") == 1
     assert "name the folder of that run as `--development`" in capsys.readouterr().err
-    assert run(*asked, "--folder", "b/final", "--scenes", 2, "--split", "final", "--development", "b/dev") == 0
+    assert run(*inputs, "--folder", "b/final", "--scenes", 2, "--split", "final", "--development", "b/dev") == 0
     chosen = json.loads(Path("b/dev/benchmark.json").read_text())["rows"]
     used = json.loads(Path("b/final/benchmark.json").read_text())["rows"]
     assert [row["best_threshold"] for row in chosen] == [row["threshold"] for row in used]
@@ -274,7 +276,7 @@ def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(arte
         "development",
         "final",
     ]
-    assert run(*asked, "--folder", "b/dev", "--scenes", 2) == 1
+    assert run(*inputs, "--folder", "b/dev", "--scenes", 2) == 1
     assert "already holds a benchmark" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from cefam import Trained
 from cefam.datasets import Manifest
 from cefam.datasets.features import load_features
 from cefam.errors import ExistsError
-from cefam.files import locked, write_tensors
+from cefam.io.files import locked, write_tensors
 from cefam.report import records
 from tests.commands import assert_same_results, csv_logger, evaluated, feature_options, good_call, run
 
@@ -225,13 +225,13 @@ def test_rows_are_chosen_renamed_and_repeated_with_other_settings(trained, prepa
 
 
 def test_a_method_explains_the_concepts_that_are_measured(trained, world, prepared, tmp_path, monkeypatch):
-    """The bench has them: a method that loaded the artefact by itself would explain those it was trained with."""
+    """The context has them: a method that loaded the artefact by itself would explain those it was trained with."""
     (tmp_path / "own_method.py").write_text(
-        "from cefam.methods import Activated, Bench, Candidates, CEFAMRegions, RegionMethod\n"
+        "from cefam.methods import Activated, MethodContext, Candidates, CEFAMRegions, RegionMethod\n"
         "class Own(RegionMethod):\n"
-        "    def __init__(self, bench: Bench, share: float = 1.0) -> None:\n"
-        "        super().__init__(bench)\n"
-        "        self.method = CEFAMRegions(bench, channel_share=share)\n"
+        "    def __init__(self, context: MethodContext, share: float = 1.0) -> None:\n"
+        "        super().__init__(context)\n"
+        "        self.method = CEFAMRegions(context, channel_share=share)\n"
         "    def regions(self, activated: Activated, pairs, size, num_candidates) -> Candidates:\n"
         "        return self.method.regions(activated, pairs, size, num_candidates)\n"
     )

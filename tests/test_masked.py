@@ -11,11 +11,11 @@ from PIL import Image
 from cefam import ConceptPairs, ConceptSet, FrozenClassifier, Trained, Translator, load_classifier
 from cefam.datasets import Mask, Sample, ShardWriter
 from cefam.errors import CefamError
-from cefam.methods import Activated, Bench, Net2VecRegions, NetworkDissectionRegions, masked, net2vec
+from cefam.images.views import resize_regions
+from cefam.methods import Activated, MethodContext, Net2VecRegions, NetworkDissectionRegions, masked, net2vec
 from cefam.methods.associations import Associations
 from cefam.methods.masked import Masked, MaskedShards, Thresholds, thresholds
 from cefam.methods.network_dissection import Overlaps, dissect_by_masks
-from cefam.views import resize_regions
 from tests.commands import run
 
 
@@ -27,13 +27,13 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench():
+def context():
     classifier = load_classifier("brodenette")
-    return Bench(Trained(classifier, Translator(classifier.channels, 4), ConceptSet.brodenette()))
+    return MethodContext(Trained(classifier, Translator(classifier.channels, 4), ConceptSet.brodenette()))
 
 
-def test_thresholds_are_exceeded_by_the_share(bench, scenes):
-    shards = MaskedShards(bench.classifier, bench.concepts, scenes)
+def test_thresholds_are_exceeded_by_the_share(context, scenes):
+    shards = MaskedShards(context.classifier, context.concepts, scenes)
     maps = [torch.cat(stage) for stage in zip(*[batch.maps for batch in shards], strict=True)]
     for found, activation in zip(thresholds(shards, 0.005), maps, strict=True):
         values = activation.transpose(0, 1).flatten(1)
@@ -54,11 +54,11 @@ def test_thresholds_of_a_regular_part_of_the_positions(monkeypatch):
     assert torch.equal(found.value(), part.sort(dim=1, descending=True).values[:, int(0.1 * part.shape[1])])
 
 
-def test_overlaps_are_those_of_loops(bench, scenes):
+def test_overlaps_are_those_of_loops(context, scenes):
     categories = torch.tensor(
-        [["object", "part", "color", "material"].index(c.category) for c in bench.concepts.concepts]
+        [["object", "part", "color", "material"].index(c.category) for c in context.concepts.concepts]
     )
-    batches = list(MaskedShards(bench.classifier, bench.concepts, scenes, batch_size=5))
+    batches = list(MaskedShards(context.classifier, context.concepts, scenes, batch_size=5))
     stage, threshold = 2, torch.full((64,), 0.4)
     found = Overlaps(threshold, categories)
     both, label, active = torch.zeros(64, len(categories)), torch.zeros(len(categories)), torch.zeros(64, 4)
@@ -79,18 +79,18 @@ def test_overlaps_are_those_of_loops(bench, scenes):
     torch.testing.assert_close(found.iou().float(), wanted)
 
 
-def test_dissection_ranks_neurons_by_iou_and_can_be_kept(bench, scenes, tmp_path):
-    every, detectors = dissect_by_masks(bench, scenes), dissect_by_masks(bench, scenes, every=False)
+def test_dissection_ranks_neurons_by_iou_and_can_be_kept(context, scenes, tmp_path):
+    every, detectors = dissect_by_masks(context, scenes), dissect_by_masks(context, scenes, every=False)
     assert detectors.score.min() > 0.04
     assert len(set(zip(detectors.stage.tolist(), detectors.channel.tolist(), strict=True))) == len(detectors.score)
     best = every.best(2)
     assert (best.score[:, 0] >= best.score[:, 1]).all()
     every.write(tmp_path / "a")
-    stored = NetworkDissectionRegions(bench, associations=str(tmp_path / "a"))
+    stored = NetworkDissectionRegions(context, associations=str(tmp_path / "a"))
     assert torch.equal(stored.associations.best(4).channel, every.best(4).channel)
     assert "network_dissection" in (tmp_path / "a" / "associations.json").read_text()
     with pytest.raises(CefamError, match="is fitted to masks: set `shards`"):
-        NetworkDissectionRegions(bench)
+        NetworkDissectionRegions(context)
     assert isinstance(every, Associations)
 
 
@@ -148,14 +148,14 @@ def test_fitted_regions_find_the_concept(tmp_path):
             writer.write(Sample(str(number), buffer.getvalue(), ".png", masks=(Mask("object", mask),)))
     classifier = FrozenClassifier(Bright(), ["body"], input_size=(32, 32))
     concepts = ConceptSet.from_words(["red thing", "blue thing"], category="object")
-    bench = Bench(Trained(classifier, Translator([2], 4), concepts))
+    context = MethodContext(Trained(classifier, Translator([2], 4), concepts))
     images = torch.full((2, 3, 32, 32), 0.15)
     images[0, 0, 4:14, 4:14], images[1, 2, 20:30, 20:30] = 1.0, 1.0
     activated = Activated(images, classifier(images))
     pairs = ConceptPairs(torch.tensor([0, 1]), torch.tensor([0, 1]))
-    dissected = NetworkDissectionRegions(bench, shards=str(tmp_path / "s"))
+    dissected = NetworkDissectionRegions(context, shards=str(tmp_path / "s"))
     assert dissected.associations.best(1).channel.flatten().tolist() == [0, 1]
-    fitted = Net2VecRegions(bench, shards=str(tmp_path / "s"), epochs=20, learning_rate=0.5)
+    fitted = Net2VecRegions(context, shards=str(tmp_path / "s"), epochs=20, learning_rate=0.5)
     for method in (dissected, fitted):
         found = method.regions(activated, pairs, (32, 32), 4)
         for row, (top, left) in enumerate([(4, 4), (20, 20)]):
@@ -168,8 +168,8 @@ def test_fitted_regions_find_the_concept(tmp_path):
 def test_masks_without_known_labels_are_refused(scenes):
     classifier = load_classifier("brodenette")
     concepts = ConceptSet.from_words(["nothing"], start=5000)
-    bench = Bench(Trained(classifier, Translator(classifier.channels, 4), concepts))
+    context = MethodContext(Trained(classifier, Translator(classifier.channels, 4), concepts))
     with pytest.raises(CefamError, match="No label of the masks in"):
-        dissect_by_masks(bench, scenes)
+        dissect_by_masks(context, scenes)
     with pytest.raises(CefamError, match="epochs and learning_rate must be positive"):
-        Net2VecRegions(bench, shards=scenes, epochs=0)
+        Net2VecRegions(context, shards=scenes, epochs=0)

@@ -17,7 +17,7 @@ from cefam import ConceptSet, Photograph, Trained, Translator, load_classifier, 
 from cefam.commands._explaining import LONGEST, page_names, photographs_of
 from cefam.datasets.sources.described import Described
 from cefam.datasets.sources.images import list_images
-from cefam.views import THIN, View
+from cefam.images.views import THIN, EvaluationView
 from tests.commands import run
 
 
@@ -182,8 +182,8 @@ def test_memory_for_a_thin_photograph_is_bounded_by_the_view(size):
 def test_the_view_of_a_thin_photograph_is_that_of_its_whole(size):
     """Cut first and resized, or resized and cut: the same pixels, and masks and placement with them."""
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, *size), np.uint8))
-    view = View(64, 56)
-    whole = View(64, 56)
+    view = EvaluationView(64, 56)
+    whole = EvaluationView(64, 56)
     object.__setattr__(whole, "_middle", lambda height, width: (0, 0, height, width))
     assert (view(pixels).float() - whole(pixels).float()).abs().max() <= 1
     assert view.placement(*size) == pytest.approx(whole.placement(*size), abs=0.5)

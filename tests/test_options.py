@@ -36,7 +36,7 @@ def test_a_later_config_wins_over_an_earlier_one(world, prepared, tmp_path):
         ("unrecognized arguments: --model.lrr=1.", ["--model.lr", "--trainer.max_epochs"], " Did you mean '--model.lr'?"),
         ("Expected a <class 'int'>. Got value: many.", ["--many_things"], ""),
         (
-            "given class_path 'cefam.views.View': Option 'resise' is not accepted.", [], " Did you mean 'resize'?",
+            "given class_path 'cefam.images.views.EvaluationView': Option 'resise' is not accepted.", [], " Did you mean 'resize'?",
         ),
         ("Option '--seed' is required.", ["--seed"], ""),
     ],

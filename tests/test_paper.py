@@ -1,7 +1,9 @@
 """Tables and figures of the paper: pairs that all methods can express, secondary columns, our rows beside the paper's, figures."""
 
 import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from cefam.methods import RegionMethod
 from cefam.methods.base import Candidates
-from cefam.report import compare, examples, plots, presence, records, results
+from cefam.report import examples, plots, presence, records, results
 from tests.commands import ROOT, evaluated, run
 
 
@@ -33,7 +35,6 @@ def measured(trained, prepared, tmp_path_factory):
     rows = {"CE-FAM": "CEFAMRegions", "WWW": "tests.test_paper.EveryOther"}
     options = [
         f"--model.methods={json.dumps(rows)}", "--model.metrics=[pointing, auprc]",
-        "--model.reproduces=[table1/resnet50, tableA4/resnet50]",
     ]  # fmt: skip
     assert evaluated(trained, prepared, folder, *options) == 0
     return folder
@@ -76,43 +77,45 @@ def test_an_unknown_metric_is_refused(trained, prepared, tmp_path, capsys):
     assert "no secondary metric 'pointin'. Did you mean 'pointing'?" in capsys.readouterr().err
 
 
-def test_our_rows_stand_beside_the_papers(measured, capsys):
-    assert run("table", measured, "--paper=table1") == 0
-    out = capsys.readouterr().out
+def test_the_papers_rows_stand_below_ours(measured, capsys):
+    assert run("table", measured, "--published=table1/resnet50", "--columns=[nra]", "--format=csv") == 0
+    rows = {(row["protocol"], row["method"]): row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     ours = next(r for r in results.joined([measured]).rows if (r.protocol, r.method) == ("oracle", "CE-FAM"))
-    block = out[out.index("table1/resnet50, CE-FAM (oracle)") :].splitlines()
-    nra = [
-        float(line.split()[10]) for line in (block[2], block[3])
-    ]  # behind the title, EPG has five columns, NRA is the next
-    assert block[3].split()[0] == "paper"
-    assert float(block[3].split()[-1]) == 0.247
-    assert nra[1] == 0.361
-    assert nra[0] == pytest.approx(ours.means["nra"][-1], abs=1e-3)
-    assert "table1: 2 of 6 rows of the paper." in out
-    assert "Missing: table1/resnet50, CLIP-Dissect (oracle)" in out
-    assert run("table", measured, "--paper=tableA4") == 0
-    assert "AUC_low avg" in capsys.readouterr().out
-    assert run("table", measured, "--paper=table9") == 1
-    assert "The paper has no table 'table9'" in capsys.readouterr().err
+    assert float(rows["oracle", "CE-FAM (paper)"]["NRA avg"]) == 0.361
+    assert float(rows["oracle", "CE-FAM"]["NRA avg"]) == pytest.approx(ours.means["nra"][-1], abs=1e-3)
+    assert run("table", measured, "--published=table9") == 1
+    assert "There is no published table 'table9'" in capsys.readouterr().err
 
 
 CONFIGS = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 
 
-def test_every_row_of_the_paper_has_a_config():
-    claimed = [name for path in CONFIGS for name in yaml.safe_load(path.read_text())["model"]["reproduces"]]
-    assert len(set(claimed)) == len(claimed)
-    published = {
-        row["table"] for n in ("1", "2", "3", "4", "A2", "A3", "A4") for row in compare.published_rows(f"table{n}")
-    }
-    assert set(claimed) == published
+def published():
+    """The methods of every published table."""
+    tables = {}
+    with (ROOT / "cefam/data/published.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            tables.setdefault(row["table"], set()).add(row["method"])
+    return tables
+
+
+def tables_of(path):
+    """The published tables that the head of a config names."""
+    command = next(line for line in path.read_text().splitlines() if "--published" in line)
+    return re.findall(r"table\w+/\w+", command.partition("--published")[2])
+
+
+def test_every_table_of_the_paper_has_a_config():
+    named = [name for path in CONFIGS for name in tables_of(path)]
+    assert len(set(named)) == len(named)
+    assert set(named) == set(published())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_measures_the_methods_of_its_rows(path):
     model = yaml.safe_load(path.read_text())["model"]
-    for name in model["reproduces"]:
-        assert {row["method"] for row in compare.published_rows(name)} <= set(model["methods"])
+    for name in tables_of(path):
+        assert published()[name] <= set(model["methods"])
     head = path.read_text()
     assert f"cefam evaluate --config paper/{path.stem} " in head
     assert "Cost: " in head

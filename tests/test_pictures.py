@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from cefam.brodenette import describe, draw
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.features import load_features
 from cefam.errors import CefamError
-from cefam.pictures import open_mask, open_picture, read_pixels, to_pixels
-from cefam.views import View
+from cefam.images.pictures import open_mask, open_picture, read_pixels, to_pixels
+from cefam.images.views import EvaluationView
 from tests.commands import run
 
 # EXIF orientation -> how a picture must be stored so that it is shown upright.
@@ -42,7 +42,7 @@ def stored(picture, orientation, kind="PNG"):
 def test_photographs_are_shown_upright(orientation):
     found = open_picture(stored(UPRIGHT, orientation), "photograph")
     assert np.array_equal(np.asarray(found), np.asarray(UPRIGHT))
-    assert torch.equal(View(72, 64)(to_pixels(found)), View(72, 64)(to_pixels(UPRIGHT)))
+    assert torch.equal(EvaluationView(72, 64)(to_pixels(found)), EvaluationView(72, 64)(to_pixels(UPRIGHT)))
 
 
 def written(picture, kind="JPEG", **options):

@@ -13,10 +13,12 @@ from cefam import ConceptSet, Trained, Translator, load_classifier, load_vlm
 from cefam.attribution.scores import pool
 from cefam.datasets.photographs import groups
 from cefam.errors import CefamError
+from cefam.images.views import EvaluationView
+from cefam.io.passes import Pass, Unit
 from cefam.methods import (
     Activated,
-    Bench,
     CLIPDissectRegions,
+    MethodContext,
     WWWRegions,
     clip_dissect,
 )
@@ -24,11 +26,9 @@ from cefam.methods.associations import Associations, AssociationsAbout
 from cefam.methods.clip_dissect import dissect, rank_reorder
 from cefam.methods.www import match, neuron_contributions
 from cefam.pairs import ConceptPairs
-from cefam.passes import Pass, Unit
 from cefam.probe import Probe, compute
 from cefam.probe.compute import top_of
 from cefam.towers.vlm import encode_images
-from cefam.views import View
 from tests.commands import command, run
 
 COUNT = 110
@@ -78,14 +78,14 @@ def bench_of(towers, folder, concepts=None):
     concepts = (concepts or ConceptSet.brodenette()).embed(vlm)
     torch.manual_seed(0)
     translator = Translator(classifier.channels, vlm.embedding_dim)
-    return Bench(Trained(classifier, translator, concepts), vlm, Probe.read(folder))
+    return MethodContext(Trained(classifier, translator, concepts), vlm, Probe.read(folder))
 
 
 @pytest.fixture(scope="module")
 def matrices(scenes, towers):
     """Activations (N, C_l) and embeddings (N, D) of all photographs at once."""
     classifier, vlm = towers
-    images = torch.stack([View(96, 96)(picture()) for group in groups(scenes) for picture in group.open()])
+    images = torch.stack([EvaluationView(96, 96)(picture()) for group in groups(scenes) for picture in group.open()])
     with torch.no_grad():
         output = classifier(images)
         return [pool(a) for a in output.activations], F.normalize(encode_images(vlm.freeze(), images), dim=-1)
@@ -109,11 +109,11 @@ def test_a_probe_is_what_the_full_matrices_give(probed, matrices):
 @pytest.mark.parametrize("name", ["soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed", "rank_reorder"])
 def test_similarities_of_a_probe_are_those_of_the_matrices(name, probed, towers, matrices):
     activations, embedding = matrices
-    bench = bench_of(towers, probed)
-    text = F.normalize(towers[1].encode_text(list(dict.fromkeys(bench.concepts.words))), dim=-1)
+    context = bench_of(towers, probed)
+    text = F.normalize(towers[1].encode_text(list(dict.fromkeys(context.concepts.words))), dim=-1)
     function = rank_reorder if name == "rank_reorder" else getattr(clip_dissect, name)
     for stage, values in enumerate(activations):
-        found = clip_dissect._of_probe(bench.probe, text, stage, name)
+        found = clip_dissect._of_probe(context.probe, text, stage, name)
         expected = function(embedding @ text.T, values)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
 
@@ -234,27 +234,27 @@ def test_another_probe_in_the_folder_is_not_written_over(scenes, probed, tmp_pat
 
 def test_similarities_of_all_photographs_need_them(scenes, towers, tmp_path):
     assert probe(scenes, tmp_path / "small", "--top", "40") == 0
-    bench = bench_of(towers, tmp_path / "small")
+    context = bench_of(towers, tmp_path / "small")
     with pytest.raises(CefamError, match=r"run `cefam probe` again with `--keep_pooled true`"):
-        dissect(bench, "rank_reorder")
+        dissect(context, "rank_reorder")
     with pytest.raises(CefamError, match=r"soft_wpmi takes 100 photographs per neuron, the probe .* holds 40"):
-        dissect(bench)
-    assert len(match(bench).score)  # WWW takes 40
+        dissect(context)
+    assert len(match(context).score)  # WWW takes 40
     with pytest.raises(CefamError, match="num_examples must lie between 1 and the 40"):
-        match(bench, num_examples=41)
+        match(context, num_examples=41)
 
 
 def test_a_probe_of_other_towers_is_refused(probed, towers):
     classifier, vlm = towers
-    bench = bench_of(towers, probed)
+    context = bench_of(towers, probed)
     other = load_classifier("brodenette", stages=["layer3", "layer4"])
-    trained = Trained(other, Translator(other.channels, 64), bench.concepts)
+    trained = Trained(other, Translator(other.channels, 64), context.concepts)
     with pytest.raises(CefamError, match="made with another classifier: its stages"):
-        CLIPDissectRegions(Bench(trained, vlm, bench.probe))
+        CLIPDissectRegions(MethodContext(trained, vlm, context.probe))
     with pytest.raises(CefamError, match=r"WWW needs a probe: make it with `cefam probe`"):
-        WWWRegions(Bench(bench.trained, vlm))
+        WWWRegions(MethodContext(context.trained, vlm))
     with pytest.raises(CefamError, match=r"CLIP-Dissect encodes texts: set `model.vlm`"):
-        CLIPDissectRegions(Bench(bench.trained, None, bench.probe))
+        CLIPDissectRegions(MethodContext(context.trained, None, context.probe))
     assert classifier.channels == [16, 32, 64, 128]
 
 
@@ -290,8 +290,8 @@ def test_associations_rank_neurons_over_the_stages():
 def test_equal_prompts_are_one_column_and_serve_all_their_concepts(probed, towers):
     """Two concepts of one word would share the softmax, and take two of the candidates."""
     records = ConceptSet.from_words(["wing", "wheel", "wing", "sky"], template="{}")
-    bench = bench_of(towers, probed, records)
-    found, single = dissect(bench), dissect(bench_of(towers, probed, ConceptSet.from_words(["wing", "wheel", "sky"])))
+    context = bench_of(towers, probed, records)
+    found, single = dissect(context), dissect(bench_of(towers, probed, ConceptSet.from_words(["wing", "wheel", "sky"])))
     best, alone = found.best(4), single.best(4)
     for concept, twin in ((0, 0), (1, 1), (2, 0), (3, 2)):
         assert torch.equal(best.channel[concept], alone.channel[twin])
@@ -299,11 +299,11 @@ def test_equal_prompts_are_one_column_and_serve_all_their_concepts(probed, tower
 
 
 def test_regions_are_the_raw_maps_of_the_neurons(probed, towers):
-    bench = bench_of(towers, probed)
-    method = WWWRegions(bench, stages=["layer3", "layer4"])
+    context = bench_of(towers, probed)
+    method = WWWRegions(context, stages=["layer3", "layer4"])
     images = (torch.rand(2, 3, 96, 96) * 255).byte()
-    activated = Activated(images, bench.classifier(images))
-    count = len(bench.concepts)
+    activated = Activated(images, context.classifier(images))
+    count = len(context.concepts)
     pairs = ConceptPairs(torch.arange(2).repeat_interleave(count), torch.arange(count).repeat(2))
     found = method.regions(activated, pairs, (24, 24), 4)
     best = method.associations.best(4, stages=[2, 3])
@@ -318,7 +318,7 @@ def test_regions_are_the_raw_maps_of_the_neurons(probed, towers):
             wanted = F.interpolate(raw[None, None], (24, 24), mode="bilinear", align_corners=False)[0, 0]
             torch.testing.assert_close(found.maps[row, place], wanted)
     with pytest.raises(CefamError, match=r"no stage 'layer9'. Did you mean .* It has layer1, layer2, layer3, layer4"):
-        WWWRegions(bench, stages=["layer9"])
+        WWWRegions(context, stages=["layer9"])
 
 
 def test_contributions_of_neurons_are_activation_times_weight(towers):
@@ -338,10 +338,10 @@ def test_associate_writes_the_artefact_and_the_programs_own_file(probed, towers,
     assert run("associate", "--method", "clip_dissect", *options, "--folder", tmp_path / "cd") == 0
     assert "240 neurons stand for" in capsys.readouterr().out
     assert run("associate", "--method", "www", *options, "--folder", tmp_path / "www") == 0
-    bench = bench_of(towers, probed)
+    context = bench_of(towers, probed)
     for cls, name in ((CLIPDissectRegions, "cd"), (WWWRegions, "www")):
-        stored = cls(Bench(bench.trained), associations=str(tmp_path / name))  # neither probe nor VLM
-        made = cls(bench)
+        stored = cls(MethodContext(context.trained), associations=str(tmp_path / name))  # neither probe nor VLM
+        made = cls(context)
         assert all(
             torch.equal(a, b) for a, b in zip(stored.associations.best(4), made.associations.best(4), strict=True)
         )

@@ -82,8 +82,8 @@ def test_the_classifier_knows_its_photographs(realset):
     import torch
 
     from cefam import load_classifier
-    from cefam.pictures import read_pixels
-    from cefam.views import View
+    from cefam.images.pictures import read_pixels
+    from cefam.images.views import EvaluationView
     from examples.real_photos.weights import convert_lite0
 
     convert_lite0(Path("lite0.safetensors"))
@@ -91,7 +91,7 @@ def test_the_classifier_knows_its_photographs(realset):
     stages = towers["classifier"]["init_args"]["stages"]
     classifier = load_classifier("timm:tf_efficientnet_lite0", "lite0.safetensors", stages=stages)
     chosen = list_images(realset / "imagenet_sample")[::20]
-    images = torch.stack([View(256, 224)(read_pixels(path, str(path))) for path, _ in chosen])
+    images = torch.stack([EvaluationView(256, 224)(read_pixels(path, str(path))) for path, _ in chosen])
     correct = classifier(images).logits.argmax(dim=1) == torch.tensor([label for _, label in chosen])
     assert correct.double().mean() > 0.75
 

@@ -127,7 +127,7 @@ def test_workers_read_over_http(server, prepared):
         list(RegionsData(folder, batch_size=3, num_workers=2).test_dataloader())
         for folder in (str(prepared / "broden"), f"{server.url}/broden")
     )
-    assert sorted(batch["ids"] for batch in one) == sorted(batch["ids"] for batch in other)
+    assert sorted(batch.ids for batch in one) == sorted(batch.ids for batch in other)
 
 
 def test_a_remote_manifest_names_no_other_place(server, prepared, tmp_path):

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cefam import ConceptPairs
-from cefam.evaluator import PROTOCOLS
+from cefam.evaluation.evaluator import PROTOCOLS
+from cefam.images.views import resize_regions
 from cefam.methods import CenterRegions
 from cefam.methods.base import Activated
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.report.sums import NEAR
 from cefam.towers.types import ClassifierOutput
-from cefam.views import resize_regions
 from tests.check_devices import batch_of, measured
 from tests.test_explain import BUILDERS, explainer_of
 

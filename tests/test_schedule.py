@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cefam.schedule import WarmupPlateau
+from cefam.training.schedule import WarmupPlateau
 
 
 def rates(losses, scheduler_options, resume_at=None):

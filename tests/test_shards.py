@@ -1,20 +1,22 @@
 """The sample contract: what goes in comes out, counted; unfinished and broken sets are told apart from whole ones."""
 
+import io
 import json
 import shutil
 from itertools import chain
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from cefam.commands import main
 from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest, Mask, Sample, ShardWriter, read_shard
+from cefam.datasets.batches import region_batch
 from cefam.datasets.sources.broden import Broden
 from cefam.datasets.sources.images import list_images
-from cefam.pictures import read_pixels
-from cefam.views import View
+from cefam.images.pictures import read_pixels
+from cefam.images.views import EvaluationView
 from tests.commands import ROOT
 
 
@@ -57,9 +59,9 @@ def test_the_data_set_of_the_contributor_page_is_read(world, tmp_path):
     mask = np.tri(64, dtype=np.uint8)
     exec(code, {"my_birds": lambda: [(name, jpeg, mask) for name, jpeg in birds]})
     (batch,) = RegionsData("shards").test_dataloader()
-    assert batch["ids"] == [name for name, _ in birds]
-    assert np.array_equal(batch["masks"][0].numpy(), mask)
-    assert batch["mask_category"] == ["part"] * len(birds)
+    assert batch.ids == [name for name, _ in birds]
+    assert np.array_equal(batch.masks[0].numpy(), mask)
+    assert batch.mask_category == ["part"] * len(birds)
     assert Manifest.read("shards").labels == [{"number": 1, "name": "wing", "category": "part"}]
 
 
@@ -238,10 +240,6 @@ def test_bad_sources_are_refused(arguments, advice, capsys):
 @pytest.mark.parametrize("view", [True, False])
 def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
     """ImageNet-S: photographs and masks of all sizes; Resize and CenterCrop on both."""
-    import io
-
-    from PIL import Image
-
     with ShardWriter(tmp_path / "s", "test") as writer:
         for name, (height, width) in (("a", (40, 60)), ("b", (64, 48))):
             buffer, index_map = io.BytesIO(), np.zeros((height, width), dtype=int)
@@ -252,8 +250,8 @@ def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
     data = RegionsData(str(tmp_path / "s"), resize=36, crop=32, view_masks=view)
     if view:
         (batch,) = data.test_dataloader()
-        assert batch["masks"].shape == (2, 32, 32)
-        assert (batch["masks"] == 3).double().mean().item() == pytest.approx(0.5, abs=0.02)
+        assert batch.masks.shape == (2, 32, 32)
+        assert (batch.masks == 3).double().mean().item() == pytest.approx(0.5, abs=0.02)
     else:
         with pytest.raises(
             ValueError, match=r"view cuts the photograph a \(40, 60\), and not its masks: set `view_masks`"
@@ -262,10 +260,6 @@ def test_masks_as_large_as_their_photographs_are_cut_with_them(tmp_path, view):
 
 
 def test_photographs_of_different_sizes_need_a_view(tmp_path):
-    import io
-
-    from PIL import Image
-
     with ShardWriter(tmp_path / "s", "test") as writer:
         for side in (8, 9):
             buffer = io.BytesIO()
@@ -295,12 +289,12 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
     loader = RegionsData(str(prepared(world, tmp_path)), batch_size=3, num_workers=workers).test_dataloader()
     seen = {}
     for batch in loader:
-        for pair in range(len(batch["pair_label"])):
-            mask = batch["pair_mask"][pair]
-            label = int(batch["pair_label"][pair])
-            name = batch["ids"][batch["mask_image"][mask]]
-            area = int((batch["masks"][mask] == label).sum())
-            seen.setdefault(name, []).append((batch["mask_category"][mask], label, area))
+        for pair in range(len(batch.pair_label)):
+            mask = batch.pair_mask[pair]
+            label = int(batch.pair_label[pair])
+            name = batch.ids[batch.mask_image[mask]]
+            area = int((batch.masks[mask] == label).sum())
+            seen.setdefault(name, []).append((batch.mask_category[mask], label, area))
     expected = {
         s.id: [
             (m.category, int(v), int((m.index_map == v).sum())) for m in s.masks for v in np.unique(m.index_map) if v
@@ -311,13 +305,15 @@ def test_every_sample_comes_once_whatever_the_workers(world, tmp_path, workers):
 
 
 def test_a_picture_of_one_pixel_and_an_animation_are_read(tmp_path):
-    from PIL import Image
-
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert read_pixels(tmp_path / "a.gif", "a")[:, 0, 0].tolist() == [255, 0, 0]
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
-    assert View(8, 8)(read_pixels(tmp_path / "one.png", "one")).float().mean(dim=(1, 2)).tolist() == [255, 0, 0]
+    assert EvaluationView(8, 8)(read_pixels(tmp_path / "one.png", "one")).float().mean(dim=(1, 2)).tolist() == [
+        255,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.realset
@@ -330,8 +326,8 @@ def test_the_real_broden_format_is_read(realset, tmp_path):
     assert max(labels) > 255
 
 
-def test_an_empty_batch_of_masks_collates():
-    from cefam.datasets.batches import _collate_regions
-
-    batch = _collate_regions(None, "nearest", [(torch.zeros(3, 4, 4), Sample("a", b"", ".jpg"))])
-    assert len(batch["masks"]) == len(batch["pair_label"]) == 0
+def test_a_batch_without_masks_is_a_batch():
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, format="PNG")
+    batch = region_batch(EvaluationView(None, None), False, "nearest", [Sample("a", stream.getvalue(), ".png")], 0)
+    assert len(batch.masks) == len(batch.pair_label) == 0

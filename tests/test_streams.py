@@ -2,16 +2,11 @@
 
 import gc
 import pickle
-import random
-import time
-from collections import Counter
 from multiprocessing import active_children
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -19,10 +14,9 @@ from cefam.commands import main
 from cefam.datamodules import ImagesData
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.batches import Batches
-from cefam.datasets.handover import Views
-from cefam.datasets.photographs import groups
+from cefam.datasets.photographs import Photographs
 from cefam.datasets.samplers import StripedSampler
-from cefam.datasets.streams import ShardEpochs, mix
+from cefam.datasets.streams import ShardLoader, Skipped, count_batches
 from tests.test_shards import prepared
 
 
@@ -91,51 +85,38 @@ def test_crops_depend_on_neither_workers_nor_what_ran_before(monkeypatch, photog
     assert not torch.equal(one, views(monkeypatch, photographs / kind, 0, epoch=2))
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_views_that_wait_in_shared_memory_are_not_written_over(monkeypatch, photographs, tmp_path, batch_size):
-    """Twelve shards of one photograph, in eight slots: views of several tasks make a batch, or several batches are made of one."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_of_persistent_workers_sees_the_epochs_it_would_have_seen(photographs, workers):
+    def loader():
+        return ImagesData(
+            str(photographs / "shards"), str(photographs / "shards"), size=16, batch_size=5, num_workers=workers
+        ).train_dataloader()
 
-    def slowly(*arguments):
-        for part in mix(*arguments):
-            time.sleep(0.03)  # workers are ahead as far as they may
-            yield part
+    def views(loader, epoch):
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([batch["image"] for batch in loader])
 
-    monkeypatch.setattr("cefam.datasets.streams.MIXED", 2)
-    monkeypatch.setattr("cefam.datasets.streams.mix", slowly)
-    source, folder = f"--source={photographs / 'files'}", tmp_path / "shards"
-    assert main(["prepare", "--kind=images", source, f"--folder={folder}", "--samples_per_shard=1"]) == 0
-    found = []
-    for workers in (0, 2):
-        data = ImagesData(str(folder), str(folder), size=16, batch_size=batch_size, num_workers=workers)
-        loader, batches = data.train_dataloader(), []
-        for epoch in range(5):  # of the same workers
-            loader.sampler.set_epoch(epoch)
-            batches += [batch["image"] for batch in loader]
-        found.append(torch.cat(batches))
-    assert torch.equal(*found)
-    assert len(found[0].flatten(1).unique(dim=0)) == 5 * (12 // batch_size) * batch_size
+    whole, resumed = loader(), loader()
+    epochs = [views(whole, epoch) for epoch in range(4)]
+    next(iter(resumed))  # a Trainer makes an iterator before it sets the epoch
+    assert torch.equal(views(resumed, 2), epochs[2])
+    assert torch.equal(views(resumed, 3), epochs[3])
+    assert len(torch.cat(epochs).flatten(1).unique(dim=0)) == 40
 
 
-@given(
-    counts=st.lists(st.integers(0, 5), max_size=12),
-    depth=st.integers(1, 6),
-    seed=st.integers(0, 9),
-)
-def test_mixed_views_come_once_and_wait_for_less_than_so_many_tasks(counts, depth, seed):
-    tasks = [[torch.tensor([task, view]) for view in range(count)] for task, count in enumerate(counts)]
-    parts = [[tuple(view.tolist()) for view in part] for part in mix(tasks, depth, random.Random(seed))]
-    assert sorted(view for part in parts for view in part) == [tuple(view.tolist()) for task in tasks for view in task]
-    assert all(task <= taken < task + depth for taken, part in enumerate(parts[:-1]) for task, _ in part)
-    assert all(task + depth > len(counts) for task, _ in parts[-1])
-
-
-def test_views_are_mixed_over_all_tasks_that_may_wait():
-    """A thousand tasks of ten: the waits are equally frequent, and no two views of a task stay together."""
-    tasks = [[torch.tensor(task)] * 10 for task in range(1000)]
-    parts = list(mix(tasks, 4, random.Random(0)))
-    waits = Counter(taken - int(view) for taken, part in enumerate(parts[:-1]) for view in part)
-    assert sorted(waits) == [0, 1, 2, 3]
-    assert all(abs(count / 10_000 - 0.25) < 0.02 for count in waits.values())
+def test_shards_of_others_are_streamed_without_a_manifest(photographs, tmp_path):
+    """The number of photographs is given; the shards are read for the first time in the epoch."""
+    for path in (photographs / "shards").glob("*.tar"):
+        (tmp_path / path.name).symlink_to(path)
+    pattern = str(tmp_path / "shard-{000000..000003}.tar")
+    for source in (pattern, str(tmp_path)):
+        data = ImagesData(source, str(photographs / "shards"), size=16, batch_size=3, num_workers=2, train_samples=24)
+        loader = data.train_dataloader()
+        batches = [batch["image"] for batch in loader]
+        assert [len(batch) for batch in batches] == [3] * 8 == [3] * len(loader)
+        assert len(torch.cat(batches).flatten(1).unique(dim=0)) == 24
+    with pytest.raises(FileNotFoundError, match="No shard"):
+        ImagesData(str(tmp_path / "gone-*.tar"), source, train_samples=24).train_dataloader()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -148,8 +129,9 @@ def test_an_epoch_of_shards_draws_every_photograph_about_once(monkeypatch, world
         drawn = []
         for rank in range(ranks):
             pretend(monkeypatch, rank, ranks)
-            views = Views(lambda pixels: pixels[:, 0, 70], torch.stack, 0)
-            loader = ShardEpochs(str(folder), views, 2, 0, seed=5)
+            shards = Manifest.read(folder).placed(folder)
+            batches = count_batches(24, 2, "shards")
+            loader = ShardLoader(shards, lambda pixels: pixels[:, 0, 70], 2, batches, 0, 5, Skipped(0))
             loader.set_epoch(epoch)
             batches = [batch["image"] for batch in loader]
             assert [len(batch) for batch in batches] == [2] * (24 // (2 * ranks)) == [2] * len(loader)
@@ -167,7 +149,7 @@ def test_every_sample_comes_once_whatever_the_processes_and_workers(monkeypatch,
     found = {}
     for rank in range(ranks):
         pretend(monkeypatch, rank, ranks)
-        batches = Batches(str(folder), 3, names)
+        batches = Batches(Manifest.read(folder), str(folder), 3, names)
         pretend(monkeypatch, 0, 1)
         sent = pickle.loads(pickle.dumps(batches))
         found |= {batch["number"]: batch["ids"] for batch in DataLoader(sent, batch_size=None, num_workers=workers)}
@@ -175,19 +157,12 @@ def test_every_sample_comes_once_whatever_the_processes_and_workers(monkeypatch,
     assert [found[number] for number in range(5)] == [every[:3], every[3:6], every[6:9], every[9:12], every[12:]]
 
 
-def test_batches_that_are_done_are_left_out(world, tmp_path):
-    folder = prepared(world, tmp_path)
-    whole = {batch["number"]: batch["ids"] for batch in Batches(str(folder), 3, names)}
-    rest = {batch["number"]: batch["ids"] for batch in Batches(str(folder), 3, names, done={0, 2, 3})}
-    assert rest == {number: whole[number] for number in (1, 4)}
-
-
-def names(samples):
-    return {"ids": [sample.id for sample in samples]}
+def names(samples, number):
+    return {"number": number, "ids": [sample.id for sample in samples]}
 
 
 def test_photographs_to_cache_can_be_sent_to_a_worker(world):
-    (group,) = groups(world / "images" / "val")
+    (group,) = Photographs.read(world / "images" / "val").groups
     unit = group.open()
     assert len(unit) == group.count
     assert torch.equal(pickle.loads(pickle.dumps(unit))[0](), unit[0]())
@@ -198,19 +173,3 @@ def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):
     assert len(StripedSampler(3, "cache")) == 2
     with pytest.raises(ValueError, match=r"cache holds 1 row\(s\) for 2 processes: use fewer devices"):
         StripedSampler(1, "cache")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["files", "shards"])
-def test_views_that_are_resized_on_the_device_are_those_of_the_workers(photographs, kind, workers):
-    folder = str(photographs / kind)
-    found = []
-    for on_device in (False, True):
-        data = ImagesData(folder, folder, size=16, batch_size=3, num_workers=workers, resize_on_device=on_device)
-        loader = data.train_dataloader()
-        loader.sampler.set_epoch(1)
-        batches = [data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]
-        found.append(torch.cat(batches))
-    assert found[0].shape == (12, 3, 16, 16)
-    assert all(batch.is_contiguous() for batch in batches)  # not every classifier takes channels last
-    assert int((found[0].int() - found[1].int()).abs().max()) <= 2

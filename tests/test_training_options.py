@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from cefam import CEFAM, ConceptSet, load_classifier, load_vlm
-from cefam.checks import better_when, described
 from cefam.datamodules import FeaturesData
-from cefam.schedule import WarmupPlateau
+from cefam.training.schedule import WarmupPlateau
+from cefam.training.trainer_checks import better_when, described
 from tests.commands import ROOT, csv_logger, feature_options, run
 
 SGD = ("--optimizer=SGD", "--optimizer.lr=0.1")

@@ -11,7 +11,7 @@ from cefam.pairs import slots
 CPU_BUFFER = 16 * 2**20
 
 
-def room(memory_limit: float, bytes_each: int, largest: int, device: torch.device) -> int:
+def max_pairs(memory_limit: float, bytes_each: int, largest: int, device: torch.device) -> int:
     """Number of pairs that are worked on at once; at least 1.
 
     Args:
@@ -29,7 +29,7 @@ def chunks(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-class Layout:
+class PairTable:
     """Pairs as a table: a row per image, a column per pair of that image.
 
     Args:

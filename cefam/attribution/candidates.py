@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
+from cefam.concepts.vocabularies import Concept
 from cefam.errors import CefamError
-from cefam.vocabularies import Concept
 
 
 def matched(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cefam.attribution.batching import chunks, room
+from cefam.attribution.batching import chunks, max_pairs
 from cefam.attribution.encoding import Encoding, Networks, single_precision
 from cefam.attribution.impact import impact, leading_channels
 from cefam.attribution.scores import log_probability
@@ -37,7 +37,7 @@ def association(
             leading = leading_channels(of_stage, settings.masked_count(of_stage.shape[1]))
             columns = translator.columns(stage)
             each = leading.shape[1] * 4 * max(first.shape[1], len(networks.concepts))
-            for chunk in chunks(len(pairs), room(settings.memory_limit, 4 * each, each, first.device)):
+            for chunk in chunks(len(pairs), max_pairs(settings.memory_limit, 4 * each, each, first.device)):
                 image, channels = pairs.image[chunk], leading[chunk]
                 z = encoding.pooled[stage][image]
                 change = z.mean(dim=1, keepdim=True) - z.gather(1, channels)

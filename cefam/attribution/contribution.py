@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cefam.attribution.batching import chunks, room
+from cefam.attribution.batching import chunks, max_pairs
 from cefam.attribution.encoding import Encoding, Networks, single_precision
 from cefam.attribution.impact import Impact, Masking, impact, leading_channels, masked, masking
 from cefam.attribution.types import Contribution
@@ -71,7 +71,7 @@ def _at_stage(
     pair = torch.cat([torch.zeros_like(images).scatter(0, of_image, every), every.repeat_interleave(count)])
     steps = torch.cat([torch.zeros_like(images), torch.arange(1, count + 1, device=image.device).repeat(pairs)])
     size = encoding.output.activations[stage][0].numel()
-    fit = room(settings.memory_limit, 4 * (networks.elements(encoding, stage) + size), 4 * size, image.device)
+    fit = max_pairs(settings.memory_limit, 4 * (networks.elements(encoding, stage) + size), 4 * size, image.device)
     logs = torch.cat(
         [
             _log_probability(

@@ -1,40 +1,66 @@
-"""The direct effect: how far what a concept takes from the last stage is what the class lives on. Ours, see docs/contributions.md."""
+"""The direct effect: cosine of a concept's importances with the gradient of the class's log-odds. Ours, see docs/contributions.md."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.encoding import Encoding, single_precision
+from cefam.attribution.scores import pool
 from cefam.pairs import ConceptPairs
 from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.outputs import class_scores
+from cefam.towers.types import ClassifierOutput
 
 
 @torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
 @torch.no_grad()
-def class_gradient(classifier: FrozenClassifier, encoding: Encoding, target: Tensor) -> Tensor:
-    """Gradient of each image's log-odds of a class with respect to the last stage's map (B, C, H, W); NaN where there is no gradient.
+def last_stage_gradient(
+    classifier: FrozenClassifier, output: ClassifierOutput, images: Tensor, score: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Gradient of scores of the class outputs by the last stage's map (B, C, H, W); NaN where the classifier has no gradient.
 
     Args:
         classifier: the frozen classifier.
-        encoding: of the images.
-        target: the classes (B,).
+        output: of the images.
+        images: (B, 3, H, W).
+        score: outputs (B, Y) -> the score of each image (B,).
     """
-    every = torch.arange(len(target), device=encoding.device)
-    with single_precision(encoding.device):
-        again = classifier.rerun(encoding.output, encoding.images, every, first=-1)
+    every = torch.arange(len(images), device=output.logits.device)
+    with single_precision(output.logits.device):
+        again = classifier.rerun(output, images, every, first=-1)
         if not again.logits.requires_grad:
-            return torch.full_like(encoding.output.activations[-1], torch.nan)
+            return torch.full_like(output.activations[-1], torch.nan)
         with torch.enable_grad():
-            p = classifier.probabilities(again.logits).gather(1, target.unsqueeze(1)).clamp(1e-12, 1 - 1e-12)
-            (raw,) = torch.autograd.grad((p.log() - (-p).log1p()).sum(), again.sources)
-        last = len(classifier.stages) - 1
-        return classifier.as_map(last, raw.float(), encoding.output.activations[-1])
+            (raw,) = torch.autograd.grad(score(again.logits).sum(), again.sources)
+        return classifier.as_map(len(classifier.stages) - 1, raw.float(), output.activations[-1].float())
+
+
+def class_score_gradient(
+    classifier: FrozenClassifier, output: ClassifierOutput, images: Tensor, target: Tensor | None
+) -> Tensor:
+    """:func:`last_stage_gradient` of each image's class score (its logit), of a class (B,) or the most probable one."""
+    if target is None:
+        target = classifier.probabilities(output.logits).argmax(dim=1)
+    chosen = target.unsqueeze(1)
+    return last_stage_gradient(classifier, output, images, lambda logits: class_scores(logits).gather(1, chosen))
+
+
+def log_odds_of(classifier: FrozenClassifier, target: Tensor) -> Callable[[Tensor], Tensor]:
+    """A score for :func:`last_stage_gradient`: each image's log-odds of its class (B,)."""
+
+    def log_odds(logits: Tensor) -> Tensor:
+        p = classifier.probabilities(logits).gather(1, target.unsqueeze(1)).clamp(1e-12, 1 - 1e-12)
+        return p.log() - (-p).log1p()
+
+    return log_odds
 
 
 def direct_effect(
     classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, importance: Tensor, target: Tensor
 ) -> Tensor:
-    """Cosine of a concept's importances at the last stage with the class's gradient, averaged over the map: (P,), double, in [-1, 1].
+    """Cosine of a concept's importances at the last stage with the mean gradient of the class's log-odds: (P,), double, in [-1, 1].
 
     Args:
         classifier: the frozen classifier.
@@ -43,5 +69,6 @@ def direct_effect(
         importance: beta * z of the last stage (P, C).
         target: the classes (B,).
     """
-    gradient = class_gradient(classifier, encoding, target).mean(dim=(-2, -1))
+    score = log_odds_of(classifier, target)
+    gradient = pool(last_stage_gradient(classifier, encoding.output, encoding.images, score))
     return F.cosine_similarity(importance.double(), gradient[pairs.image].double(), dim=1)

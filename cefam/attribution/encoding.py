@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cefam.attribution.scores import pool, similarity
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.types import ClassifierOutput
@@ -91,6 +91,11 @@ class Networks:
             )
         self.classifier, self.translator, self.concepts = classifier, translator, concepts
         self._text = text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the translator is."""
+        return next((value.device for value in self.translator.parameters()), torch.device("cpu"))
 
     def text(self, device: torch.device) -> Tensor:
         """The concepts' embeddings (T, D) on a device."""

@@ -10,18 +10,18 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor
 
-from cefam.attribution.batching import Layout
 from cefam.attribution.candidates import check_range, matched
 from cefam.attribution.choice import association
 from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
-from cefam.attribution.encoding import Encoding, Networks, single_precision
-from cefam.attribution.explanation import explain, to_photograph
-from cefam.attribution.flip import why_not
+from cefam.attribution.encoding import Encoding, Networks
+from cefam.attribution.explain import ExplainOptions, classes_of, explain, to_photograph
 from cefam.attribution.scores import log_probability
 from cefam.attribution.types import Contribution, Fused, Images, Picture, Regions
-from cefam.attribution.weights import channel_weights, fuse
-from cefam.concepts import ConceptSet
+from cefam.attribution.weights import regions_of
+from cefam.attribution.why_not import why_not
+from cefam.concepts.sets import ConceptSet
+from cefam.concepts.vocabularies import Concept
 from cefam.errors import CefamError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
@@ -31,7 +31,6 @@ from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.translator import Translator
-from cefam.vocabularies import Concept
 
 
 class Explainer:
@@ -105,7 +104,7 @@ class Explainer:
         return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that an explanation depends on beside its image and options; see :mod:`cefam.identity`."""
+        """Everything that an explanation depends on beside its image and options; see :mod:`cefam.io.identity`."""
         return {
             "classifier": [self.classifier, self.classifier.class_names, self.classifier.outputs],
             "translator": self.translator,
@@ -149,16 +148,7 @@ class Explainer:
         settings, encoding = self._with(derivative), self._encoded(images)
         check_range("image", pairs.image, len(encoding.images))
         check_range("concept", pairs.concept, len(self.concepts))
-        pairs = pairs.to(encoding.device)
-        layout = Layout(pairs.image, len(encoding.images))
-        with single_precision(encoding.device):
-            weights = channel_weights(self.networks, encoding, pairs, layout, settings)
-            activations = encoding.output.activations
-            return Regions(
-                maps=[fuse(a, w, layout) for a, w in zip(activations, weights, strict=True)],
-                weights=weights,
-                importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
-            )
+        return regions_of(self.networks, encoding, pairs.to(encoding.device), settings)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -220,7 +210,7 @@ class Explainer:
         if stage.shape != pairs.image.shape:
             raise CefamError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
         check_range("stage", stage, len(regions.maps))
-        classes = self.classes(encoding, target)
+        classes = classes_of(self.classifier, encoding, target)
         return contribution(
             self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
         )
@@ -243,19 +233,9 @@ class Explainer:
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.device)
         regions = self.regions(encoding, pairs) if regions is None else regions
-        return direct_effect(self.classifier, encoding, pairs, regions.importance[-1], self.classes(encoding, target))
-
-    def classes(self, encoding: Encoding, target: int | Tensor | None) -> Tensor:
-        """The class of each image (B,): as given, or its most probable one.
-
-        Raises:
-            CefamError: for a class that does not exist.
-        """
-        if target is None:
-            return self.classifier.probabilities(encoding.output.logits).argmax(dim=1)
-        target = torch.as_tensor(target).long()
-        check_range("class", target.reshape(-1).cpu(), self.classifier.num_classes)
-        return target.to(encoding.device).expand(len(encoding.images))
+        return direct_effect(
+            self.classifier, encoding, pairs, regions.importance[-1], classes_of(self.classifier, encoding, target)
+        )
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -291,9 +271,10 @@ class Explainer:
         Raises:
             CefamError: for a class that does not exist, new texts without a VLM, ``top_k`` below 1, or images of another kind or range.
         """
-        asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        settings = asker._with(derivative, num_channels)
-        return explain(asker, images, top_k, target, candidates, settings, every_stage, fused)
+        explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
+        settings = self._with(derivative, num_channels)
+        options = ExplainOptions(settings, top_k, candidates, every_stage, fused, self.vlm, self.doubts)
+        return explain(explainer.networks, images, target, options)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -325,12 +306,14 @@ class Explainer:
         Raises:
             CefamError: where both classes are the same, or one does not exist.
         """
-        asker, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        photograph = to_photograph(photograph, self, "image")
-        return why_not(asker, photograph, other, top_k, target, candidates, num_channels, fused)
+        explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
+        settings = self._with(num_channels=num_channels)
+        options = ExplainOptions(settings, top_k, candidates, fused=fused, vlm=self.vlm, doubts=self.doubts)
+        photograph = to_photograph(photograph, self.classifier, "image")
+        return why_not(explainer.networks, photograph, other, target, options)
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that knows these concepts, too, and the indices that they have there."""
         found, new = matched(self.concepts, concepts)
-        asker = self.with_texts(new) if new else self
-        return asker, list(dict.fromkeys([*found, *range(len(self.concepts), len(asker.concepts))]))
+        explainer = self.with_texts(new) if new else self
+        return explainer, list(dict.fromkeys([*found, *range(len(self.concepts), len(explainer.concepts))]))

@@ -8,16 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cefam.attribution.batching import Layout, chunks, room, scattered
-from cefam.attribution.encoding import Encoding, Networks
+from cefam.attribution.batching import PairTable, chunks, max_pairs, scattered
+from cefam.attribution.encoding import Encoding, Networks, single_precision
 from cefam.attribution.scores import pool, similarity_gradient
+from cefam.attribution.types import Regions
 from cefam.pairs import ConceptPairs
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 
 
+def regions_of(networks: Networks, encoding: Encoding, pairs: ConceptPairs, settings: MethodSettings) -> Regions:
+    """Regions of P pairs at every stage, with channel weights and importances (eq. 11, 12)."""
+    layout = PairTable(pairs.image, len(encoding.images))
+    with single_precision(encoding.device):
+        weights = channel_weights(networks, encoding, pairs, layout, settings)
+        return Regions(
+            maps=[fuse(a, w, layout) for a, w in zip(encoding.output.activations, weights, strict=True)],
+            weights=weights,
+            importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
+        )
+
+
 def channel_weights(
-    networks: Networks, encoding: Encoding, pairs: ConceptPairs, layout: Layout, settings: MethodSettings
+    networks: Networks, encoding: Encoding, pairs: ConceptPairs, layout: PairTable, settings: MethodSettings
 ) -> list[Tensor]:
     """Channel weights beta of P pairs at every stage, one (P, C_l) per stage (eq. 12)."""
     activations = encoding.output.activations
@@ -68,13 +81,13 @@ def total_gradients(
 
 
 def _total_weights(
-    networks: Networks, encoding: Encoding, layout: Layout, pooled_gradients: Sequence[Tensor], memory_limit: float
+    networks: Networks, encoding: Encoding, layout: PairTable, pooled_gradients: Sequence[Tensor], memory_limit: float
 ) -> list[Tensor]:
     """Total derivative at all stages but the last, (P, C_l) each; groups of images keep to the memory limit."""
     classifier, image, slot = networks.classifier, layout.image, layout.slot
     weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
     largest = max(activation[0].numel() for activation in encoding.output.activations)
-    fit = room(memory_limit, 2 * 4 * networks.elements(encoding, 0), 4 * largest, slot.device)
+    fit = max_pairs(memory_limit, 2 * 4 * networks.elements(encoding, 0), 4 * largest, slot.device)
     for members, most in layout.groups(fit):
         group = torch.tensor(members, device=slot.device)
         place = torch.full((layout.num_images,), -1, device=slot.device)
@@ -104,19 +117,19 @@ def _before_norm(
         return weights
     parts = [weights[:0]]
     each = 4 * before[0].numel()
-    for chunk in chunks(len(image), room(memory_limit, 4 * each, each, before.device)):
+    for chunk in chunks(len(image), max_pairs(memory_limit, 4 * each, each, before.device)):
         maps = before[image[chunk]].float()
         gradient = weights[chunk, :, None, None].expand_as(maps)
         parts.append(pool(networks.classifier.through_norm(stage, gradient, maps)))
     return torch.cat(parts)
 
 
-def fuse(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+def fuse(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
     """Region R = ReLU(sum_k beta_k A_k) (eq. 11): see :func:`fuse_signed`."""
     return fuse_signed(activation, weights, layout).relu()
 
 
-def fuse_signed(activation: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+def fuse_signed(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
     """The map sum_k beta_k A_k for ragged pairs, without copying a map per pair.
 
     Args:

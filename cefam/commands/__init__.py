@@ -45,7 +45,6 @@ VERBS = {
         "cefam.commands.contribution_benchmark:run", "contributions against the true effects of edits of drawn scenes"
     ),
     "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
-    "wandb": Verb("cefam.commands.wandb_:run", "upload the folder of a training run to W&B as one run"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }
 

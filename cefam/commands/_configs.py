@@ -53,7 +53,7 @@ def _check(name: str) -> None:
     """Refuse what the parser would not name, or not see."""
     import yaml
 
-    from cefam.reading import read_text
+    from cefam.io.reading import read_text
 
     class Strict(yaml.SafeLoader):
         """Refuses a mapping with the same key twice, of which YAML would take the last."""

@@ -11,19 +11,19 @@ from typing import Any, Self
 from cefam.attribution.candidates import matched
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.types import Fused
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.datasets.photographs import device_named
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError, CefamWarning, MissingError
 from cefam.explanations import Photograph
 from cefam.explanations.explanation import KINDS
-from cefam.methods import Bench, BeyondRegions
+from cefam.images.views import EvaluationView
+from cefam.io.reading import readable
+from cefam.methods import BeyondRegions, MethodContext
 from cefam.probe import Probe
-from cefam.reading import readable
 from cefam.towers.naming import class_number
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained, load_source
-from cefam.views import View
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 LONGEST = 180  # bytes of a page's name; file systems take 255, of which a temporary name needs some
@@ -31,7 +31,7 @@ DEMO_PROBE = Path("runs/demo/probe")
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedArtefact:
     """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
 
     ``vlm``: the identity of the vision-language model; ``fused``: gives the regions of all stages together, where they are wanted;
@@ -39,7 +39,7 @@ class Opened:
     """
 
     explainer: Explainer
-    view: View | int
+    view: EvaluationView | int
     vlm: dict[str, Any] | None = None
     probe: Probe | None = None
     fused: Fused | None = None
@@ -62,7 +62,7 @@ class Opened:
         parts = explainer.classifier, explainer.translator, explainer.concepts
         trained = Trained(*parts, vlm_identity=self.vlm, settings=explainer.settings)
         stored = None if probe is None else Probe.read(probe)
-        return replace(self, probe=stored, fused=BeyondRegions(Bench(trained, probe=stored)).maps)
+        return replace(self, probe=stored, fused=BeyondRegions(MethodContext(trained, probe=stored)).maps)
 
     def hint(self) -> None:
         """Say how regions become more exact, where they can."""
@@ -83,7 +83,7 @@ def demo_probe(artefact: str | None, method: str) -> str | None:
 
 def open_artefact(
     artefact: str | None, texts: Sequence[str] | ConceptSet | None, device: str, resize: int | None, crop: int | None
-) -> tuple[Opened, list[int] | None]:
+) -> tuple[LoadedArtefact, list[int] | None]:
     """Read an artefact; the VLM, too, where new texts need it, or it is at hand. The second value: which concepts may be explained.
 
     Raises:
@@ -111,8 +111,8 @@ def open_artefact(
         if module is not None:
             module.to(where)
     side = crop or min(explainer.classifier.input_size)
-    view = side if resize is None else View(resize, side)
-    return Opened(explainer, view, trained.vlm_identity), candidates
+    view = side if resize is None else EvaluationView(resize, side)
+    return LoadedArtefact(explainer, view, trained.vlm_identity), candidates
 
 
 def _at_hand(source: Any) -> bool:

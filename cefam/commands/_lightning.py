@@ -1,6 +1,5 @@
 """The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -13,16 +12,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import cefam.callbacks
 import cefam.datamodules  # noqa: F401  short class names in configs
-from cefam.checks import better_when
 from cefam.commands import _signals
 from cefam.commands._options import OneSentence, expand_home
 from cefam.commands._runs import RunIdentity
 from cefam.datamodules import RegionsData
 from cefam.errors import CefamError, ExistsError
-from cefam.evaluation import RegionEvaluation
+from cefam.evaluation.module import RegionEvaluation
 from cefam.methods import RegionMethod
 from cefam.trained import read_stored
-from cefam.training import CEFAM
+from cefam.training.module import CEFAM
+from cefam.training.trainer_checks import better_when
 
 
 class Parser(OneSentence, LightningArgumentParser):
@@ -264,17 +263,7 @@ def run_evaluation(arguments: list[str]) -> None:
         "evaluate", RegionEvaluation, datamodule_class=RegionsData, run=False, args=arguments, parser_kwargs=options
     )
     refuse_logged(cli.trainer)
-    cli.model.options = _measured(cli.config.as_dict())
     try:
         cli.trainer.test(cli.model, datamodule=cli.datamodule)
-        if not cli.model.measured:
-            raise CefamError("Nothing was measured: set `trainer.limit_test_batches` above 0.")
     finally:
         cli.model.close()
-
-
-def _measured(config: dict[str, Any]) -> Any:
-    """The options that change what is measured, in plain types, but for those whose content is known instead."""
-    others = ("output", "overwrite", "reproduces", "artefact", "concepts", "vlm", "probe")
-    model = {name: value for name, value in config["model"].items() if name not in others}
-    return json.loads(json.dumps([model, config["trainer"]["precision"]], default=str))

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 from cefam.commands._options import call
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.exchange.neurons import write_descriptions, write_www
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.methods.clip_dissect import dissect
 from cefam.methods.www import match
 from cefam.probe import Probe
@@ -41,15 +41,15 @@ def associate(
     """
     if (Path(folder) / "associations.json").exists():
         raise CefamError(f"{folder} already holds associations: name another folder.")
-    bench = Bench.untrained(classifier, ConceptSet.load(concepts), vlm, Probe.read(probe))
+    context = MethodContext.untrained(classifier, ConceptSet.load(concepts), vlm, Probe.read(probe))
     if method == "www":
-        found = match(bench, alpha)
+        found = match(context, alpha)
         write_www(found, folder)
     else:
-        found = dissect(bench, similarity)
+        found = dissect(context, similarity)
         write_descriptions(found, Path(folder) / "descriptions.csv")
     neurons = len(set(zip(found.stage.tolist(), found.channel.tolist(), strict=True)))
-    print(f"{neurons} neurons stand for {len(set(found.concept.tolist()))} of {len(bench.concepts)} concepts.")
+    print(f"{neurons} neurons stand for {len(set(found.concept.tolist()))} of {len(context.concepts)} concepts.")
     return found.write(folder)
 
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from cefam.commands._options import call
 from cefam.errors import CefamError, ExistsError, MissingError
-from cefam.files import write_text
-from cefam.identity import identity
 from cefam.interventions import benchmark
+from cefam.io.files import write_text
+from cefam.io.identity import identity
+from cefam.io.passes import Pass, Unit
 from cefam.methods import WWWRegions
-from cefam.methods.base import Bench
-from cefam.passes import Pass, Unit
+from cefam.methods.base import MethodContext
 from cefam.probe import Probe
 from cefam.trained import Trained, load_source
 
@@ -55,7 +55,7 @@ def contribution_benchmark(
     method = None
     if probe is not None:
         vlm = load_source("vision-language model", (trained.vlm_identity or {}).get("source"))
-        method = WWWRegions(Bench(trained, vlm, Probe.read(probe)))
+        method = WWWRegions(MethodContext(trained, vlm, Probe.read(probe)))
     run = identity(**explainer.identity(), split=split, associations=None if method is None else method.associations)
     with Pass(target / "scenes", run, replace=overwrite) as work:
         units = [

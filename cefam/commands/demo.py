@@ -1,17 +1,19 @@
 """``cefam demo``: the whole job in the miniature world, from drawing scenes to the table, by the public commands."""
 
-import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cefam.commands._options import call
 from cefam.errors import CefamError
-from cefam.files import replacing, write_text
+from cefam.io.files import replacing
+from cefam.io.identity import identity
+from cefam.io.passes import JOURNAL, Pass, Unit
 
 BATCH = 128  # of the training
 SCENE = "scene.png"  # of the classifier's test split, which is explained at the end
@@ -78,28 +80,15 @@ def demo(
     """
     _check_numbers(scenes, evaluation_scenes, epochs, seed)
     root = Path(folder)
-    journal = root / "demo.json"
-    if not journal.is_file() and root.is_dir() and any(root.iterdir()):
+    if root.is_dir() and any(root.iterdir()) and not (root / JOURNAL).is_file():
         raise CefamError(f"{root} holds something other than a demo: name another `--folder`, or remove it.")
-    try:
-        done: dict[str, dict[str, Any]] = dict(json.loads(journal.read_text())) if journal.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise CefamError(f"{journal} cannot be read ({error}): name another `--folder`, or remove it.") from error
-    for step in steps(root, scenes, evaluation_scenes, epochs, seed):
-        known = done.get(step.name)
-        if known and known["command"] != step.command:
-            raise CefamError(
-                f"{root} holds a demo with other options ({known['command']}): name another `--folder`, or remove it."
-            )
-        if known and step.made.is_file() and ("seconds" in known or step.name != "fit"):
-            continue
-        if step.name == "explain":
-            _draw_scene(root / SCENE)
-        done[step.name] = {"command": step.command}
-        write_text(journal, json.dumps(done, indent=1))
-        done[step.name]["seconds"] = round(_run(step, again=known is not None), 1)
-        write_text(journal, json.dumps(done, indent=1))
-    _summary(root, done)
+    options = {"scenes": scenes, "evaluation_scenes": evaluation_scenes, "epochs": epochs, "seed": seed}
+    entries = []
+    with Pass(root, identity(**options)) as work:
+        for step in steps(root, **options):
+            made = step.made.relative_to(root).as_posix()
+            entries.append(work.do(Unit(made, step.command, 1, partial(_run, step))))
+    _summary(root, entries)
 
 
 def _check_numbers(scenes: int, evaluation_scenes: int, epochs: int, seed: int) -> None:
@@ -122,19 +111,21 @@ def _draw_scene(path: Path) -> None:
         Image.fromarray(draw(describe("test", 1)).image).save(temporary, "png")
 
 
-def _run(step: Step, again: bool) -> float:
-    """Run a step by the command's own entry, perhaps a second time; the seconds it took."""
+def _run(step: Step, made: Path) -> dict[str, Any]:
+    """Run a step by the command's own entry; its name and the seconds it took."""
     from cefam.commands import main
 
     arguments = list(step.arguments)
-    if step.name == "fit" and again:
-        arguments += _resumed(step.made.parent)
+    if step.name == "fit":
+        arguments += _resumed(made.parent)
+    if step.name == "explain":
+        _draw_scene(made.parent / SCENE)
     print(f"\n$ {shlex.join(['cefam', *arguments])}", flush=True)
     start = time.monotonic()
     status = main(arguments)
     if status:
         raise SystemExit(status)  # the command has printed why
-    return time.monotonic() - start
+    return {"step": step.name, "seconds": round(time.monotonic() - start, 1)}
 
 
 def _resumed(checkpoints: Path) -> list[str]:
@@ -145,12 +136,12 @@ def _resumed(checkpoints: Path) -> list[str]:
     return []
 
 
-def _summary(root: Path, done: dict[str, dict[str, Any]]) -> None:
+def _summary(root: Path, entries: Sequence[dict[str, Any]]) -> None:
     """The time of every step, and where everything is."""
     print(f"\n{'step':24} seconds")
-    for name, known in done.items():
-        print(f"{name:24} {known.get('seconds', 'kept')}")
-    print(f"{'together':24} {sum(known.get('seconds', 0) for known in done.values()):.1f}\n")
+    for entry in (*entries, {"step": "together", "seconds": round(sum(entry["seconds"] for entry in entries), 1)}):
+        print(f"{entry['step']:24} {entry['seconds']}")
+    print()
     for what, where in (
         ("table (txt, md, csv)", "evaluation/table.txt"),
         ("a line per pair", "evaluation/records.csv"),

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cefam import checkup, doubts
-from cefam.commands._explaining import DEMO, Opened, open_artefact, photographs_of
+from cefam.commands._explaining import DEMO, LoadedArtefact, open_artefact, photographs_of
 from cefam.commands._options import call
-from cefam.datasets.contract import Manifest, Sample, is_shards
+from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.shards import read_samples
+from cefam.doctor import checkup, doubts
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
@@ -128,7 +128,7 @@ def _self_test() -> Iterator[str]:
         yield f"The self-test failed ({right} of 40 scenes named): the installed torch computes something else."
 
 
-def _judge(opened: Opened, images: list[str], count: int, artefact: str) -> None:
+def _judge(opened: LoadedArtefact, images: list[str], count: int, artefact: str) -> None:
     """Judge the concepts, print the doubts, and keep them."""
     explainer = opened.explainer
     measured = checkup.measure(explainer, _batches(opened, images, count))
@@ -146,7 +146,7 @@ def _judge(opened: Opened, images: list[str], count: int, artefact: str) -> None
     print(f"  kept in {place}")
 
 
-def _batches(opened: Opened, images: list[str], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _batches(opened: LoadedArtefact, images: list[str], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Views, and what is known to be in them."""
     from rich.progress import track
 
@@ -168,17 +168,19 @@ def _together(known: list[Tensor | None]) -> Tensor | None:
     return torch.stack(found) if len(found) == len(known) else None
 
 
-def _samples(opened: Opened, images: list[str], count: int) -> tuple[int, Iterator[tuple[Photograph, Tensor | None]]]:
+def _samples(
+    opened: LoadedArtefact, images: list[str], count: int
+) -> tuple[int, Iterator[tuple[Photograph, Tensor | None]]]:
     """How many photographs there are, and each with what is known to be in it, read one by one."""
-    if len(images) == 1 and is_shards(images[0]):
-        manifest = Manifest.read(images[0])
+    manifest = Manifest.find(images[0]) if len(images) == 1 else None
+    if manifest is not None:
         total = min(count, manifest.num_samples)
         return total, (_of_sample(opened, sample) for sample in read_samples(manifest.placed(images[0]), 0, total))
     paths = [path for _, path in photographs_of(images)[:count]]
     return len(paths), ((opened.photograph(path), None) for path in paths)
 
 
-def _of_sample(opened: Opened, sample: Sample) -> tuple[Photograph, Tensor]:
+def _of_sample(opened: LoadedArtefact, sample: Sample) -> tuple[Photograph, Tensor]:
     """A photograph of a shard, and which concepts its masks or labels show."""
     concepts = opened.explainer.concepts.concepts
     photograph = Photograph.of(sample.picture(), opened.view, sample.id)

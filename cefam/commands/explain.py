@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from cefam.commands._explaining import Opened, demo_probe, is_file_name, open_artefact, page_names, photographs_of
+from cefam.commands._explaining import (
+    LoadedArtefact,
+    demo_probe,
+    is_file_name,
+    open_artefact,
+    page_names,
+    photographs_of,
+)
 from cefam.commands._options import call
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
@@ -19,9 +26,9 @@ from cefam.explanations.explanation import check_place
 from cefam.explanations.page import index, page
 from cefam.explanations.text import lines, percent
 from cefam.explanations.types import Findings
-from cefam.files import write_text
-from cefam.identity import identity
-from cefam.passes import Pass, Unit
+from cefam.io.files import write_text
+from cefam.io.identity import identity
+from cefam.io.passes import Pass, Unit
 
 FOLDER = "runs/explain"
 STYLES = {"title": "bold", "for": "blue", "against": "dark_orange", "absent": "dim", "": ""}
@@ -124,7 +131,7 @@ def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not
         raise ExistsError(f"{json} already exists: name another file, or pass `--overwrite true`.")
 
 
-def _explained(opened: Opened, name: str, path: Path, options: dict[str, Any]) -> Explanation:
+def _explained(opened: LoadedArtefact, name: str, path: Path, options: dict[str, Any]) -> Explanation:
     return opened.explainer.explain([opened.photograph(path, name)], fused=opened.fused, **options)[0]
 
 
@@ -162,7 +169,7 @@ def show(explanation: Findings) -> None:
 
 
 def _folder(
-    opened: Opened,
+    opened: LoadedArtefact,
     found: list[tuple[str, Path]],
     options: dict[str, Any],
     folder: Path,
@@ -190,7 +197,7 @@ def _folder(
 
 
 def _write(
-    opened: Opened, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
+    opened: LoadedArtefact, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
 ) -> dict[str, Any]:
     """One page; what the index says of it, and all of it, where that is wanted."""
     done = _explained(opened, name, path, options)

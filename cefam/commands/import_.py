@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 from cefam.commands._options import call
-from cefam.concepts import ConceptSet, embedded
+from cefam.concepts.sets import ConceptSet, embedded
 from cefam.errors import CefamError
 from cefam.exchange.neurons import read_descriptions, read_www
 from cefam.exchange.published import read_translator
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
@@ -48,8 +48,8 @@ def import_artefact(
         )
         _compare(about, vlm)
         return trained.write(folder)
-    bench = Bench.untrained(classifier, ConceptSet.load(concepts))
-    found = read_descriptions(path, bench) if kind == "clip_dissect" else read_www(files, bench)
+    context = MethodContext.untrained(classifier, ConceptSet.load(concepts))
+    found = read_descriptions(path, context) if kind == "clip_dissect" else read_www(files, context)
     return found.write(folder)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cefam.commands._options import call
+from cefam.concepts.vocabularies import write_labels
 from cefam.datasets.contract import Manifest
 from cefam.datasets.shards import check_size, finish, new_folder, shard_name, write_shard
 from cefam.datasets.sources import Source, open_source
 from cefam.datasets.webdatasets import describe
 from cefam.errors import CefamError
-from cefam.passes import Pass, Unit, workers
-from cefam.vocabularies import write_labels
+from cefam.io.passes import Pass, Unit, workers
 
 
 def prepare(

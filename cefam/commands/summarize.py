@@ -1,29 +1,22 @@
 """``cefam summarize``: the concepts that carry a class, or a whole set of photographs."""
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cefam.attribution.deletion import INFILLS, deletion_and_insertion
-from cefam.commands._explaining import Opened, open_artefact, photographs_of
+from cefam.commands._explaining import LoadedArtefact, open_artefact, photographs_of
 from cefam.commands._options import call
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
-from cefam.explanations import Explanation, maps
+from cefam.explanations import maps
 from cefam.explanations.overview import Example, Overview, record
 from cefam.explanations.page import thumbnail, where
-from cefam.explanations.photograph import stacked
 from cefam.explanations.text import signed
-from cefam.files import write_text
-from cefam.identity import identity
-from cefam.interventions.agreement import mean
-from cefam.passes import Pass, Unit
+from cefam.io.files import write_text
+from cefam.io.identity import identity
+from cefam.io.passes import Pass, Unit
 from cefam.towers.naming import class_number
-from cefam.views import resize_regions
 
 BATCH = 8  # photographs of a unit of work
 CARDS = 24  # concepts with pictures
@@ -40,7 +33,6 @@ def summarize(
     num_channels: int | None = None,
     resize: int | None = None,
     crop: int | None = None,
-    deletion: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> Path:
@@ -58,7 +50,6 @@ def summarize(
         num_channels: K, how many channels are masked; null: as in training.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
         crop: side of what the networks see; null: what the classifier was made for.
-        deletion: also hide, and show alone, the region of each photograph's leading concept, beside random places: deletion.md.
         overwrite: replace a summary that is there.
         device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
     """
@@ -72,7 +63,7 @@ def summarize(
     wanted = opened.target(target)
     labels = _labels(opened, [name for name, _ in found])
     options = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
-    records = _records(opened, found, labels, options, folder, deletion, overwrite)
+    records = _records(opened, found, labels, options, folder, overwrite)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
     title = "All photographs" if wanted is None else f"What carries {names[wanted]}"
@@ -84,14 +75,11 @@ def summarize(
     write_text(folder / "summary.csv", overview.to_csv())
     write_text(folder / "summary.html", overview.page(pictures, CARDS))
     _print(overview)
-    if deletion:
-        write_text(folder / "deletion.md", _deletion_table(records))
-        print(_deletion_table(records))
     print(folder / "summary.html")
     return folder / "summary.html"
 
 
-def _labels(opened: Opened, names: list[str]) -> list[int | None]:
+def _labels(opened: LoadedArtefact, names: list[str]) -> list[int | None]:
     """The class of each photograph by the folder it lies in, where that tells it."""
     classifier = opened.explainer.classifier
     folders = sorted({name.split("/")[0] for name in names if "/" in name})
@@ -107,22 +95,21 @@ def _labels(opened: Opened, names: list[str]) -> list[int | None]:
 
 
 def _records(
-    opened: Opened,
+    opened: LoadedArtefact,
     found: list[tuple[str, Path]],
     labels: list[int | None],
     options: dict[str, Any],
     folder: Path,
-    deletion: bool,
     overwrite: bool,
 ) -> list[dict[str, Any]]:
     """A record per photograph."""
-    run = identity(**opened.explainer.identity(), view=opened.view, options=options, deletion=deletion)
+    run = identity(**opened.explainer.identity(), view=opened.view, options=options)
     with Pass(folder / PARTS, run, replace=overwrite) as work:
         units = []
         for start in range(0, len(found), BATCH):
             part, known = found[start : start + BATCH], labels[start : start + BATCH]
             digest = json.dumps([[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in part])
-            write = partial(_explain, opened, part, known, options, deletion)
+            write = partial(_explain, opened, part, known, options)
             units.append(Unit(f"{start:08d}.json", digest, len(part), write))
         records: list[dict[str, Any]] = []
         for entry in work.over(units, "summarize", len(found)):
@@ -131,74 +118,33 @@ def _records(
 
 
 def _explain(
-    opened: Opened,
+    opened: LoadedArtefact,
     part: list[tuple[str, Path]],
     labels: list[int | None],
     options: dict[str, Any],
-    deletion: bool,
     target: Path,
 ) -> dict[str, Any]:
     photographs = [opened.photograph(path, name) for name, path in part]
     done = opened.explainer.explain(photographs, **options)
     records = [record(name, each, label) for (name, _), each, label in zip(part, done, labels, strict=True)]
-    if deletion:
-        for one, curves in zip(records, _deleted(opened, done), strict=True):
-            one["deletion"] = curves
     write_text(target, json.dumps(records))
     return {}
 
 
-def _deleted(opened: Opened, done: Sequence[Explanation]) -> list[dict[str, dict[str, float]]]:
-    """Deletion and insertion of each photograph's leading concept, by infill."""
-    views = stacked([each.photograph for each in done])
-    parts = [each.concepts[0] for each in done]
-    size = views.shape[-2:]
-    regions = torch.cat([resize_regions(part.maps[part.shown].unsqueeze(0).float(), size) for part in parts])
-    where = next(opened.explainer.translator.parameters()).device
-    target = torch.tensor([each.target for each in done]).to(where)
-    found: list[dict[str, dict[str, float]]] = [{} for _ in done]
-    for infill in INFILLS:
-        curves = deletion_and_insertion(
-            opened.explainer.classifier, views.to(where), regions.to(where), target, infill, opened.explainer.settings
-        )
-        for row, one in enumerate(found):
-            one[infill] = {name: float(values[row]) for name, values in curves.items()}
-    return found
-
-
-def _deletion_table(records: Sequence[dict[str, Any]]) -> str:
-    """Means over the photographs, with the interval of the difference to random places; in Markdown."""
-    lines = [
-        "Mean class probability while the region of each photograph's leading concept is hidden (deletion) or shown alone (insertion).",
-        "Pictures with holes are new to the classifier: read the difference to random places, and never these numbers alone.",
-        "",
-        "| infill | curve | region | random places | difference, 95 % interval |",
-        "|---|---|---:|---:|---|",
-    ]
-    for infill in INFILLS:
-        for curve in ("deletion", "insertion"):
-            mine = [each["deletion"][infill][curve] for each in records]
-            others = [each["deletion"][infill][f"{curve}, random"] for each in records]
-            difference = mean([a - b for a, b in zip(mine, others, strict=True)])
-            averages = (sum(values) / len(values) for values in (mine, others))
-            lines.append(f"| {infill} | {curve} | {' | '.join(f'{value:.3f}' for value in averages)} | {difference} |")
-    return "\n".join(lines) + "\n"
-
-
 def _pictures(
-    opened: Opened, overview: Overview, paths: dict[str, Path], options: dict[str, Any]
+    opened: LoadedArtefact, overview: Overview, paths: dict[str, Path], options: dict[str, Any]
 ) -> dict[int, list[Example]]:
     """Regions of the leading concepts in the photographs where their contribution was largest."""
     numbers = {concept.number: index for index, concept in enumerate(opened.explainer.concepts.concepts)}
     found: dict[int, list[Example]] = {}
-    for carrier in overview.carriers[:CARDS]:
-        photographs = [opened.photograph(paths[name], name) for name in carrier.largest]
-        asked = {**options, "concepts": [numbers[carrier.number]], "top_k": 1}
-        for explanation in opened.explainer.explain(photographs, **asked):
+    for concept in overview.leading[:CARDS]:
+        photographs = [opened.photograph(paths[name], name) for name in concept.largest]
+        chosen = {**options, "concepts": [numbers[concept.number]], "top_k": 1}
+        for explanation in opened.explainer.explain(photographs, **chosen):
             part = explanation.concepts[0]
             text = f"{explanation.name} {signed(part.contribution)}"
             picture = maps.png(thumbnail(explanation, part, maps.scale(explanation)))
-            found.setdefault(carrier.number, []).append((text, picture, f"{carrier.word}: {where(part)}"))
+            found.setdefault(concept.number, []).append((text, picture, f"{concept.word}: {where(part)}"))
     return found
 
 
@@ -210,7 +156,7 @@ def _print(overview: Overview) -> None:
     table = Table(title=overview.title, box=None)
     for name in ("concept", "mean contribution", "spread", "in", "stage"):
         table.add_column(name, justify="left" if name in ("concept", "stage") else "right")
-    for each in overview.carriers[:10]:
+    for each in overview.leading[:10]:
         stage = next(iter(each.stages))
         table.add_row(each.word, signed(each.mean), f"{each.spread:.3f}", f"{100 * each.share:.0f} %", stage)
     Console(highlight=False).print(table)

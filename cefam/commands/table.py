@@ -9,7 +9,6 @@ def table(
     runs: list[str],
     format: Literal["text", "md", "csv", "latex"] = "text",  # noqa: A002  the name of the option
     published: str | None = None,
-    paper: str | None = None,
     columns: list[str] | None = None,
     remake: bool = False,
 ) -> None:
@@ -19,18 +18,14 @@ def table(
         runs: the folders. Methods that occur in several of them are called "folder: method".
         format: text, md (Markdown), csv, or latex.
         published: numbers to put beside: a table of the paper ("table1/resnet50"), or a CSV file with the columns of table.csv.
-        paper: a table of the paper ("table1"): the rows of runs that reproduce it beside the paper's, with the differences.
         columns: what is shown: epg, nra, nra_calibrated, hit, auc, auc_high, auc_low, and secondary metrics that were measured.
         remake: write the tables and the contact sheet of each folder again.
     """
-    from cefam.report import compare, results
+    from cefam.report import results
     from cefam.report.tables import FORMATS
 
     for folder in runs if remake else ():
         results.remake(folder)
-    if paper is not None:
-        print(compare.compared(runs, paper), end="")
-        return
     found = results.joined(runs, columns or ())
     if published is not None:
         found = results.with_published(found, published)

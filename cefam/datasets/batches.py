@@ -1,73 +1,72 @@
 """Batches in a fixed order: what is evaluated. Photographs with their masks among them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import Manifest, MaskCut, Sample
 from cefam.datasets.shards import read_samples
 from cefam.datasets.world import world
 from cefam.errors import CefamError
+from cefam.images.views import EvaluationView
 from cefam.pairs import RegionBatch
-from cefam.views import View
 
 T = TypeVar("T")
-
-
-def mask_labels(folder: str | None) -> list[dict[str, Any]]:
-    """The vocabulary of the masks in a folder of shards; none without a folder."""
-    return Manifest.read(folder).labels if folder else []
 
 
 class Batches(IterableDataset[Any]):
     """Batches of a folder of shards, every sample exactly once over all processes and workers; nothing is padded or dropped.
 
-    Batch k holds the samples k x ``batch_size`` and following, whatever the number of processes and workers: what is computed
-    from it is the same everywhere, and a stopped run can leave out what is done. Each process takes consecutive batches, and so
-    does each of its workers, so that a shard is read by one of them, or two. A process may get fewer than another, or none:
-    evaluation makes no collective call per step, so no process waits.
+    Batch k holds the samples k x ``batch_size`` and following, whatever the number of processes and workers. Each process takes
+    consecutive batches, and so does each of its workers, so that a shard is read by one of them, or two. A process may get fewer than
+    another, or none: evaluation makes no collective call per step, so no process waits.
 
     Args:
+        manifest: of the folder.
         folder: of shards.
         batch_size: samples in a batch; the last one may have fewer.
-        make: a batch of samples, in order, as it leaves the worker.
+        make: makes a batch of samples and the batch's number, in a data worker.
         masks: whether masks are read.
-        done: numbers of batches that are left out.
     """
 
     def __init__(
         self,
+        manifest: Manifest,
         folder: str,
         batch_size: int,
-        make: Callable[[Sequence[Sample]], dict[str, Any]],
+        make: Callable[[Sequence[Sample], int], Any],
         masks: bool = True,
-        done: Collection[int] = (),
     ) -> None:
-        check_batch_size(batch_size)
-        self.manifest = Manifest.read(folder)
-        self.shards, self.batch_size, self.make, self.masks = self.manifest.placed(folder), batch_size, make, masks
-        self.number = -(-self.manifest.num_samples // batch_size)
+        self.shards, self.total, self.batch_size = manifest.placed(folder), manifest.num_samples, batch_size
+        self.make, self.masks = make, masks
         # Shared out here: a data worker that is not forked knows of no other process.
-        self.share = part([number for number in range(self.number) if number not in done], *world())
+        self.share = part(range(count_of(manifest, batch_size)), *world())
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         share = part(self.share, worker.id, worker.num_workers) if worker else self.share
-        for first, stop in _runs(share):
-            samples = read_samples(
-                self.shards,
-                first * self.batch_size,
-                min(stop * self.batch_size, self.manifest.num_samples),
-                self.masks,
-            )
-            for number, batch in enumerate(batched(samples, self.batch_size), start=first):
-                yield {**self.make(batch), "number": number}
+        if share:
+            first, stop = share[0] * self.batch_size, min((share[-1] + 1) * self.batch_size, self.total)
+            samples = read_samples(self.shards, first, stop, self.masks)
+            for number, batch in zip(share, batched(samples, self.batch_size), strict=True):
+                yield self.make(batch, number)
+
+
+def count_of(manifest: Manifest, batch_size: int) -> int:
+    """How many batches there are, of all processes.
+
+    Raises:
+        CefamError: where ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
+    return -(-manifest.num_samples // batch_size)
 
 
 def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
@@ -79,17 +78,6 @@ def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
     return every[place * len(every) // places : (place + 1) * len(every) // places]
 
 
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs (first, one after the last) of ascending numbers.
-
-    >>> list(_runs([1, 2, 5]))
-    [(1, 3), (5, 6)]
-    """
-    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
-        found = [number for _, number in run]
-        yield found[0], found[-1] + 1
-
-
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of so many items; the last one may be shorter."""
     every = iter(items)
@@ -97,17 +85,12 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse batches of nothing.
-
-    Raises:
-        CefamError: with the value.
-    """
-    if batch_size < 1:
-        raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
+def stacked(views: Sequence[Tensor]) -> Tensor:
+    """Views as a contiguous batch (B, 3, h, w): decoders leave channels last, which not every classifier takes."""
+    return torch.stack([view.contiguous() for view in views])
 
 
-def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sample]:
+def _viewed(view: EvaluationView, view_masks: bool, sample: Sample) -> Tensor:
     pixels = sample.pixels()
     size = (pixels.shape[-2], pixels.shape[-1])
     for mask in sample.masks:
@@ -121,16 +104,16 @@ def _viewed(view: View, view_masks: bool, sample: Sample) -> tuple[Tensor, Sampl
             f"The view cuts the photograph {sample.id} {size}, and not its masks: set `view_masks` of the data to true, or leave "
             f"`crop` out."
         )
-    return view(pixels), sample
+    return view(pixels)
 
 
 def region_loader(
     folder: str,
-    view: View,
+    view: EvaluationView,
     batch_size: int,
     num_workers: int,
     view_masks: bool = False,
-    done: Collection[int] = (),
+    manifest: Manifest | None = None,
 ) -> DataLoader[RegionBatch]:
     """Photographs with their masks from shards, every one exactly once over all processes.
 
@@ -141,55 +124,50 @@ def region_loader(
         num_workers: data workers per process.
         view_masks: whether the masks are cut like the photographs (masks of the photograph's own size, ImageNet-S) or
             already belong to the view (Broden).
-        done: numbers of batches that are left out.
+        manifest: of the folder, if it was read already.
 
     Raises:
         CefamError: where the shards hold no masks; when read, for masks that would not lie where the view is.
     """
-    batches = Batches(
-        folder, batch_size, partial(_region_batch, view, view_masks, Manifest.read(folder).mask_cut), done=done
-    )
-    if not batches.manifest.num_pairs:
+    manifest = manifest or Manifest.read(folder)
+    if not manifest.num_pairs:
         raise CefamError(f"The shards in {folder} hold no masks, so no region can be measured on them.")
-    return DataLoader(batches, batch_size=None, num_workers=num_workers)
+    make = partial(region_batch, view, view_masks, manifest.mask_cut)
+    return DataLoader(Batches(manifest, folder, batch_size, make), batch_size=None, num_workers=num_workers)
 
 
-def _region_batch(view: View, view_masks: bool, mask_cut: MaskCut, samples: Sequence[Sample]) -> dict[str, Any]:
-    viewed = [_viewed(view, view_masks, sample) for sample in samples]
-    return _collate_regions(view if view_masks else None, mask_cut, viewed)
-
-
-def _collate_regions(
-    mask_view: View | None, mask_cut: MaskCut, samples: Sequence[tuple[Tensor, Sample]]
-) -> dict[str, Any]:
-    """A batch as a dict of :class:`cefam.pairs.RegionBatch`'s fields (Lightning moves dicts between devices).
+def region_batch(
+    view: EvaluationView, view_masks: bool, mask_cut: MaskCut, samples: Sequence[Sample], number: int
+) -> RegionBatch:
+    """A batch of photographs and their masks.
 
     The pairs are those of the whole photograph: one whose mask the view leaves out is undefined, and is counted.
     """
+    images = [_viewed(view, view_masks, sample) for sample in samples]
     maps, owner, category, pair_mask, pair_label = [], [], [], [], []
-    for index, (_, sample) in enumerate(samples):
+    for index, sample in enumerate(samples):
         for mask in sample.masks:
             index_map, labels = torch.from_numpy(mask.index_map), mask.labels
-            maps.append(mask_view.mask(index_map, mask_cut) if mask_view else index_map)
+            maps.append(view.mask(index_map, mask_cut) if view_masks else index_map)
             pair_mask += [len(maps) - 1] * len(labels)
             pair_label += labels
             owner.append(index)
             category.append(mask.category)
-    _check_one_size(
-        "photographs", [(s.id, image.shape[-2:]) for image, s in samples], "`resize` and `crop` of the data"
+    sizes = [(sample.id, image.shape[-2:]) for sample, image in zip(samples, images, strict=True)]
+    _check_one_size("photographs", sizes, "`resize` and `crop` of the data")
+    sizes = [(samples[index].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
+    _check_one_size("masks", sizes, "`resize`, `crop` and `view_masks` of the data")
+    return RegionBatch(
+        image=stacked(images),
+        ids=[sample.id for sample in samples],
+        masks=torch.stack(maps) if maps else torch.zeros(0, 1, 1, dtype=torch.int32),
+        mask_image=torch.tensor(owner, dtype=torch.long),
+        mask_category=category,
+        pair_mask=torch.tensor(pair_mask, dtype=torch.long),
+        pair_label=torch.tensor(pair_label, dtype=torch.long),
+        has_ignored=any(bool((index_map == IGNORED).any()) for index_map in maps),
+        number=number,
     )
-    owners = [(samples[index][1].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
-    _check_one_size("masks", owners, "`resize`, `crop` and `view_masks` of the data")
-    return {
-        "image": torch.stack([image for image, _ in samples]),
-        "ids": [sample.id for _, sample in samples],
-        "masks": torch.stack(maps) if maps else torch.zeros(0, 1, 1, dtype=torch.int32),
-        "mask_image": torch.tensor(owner, dtype=torch.long),
-        "mask_category": category,
-        "pair_mask": torch.tensor(pair_mask, dtype=torch.long),
-        "pair_label": torch.tensor(pair_label, dtype=torch.long),
-        "has_ignored": any(bool((index_map == IGNORED).any()) for index_map in maps),
-    }
 
 
 def _check_one_size(what: str, sizes: Sequence[tuple[str, Sequence[int]]], advice: str) -> None:

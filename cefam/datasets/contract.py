@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import numpy as np
 from PIL import Image
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets import storage
 from cefam.errors import CefamError, MissingError
-from cefam.files import write_text
-from cefam.pictures import open_mask, open_picture, read_pixels
-from cefam.reading import read_description
+from cefam.images.pictures import open_mask, open_picture, read_pixels
+from cefam.io.files import write_text
+from cefam.io.reading import read_description
 
 if TYPE_CHECKING:  # preparing data needs no torch
     from torch import Tensor
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # preparing data needs no torch
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".ppm", ".pgm")
 MaskCut = Literal["nearest", "cover"]
-Layout = Literal["cefam", "webdataset"]
+ShardLayout = Literal["cefam", "webdataset"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Shard:
     place: str
     count: int = -1
     sha256: str = ""
-    layout: Layout = "cefam"
+    layout: ShardLayout = "cefam"
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Manifest:
     mask_cut: MaskCut = "nearest"
     labels: list[dict[str, Any]] = field(default_factory=list)
     shards: list[dict[str, Any]] = field(default_factory=list)
-    layout: Layout = "cefam"
+    layout: ShardLayout = "cefam"
     root: str | None = None
     format: str = "cefam-shards"
     version: int = 1
@@ -128,10 +128,20 @@ class Manifest:
             MissingError: where the folder has none, or a shard that it lists is missing.
             CefamError: where it is something else, or of another version.
         """
-        place = storage.join(folder, MANIFEST)
-        if not storage.exists(place):
+        manifest = cls.find(folder)
+        if manifest is None:
             raise MissingError(f"{folder} holds no shards (no {MANIFEST}): make them with `cefam prepare`.")
-        manifest = read_description(storage.read_bytes(place), cls, place, "run `cefam prepare` again", cls._complete)
+        return manifest
+
+    @classmethod
+    def find(cls, folder: str | Path) -> Self | None:
+        """As :meth:`read`; ``None`` where the folder has no manifest."""
+        place = storage.join(folder, MANIFEST)
+        try:
+            text = storage.read_bytes(place)
+        except MissingError:
+            return None
+        manifest = read_description(text, cls, place, "run `cefam prepare` again", cls._complete)
         if manifest.root is not None and storage.is_url(folder):
             raise CefamError(f"{place} names another place, {manifest.root}: only a manifest of your own may do that.")
         for shard, entry in zip(manifest.placed(folder), manifest.shards, strict=True):
@@ -150,7 +160,7 @@ class Manifest:
             for s in self.shards
         )
         named = all({"number", "name", "category"} <= set(label) for label in self.labels)
-        known = self.mask_cut in get_args(MaskCut) and self.layout in get_args(Layout)
+        known = self.mask_cut in get_args(MaskCut) and self.layout in get_args(ShardLayout)
         return counted and hashed and within and named and known
 
     def write(self, folder: Path) -> None:
@@ -161,11 +171,6 @@ class Manifest:
         """The shards of a folder, in order."""
         root = folder if self.root is None else self.root
         return [Shard(storage.join(root, s["file"]), s["samples"], s["sha256"], self.layout) for s in self.shards]
-
-
-def is_shards(folder: str | Path) -> bool:
-    """Whether a folder holds shards, rather than images."""
-    return storage.exists(storage.join(folder, MANIFEST))
 
 
 def check(sample: Sample) -> None:
@@ -213,7 +218,7 @@ def _crc32(about: Mapping[str, Any], *contents: bytes) -> int:
     return found
 
 
-def decode(members: Mapping[str, Any], layout: Layout = "cefam", with_masks: bool = True) -> Sample:
+def decode(members: Mapping[str, Any], layout: ShardLayout = "cefam", with_masks: bool = True) -> Sample:
     """A sample from the members of a tar: the inverse of :func:`encode`.
 
     Args:

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from cefam.attribution.scores import pool
 from cefam.datasets.contract import MANIFEST
-from cefam.datasets.photographs import Group, Pictures, census, device_named, groups, views_of
+from cefam.datasets.photographs import Group, Photographs, Pictures, device_named, views_of
 from cefam.datasets.storage import digest_of
 from cefam.errors import CefamError, MissingError
-from cefam.files import replacing, write_tensors, write_text
-from cefam.identity import identity
-from cefam.passes import JOURNAL, Pass, Unit, processes, wait
-from cefam.reading import read_description
+from cefam.images.views import EvaluationView, training_view
+from cefam.io.files import replacing, write_tensors, write_text
+from cefam.io.identity import identity
+from cefam.io.passes import JOURNAL, Pass, Unit, processes, wait
+from cefam.io.reading import read_description
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
-from cefam.views import TrainingView, View
 
 FILE = "features.npy"
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -113,16 +113,16 @@ def compute_features(
     if batch_size < 1:
         raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
     target = Path(folder)
-    total, photographs = census(images)
+    photographs = Photographs.read(images)
     view: dict[str, Any] = {"views": views, "size": size, "resize": resize, "seed": seed}
     manifest = FeatureManifest(
-        classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs}, precision
+        classifier.identity(), vlm.freeze().identity(), {**view, "photographs": photographs.digest}, precision
     )
     share, where = processes(), device_named(device)
-    finished = _finished(target, photographs)
+    finished = _finished(target, photographs.digest)
     classifier.to(where)
     vlm.to(where)
-    crop = TrainingView(size) if views else View(resize, size)
+    crop = training_view(size) if views else EvaluationView(resize, size)
 
     def write(pictures: Callable[[], Pictures], first: int, stream: int, path: Path) -> dict[str, Any]:
         loader = views_of(pictures(), crop, stream, first, batch_size, num_workers)
@@ -130,11 +130,11 @@ def compute_features(
         write_tensors(path, {"features": rows})
         return {"rows": len(rows)}
 
-    units = list(_units(groups(images), max(views, 1), seed, write))
+    units = list(_units(photographs.groups, max(views, 1), seed, write))
     run = identity(classifier=classifier, vlm=vlm, view=view, precision=precision)
     with Pass(target, run, share) as computed:
         if not finished:
-            for _ in computed.over(units, "features", total * max(views, 1)):
+            for _ in computed.over(units, "features", photographs.count * max(views, 1)):
                 pass
             wait()
             if share[0] == 0:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cefam.datasets.contract import Manifest, Shard, is_shards
+from cefam.datasets.contract import Manifest, Shard
 from cefam.datasets.shards import read_shard
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError
-from cefam.pictures import read_pixels
-from cefam.views import drawn
+from cefam.images.pictures import read_pixels
+from cefam.images.views import drawn
 
 Pictures = list[Callable[[], Tensor]]  # each decodes a photograph: its pixels (3, H, W), uint8
 
@@ -66,17 +66,29 @@ def views_of(
     return DataLoader(_Views(pictures, first, stream, view), batch_size=batch_size, num_workers=num_workers)
 
 
-def groups(source: str | Path, size: int = 256) -> list[Group]:
-    """Photographs of a folder, ``size`` at a time, or of shards, one shard at a time.
+@dataclass(frozen=True)
+class Photographs:
+    """The photographs of a folder or of shards: ``groups`` in order, their number ``count``, and a ``digest`` of all."""
 
-    Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
-    """
-    if is_shards(source):
-        manifest = Manifest.read(source)
-        return [Group(shard.sha256, shard.count, partial(_of_shard, shard)) for shard in manifest.placed(source)]
-    paths = [path for path, _ in list_images(source)]
-    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
-    return [Group(_listed(source, part), len(part), partial(_of_files, part)) for part in parts]
+    groups: list[Group]
+    count: int
+    digest: str
+
+    @classmethod
+    def read(cls, source: str | Path, size: int = 256) -> "Photographs":
+        """List the photographs of a folder, ``size`` to a group, or of shards, one shard to a group.
+
+        Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
+        """
+        manifest = Manifest.find(source)
+        if manifest is not None:
+            groups = [Group(shard.sha256, shard.count, partial(_of_shard, shard)) for shard in manifest.placed(source)]
+            digests = json.dumps([group.digest for group in groups])
+            return cls(groups, manifest.num_samples, hashlib.sha256(digests.encode()).hexdigest())
+        paths = [path for path, _ in list_images(source)]
+        parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+        groups = [Group(_listed(source, part), len(part), partial(_of_files, part)) for part in parts]
+        return cls(groups, len(paths), _listed(source, paths))
 
 
 def _of_shard(shard: Shard) -> Pictures:
@@ -90,16 +102,6 @@ def _of_files(paths: Sequence[Path]) -> Pictures:
 def _listed(source: str | Path, paths: Sequence[Path]) -> str:
     listed = [(path.relative_to(source).as_posix(), path.stat().st_size) for path in paths]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def census(source: str | Path) -> tuple[int, str]:
-    """Number of photographs, and a digest that a changed folder does not have."""
-    if is_shards(source):
-        manifest = Manifest.read(source)
-        shards = json.dumps([shard["sha256"] for shard in manifest.shards])
-        return manifest.num_samples, hashlib.sha256(shards.encode()).hexdigest()
-    paths = [path for path, _ in list_images(source)]
-    return len(paths), _listed(source, paths)
 
 
 def device_named(name: str) -> torch.device:

@@ -1,10 +1,10 @@
 """Writing and reading shards, by the sample contract."""
 
-import os
-import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ from typing import Any, Self
 from cefam.datasets import storage
 from cefam.datasets.contract import MANIFEST, Manifest, MaskCut, Sample, Shard, check, decode, encode
 from cefam.errors import CefamError, ExistsError
-from cefam.files import locked
+from cefam.io.files import locked, replacing
 
 
 def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, Any]:
@@ -31,27 +31,18 @@ def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, 
     """
     import webdataset as wds
 
-    # The name ends in .part until the shard is complete; a stopped run leaves no shard that looks finished.
-    part = Path(f"{path}.part")
     count = pairs = 0
     sizes: set[tuple[int, ...]] = set()
-    tar: Any = None
-    try:
-        tar = wds.TarWriter(str(part), mtime=0, encoder=False)
-        for sample in samples:
-            check(sample)
-            tar.write(encode(sample, f"{first + count:08d}"))
-            count += 1
-            pairs += sum(len(mask.labels) for mask in sample.masks)
-            sizes |= {mask.index_map.shape for mask in sample.masks}
-        tar.close()
-        digest = storage.digest_of(part)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError, AttributeError):  # a full disk refuses to close it, too
-            tar.close()
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        with wds.TarWriter(file, mtime=0, encoder=False) as tar:
+            for sample in samples:
+                check(sample)
+                tar.write(encode(sample, f"{first + count:08d}"))
+                count += 1
+                pairs += sum(len(mask.labels) for mask in sample.masks)
+                sizes |= {mask.index_map.shape for mask in sample.masks}
+        file.flush()
+        digest = storage.digest_of(temporary)
     return {
         "file": path.name, "samples": count, "pairs": pairs, "mask_sizes": sorted(map(list, sizes)), "sha256": digest,
     }  # fmt: skip
@@ -167,74 +158,25 @@ def check_size(samples_per_shard: int) -> None:
         raise CefamError(f"samples_per_shard must be positive, got {samples_per_shard}.")
 
 
-def read_members(shard: Shard, first: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-    """The members of the samples ``first`` to ``stop`` of a shard, in order, before :func:`decode`; nothing else is read.
+def read_members(shard: Shard) -> Iterator[dict[str, Any]]:
+    """The samples of a shard as webdataset reads them: contents by suffix, with ``__key__`` and ``__url__``; before :func:`decode`.
 
     Raises:
         CefamError: where the shard is no complete tar, or holds another number of samples than its manifest says: a copy that was
             cut between two samples is a complete tar.
     """
-    number = 0  # of samples that have begun
-    members: dict[str, Any] = {}
-    again = "copy the shards again, or run `cefam prepare` again."
-    try:
-        with storage.local(shard.place, shard.sha256) as path, tarfile.open(path, "r:", tarinfo=_Member) as tar:
-            for member in tar:
-                key, suffix = _key_and_suffix(member.name)
-                if not member.isfile() or key is None:
-                    continue
-                if key != members.get("__key__"):
-                    if number > first:
-                        yield members
-                    if number == stop and number != shard.count:
-                        return
-                    number += 1
-                    members = {"__key__": key, "__url__": shard.place}
-                if number > first:
-                    members[suffix] = _content(tar, member)
-            if number > first:
-                yield members
-    except tarfile.TarError as error:
-        raise CefamError(f"The shard {shard.place} cannot be read ({error}): {again}") from error
-    if number != shard.count >= 0:
-        raise CefamError(f"{shard.place} holds {number} samples, its manifest says {shard.count}: {again}")
+    import webdataset as wds
 
-
-# Name, size, checksum and kind of a plain file whose name has no prefix (POSIX ustar).
-_PLAIN_FILE = re.compile(rb"(.{100}).{24}([0-7]{11})[\0 ].{12}([0-7]{6})\0 0.{188}\0.{166}", re.DOTALL)
-
-
-class _Member(tarfile.TarInfo):
-    """A member of a tar. Headers of plain files are read in a fraction of tarfile's time, others and damaged ones by tarfile."""
-
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
-        """A member from its header."""
-        plain = _PLAIN_FILE.fullmatch(buf)
-        if plain is None or int(plain[3], 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
-            return super().frombuf(buf, encoding, errors)
-        member = cls(plain[1].partition(b"\0")[0].decode(encoding, errors))
-        member.size = int(plain[2], 8)
-        return member
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """What a member holds. tarfile's own way, over two file objects, takes longer than reading does."""
-    if member.issparse():
-        return tar.extractfile(member).read()  # type: ignore[union-attr]
-    tar.fileobj.seek(member.offset_data)
-    content: bytes = tar.fileobj.read(member.size)
-    if len(content) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    return content
-
-
-def _key_and_suffix(name: str) -> tuple[str | None, str]:
-    """What stands before and after the first dot of a member's file name, as webdataset has it; its own names start with "__"."""
-    folder, _, file = name.rpartition("/")
-    key, _, suffix = file.partition(".")
-    hidden = not key or not suffix or name.startswith("__")
-    return None if hidden else f"{folder}/{key}" if folder else key, suffix.lower()
+    count, again = 0, "copy the shards again, or run `cefam prepare` again."
+    with storage.local(shard.place, shard.sha256) as path:
+        try:
+            for members in wds.tarfile_to_samples()([{"url": str(path.absolute())}]):
+                count += 1
+                yield {**members, "__url__": shard.place}
+        except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:  # of a tar that is damaged
+            raise CefamError(f"The shard {shard.place} cannot be read ({error.args[0]}): {again}") from error
+    if count != shard.count >= 0:
+        raise CefamError(f"{shard.place} holds {count} samples, its manifest says {shard.count}: {again}")
 
 
 def read_shard(place: Shard | str | Path, masks: bool = True) -> Iterator[Sample]:
@@ -247,7 +189,9 @@ def read_samples(shards: Sequence[Shard], first: int, stop: int, masks: bool = T
     """The samples ``first`` to ``stop`` of a folder of shards, in order; shards that hold none of them are not opened."""
     before = 0
     for shard in shards:
-        if first < before + shard.count and before < stop:
-            for members in read_members(shard, max(0, first - before), min(shard.count, stop - before)):
-                yield decode(members, shard.layout, masks)
-        before += shard.count
+        after = before + shard.count
+        if first < after and before < stop:
+            # Read to the end, a shard is compared with its manifest.
+            members = islice(read_members(shard), max(0, first - before), None if stop >= after else stop - before)
+            yield from (decode(each, shard.layout, masks) for each in members)
+        before = after

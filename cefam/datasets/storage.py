@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from cefam.errors import CefamError, MissingError
-from cefam.files import replacing
+from cefam.io.files import replacing
 
 CACHE = "CEFAM_CACHE"
 ATTEMPTS = 5

@@ -1,30 +1,32 @@
-"""Streams of training batches: epochs over files and over shards."""
+"""Training batches of random views: from files through torch's DataLoader, from shards through a webdataset pipeline.
 
-import math
+What an epoch holds depends on the seed, the number of the epoch and the process alone, not on the number of data workers.
+"""
+
+import multiprocessing
 import random
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+import torch
+import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from cefam.datasets.batches import batched
-from cefam.datasets.contract import Manifest, Sample, Shard, decode
-from cefam.datasets.handover import Draw, Handed, Handover, Views
+from cefam.datasets.batches import stacked
+from cefam.datasets.contract import Shard, decode
 from cefam.datasets.samplers import ShuffledSampler
 from cefam.datasets.shards import read_members
 from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
-from cefam.pictures import read_pixels
-from cefam.views import drawn
+from cefam.images.pictures import read_pixels
+from cefam.images.views import drawn
 
-AHEAD = 64  # samples that are read before the first is decoded: taking turns, both would find their code and data out of the caches
-MIXED = 1000  # views of neighboring shards that a batch is drawn from, at least; whole shards
+Draw = Callable[[Tensor], Tensor]  # a random view (3, h, w) of the pixels of a photograph (3, H, W), uint8
+SHUFFLED = 1000  # views that wait in the shuffle buffer
 
 
 def count_batches(rows: int, batch_size: int, folder: str) -> int:
@@ -44,23 +46,25 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
 
 
 class Skipped:
-    """Training samples that could not be read, in this process and epoch.
+    """Counts the training samples of an epoch that cannot be read, in this process.
 
     Args:
-        limit: at most so many.
+        limit: how many may be left out.
     """
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
             raise CefamError(f"max_skipped must be 0 or more, got {limit}.")
-        self.limit, self.count = limit, 0
+        self.limit, self.epoch, self.count = limit, -1, 0
 
-    def add(self, reasons: Sequence[str]) -> None:
-        """Count samples, and say why each was left out.
+    def add(self, reasons: Sequence[str], epoch: int) -> None:
+        """Count samples, and warn with the reason for each.
 
         Raises:
             CefamError: where they are more than allowed.
         """
+        if epoch != self.epoch:
+            self.epoch, self.count = epoch, 0
         for reason in reasons:
             self.count += 1
             if self.count > self.limit:
@@ -69,173 +73,79 @@ class Skipped:
                 )
             warnings.warn(f"Skipped: {reason}", CefamWarning, stacklevel=2)
 
-    def taken(self) -> int:
-        """How many there were; the next epoch counts afresh."""
-        found, self.count = self.count, 0
-        return found
 
+class RandomViews(Dataset[dict[str, Any]]):
+    """Random views of photographs given by path; the view depends on the number of the draw alone.
 
-class FileEpochs:
-    """Batches of random views of photographs given by path; what an epoch holds depends on its number, the seed and the process alone.
-
-    Args:
-        paths: of photographs.
-        views: drawn of every photograph.
-        batch_size: views in a batch; what is left at the end of an epoch is dropped.
-        num_workers: data workers.
-        seed: of orders and views.
-        skipped: counts what cannot be read; the next photograph that can be read stands in for one that cannot.
+    Where ``may_skip``, the next photograph that can be read replaces one that cannot.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], views: Views, batch_size: int, num_workers: int, seed: int, skipped: Skipped
-    ) -> None:
-        self.skipped, self.views = skipped, views
-        self.sampler = ShuffledSampler(len(paths), seed, draws=True)  # a Trainer calls its set_epoch
-        self.handover = Handover(num_workers, batch_size * views.size)
-        self.loader = DataLoader(
-            RandomViews(paths, views.draw, seed, skipped.limit > 0, self.handover),
-            batch_size=None,
-            sampler=_NumberedBatches(self.sampler, batch_size),
-            num_workers=num_workers,
-            prefetch_factor=self.handover.prefetch,
-            persistent_workers=num_workers > 0,
-        )
+    def __init__(self, paths: Sequence[Path], view: Draw, seed: int, may_skip: bool) -> None:
+        self.paths, self.view, self.seed, self.may_skip = paths, view, seed, may_skip
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return len(self.paths)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        # Workers begin with the first batch, not with the iterator: a Trainer creates the first iterator of a run before it
-        # sets the epoch that a resumed run continues with.
-        for number, handed in enumerate(self.loader):
-            self.skipped.add(handed.reasons)
-            yield {"image": self.views.join(self.handover.take(number, handed))}
-
-
-class _NumberedBatches(Sampler[Any]):
-    """Full batches of draws, each with its number in the epoch."""
-
-    def __init__(self, draws: DistributedSampler[Any], batch_size: int) -> None:
-        self.draws, self.batch_size = draws, batch_size
-
-    def __len__(self) -> int:
-        return len(self.draws) // self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return islice(enumerate(batched(self.draws, self.batch_size)), len(self))
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        reasons = list[str]()
+        for place in range(draw, draw + len(self.paths)):
+            path = self.paths[place % len(self.paths)]
+            try:
+                view = drawn(self.view, read_pixels(path, str(path)), f"{self.seed}/{draw}")
+                return {"image": view, "reasons": reasons}
+            except CefamError as error:
+                if not self.may_skip:
+                    raise
+                reasons.append(str(error))
+        raise CefamError(f"None of the photographs can be read; the last: {reasons[-1]}")
 
 
-def mix(tasks: Iterable[Sequence[Tensor]], depth: int, rng: random.Random) -> Iterator[list[Tensor]]:
-    """Views in a random order: each waits until a random number of further tasks, less than ``depth``, is taken.
-
-    (A buffer from which one is drawn when one comes in, as webdataset's ``shuffle``, holds some views for long. With a bound, they can
-    stay in shared memory until they are used.)
-
-    Args:
-        tasks: views of any shape, task by task.
-        depth: at least 1; with 1, views are mixed within their task.
-        rng: source of the order.
-
-    Returns:
-        For every task, the views that have waited long enough; at last those that are left.
-    """
-    waiting = list[tuple[float, Tensor]]()
-    for taken, views in enumerate(tasks):
-        waiting += [(taken + depth * rng.random(), view) for view in views]
-        waiting.sort(key=itemgetter(0))
-        ready = bisect_left(waiting, taken + 1, key=itemgetter(0))
-        yield [view for _, view in waiting[:ready]]
-        del waiting[:ready]
-    yield [view for _, view in waiting]
+def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Items of :class:`RandomViews` as a batch: ``image`` (B, 3, h, w), and why other photographs are missing."""
+    return {
+        "image": stacked([item["image"] for item in items]),
+        "reasons": [reason for item in items for reason in item["reasons"]],
+    }
 
 
-class ShardEpochs:
-    """Batches of random views from shards: what an epoch holds depends on its number, the seed and the process alone.
+def file_loader(
+    paths: Sequence[Path], view: Draw, batch_size: int, num_workers: int, seed: int, may_skip: bool
+) -> DataLoader[Any]:
+    """Batches of random views of photographs given by path; what is left at the end of an epoch is dropped."""
+    return DataLoader(
+        RandomViews(paths, view, seed, may_skip),
+        batch_size=batch_size,
+        sampler=ShuffledSampler(len(paths), seed, draws=True),
+        collate_fn=collate_views,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
-    Whole shards are read, in an order drawn for the epoch; every process takes every n-th shard, and continues with another
-    order at the end, so that all processes have the same number of batches and none waits for the others. The views of neighboring
-    shards are mixed. A data worker hands over a shard's views at once, 38 MB for 256 of side 224, and they stay there while they wait.
+
+class EpochShards(IterableDataset[tuple[Shard, str]]):
+    """The shards that a process reads in an epoch, each with the name of its random stream.
+
+    Shards come in an order drawn from seed and epoch. Every process takes every n-th one, and goes on with another order at the end,
+    until it has enough samples: all processes get equally many batches, however many shards there are.
 
     Args:
-        folder: of shards.
-        views: drawn of every photograph.
-        batch_size: views in a batch; what is left at the end of an epoch is dropped.
-        num_workers: data workers.
-        seed: of orders and views.
-        skipped: counts what cannot be read; ``None``: nothing may be skipped.
-
-    Raises:
-        CefamError: where there is less than a batch for each process.
+        shards: all of them.
+        seed: of the order.
+        samples: that a process needs.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        views: Views,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        skipped: Skipped | None = None,
-    ) -> None:
-        self.skipped, self.views = skipped or Skipped(0), views
-        self.shards, self.batch_size = Manifest.read(folder).placed(folder), batch_size
-        self.seed, self.epoch = seed, 0
+    def __init__(self, shards: Sequence[Shard], seed: int, samples: int) -> None:
+        self.shards, self.seed, self.samples = shards, seed, samples
         self.rank, self.ranks = world()
-        self.batches = count_batches(sum(shard.count for shard in self.shards), batch_size, folder)
-        largest = max(shard.count for shard in self.shards)
-        self.depth = 1 + math.ceil(MIXED / largest)
-        self.handover = Handover(num_workers, largest * views.size, kept=self.depth + 1)
-        self.tasks = list[_Task]()  # of the epoch
-        self.loader = DataLoader(
-            _ShardViews(views.draw, self.skipped.limit > 0, self.handover),
-            batch_size=None,
-            sampler=self.tasks,
-            num_workers=num_workers,
-            prefetch_factor=self.handover.prefetch,
-            persistent_workers=num_workers > 0,
-        )
+        self.epoch = multiprocessing.Value("q", 0)  # persistent workers see it, too
 
-    @property
-    def sampler(self) -> Self:
-        """What a Trainer calls ``set_epoch`` of; as an attribute it would be a cycle, and workers would outlive their loader."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose what comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        stream = f"{self.seed}/{self.epoch}"
-        self.tasks[:] = self._share(stream)
-        mixed = mix(self._read(), self.depth, random.Random(f"{stream}/{self.rank}"))
-        yield from islice(self._batches(mixed), self.batches)
-
-    def _batches(self, parts: Iterable[list[Tensor]]) -> Iterator[dict[str, Any]]:
-        views = list[Tensor]()
-        for part in parts:
-            left = len(views)
-            views += part
-            while len(views) >= self.batch_size:
-                yield {"image": self.views.join(views[: self.batch_size])}
-                del views[: self.batch_size]
-                left = max(left - self.batch_size, 0)
-            views[:left] = [view.clone() for view in views[:left]]  # left again: the next task may be written over them
-
-    def _read(self) -> Iterator[list[Tensor]]:
-        for number, handed in enumerate(self.loader):
-            self.skipped.add(handed.reasons)
-            yield self.handover.take(number, handed)
-
-    def _share(self, stream: str) -> Iterator["_Task"]:
-        """As many shards as this process needs; their random streams depend on their place in the order of all processes."""
-        missing = self.batches * self.batch_size + self.skipped.limit
+    def __iter__(self) -> Iterator[tuple[Shard, str]]:
+        stream, missing = f"{self.seed}/{self.epoch.value}", self.samples
         for place, shard in islice(enumerate(self._order(stream)), self.rank, None, self.ranks):
-            yield _Task(place // self.ranks, shard, f"{stream}/{place}")
-            missing -= shard.count
+            yield shard, f"{stream}/{place}"
+            missing -= max(shard.count, 0)
             if missing <= 0:
                 return
 
@@ -244,97 +154,102 @@ class ShardEpochs:
             yield from random.Random(f"{stream}/{repeat}").sample(self.shards, len(self.shards))
 
 
-class _Task(NamedTuple):
-    """A shard to be read: its number in the epoch of a process, and the name of its random stream."""
+class ShardViews:
+    """A shard -> one random view of each of its photographs (N, 3, h, w), and why others are missing.
 
-    number: int
-    shard: Shard
-    stream: str
+    Whole shards are the items that data workers return, so the order of the views does not depend on the number of workers.
+    """
 
+    def __init__(self, view: Draw, may_skip: bool) -> None:
+        self.view, self.may_skip = view, may_skip
 
-class _ShardViews(Dataset[Handed]):
-    """The views of one shard after another, and why others are missing."""
-
-    def __init__(self, draw: Draw, may_skip: bool, handover: Handover) -> None:
-        self.draw, self.may_skip, self.handover = draw, may_skip, handover
-
-    def __getitem__(self, task: _Task) -> Handed:
-        reasons = list[str]()
-        return self.handover.put(task.number, self._drawn(task.shard, task.stream, reasons), reasons)
-
-    def _drawn(self, shard: Shard, stream: str, reasons: list[str]) -> Iterator[Tensor]:
-        for block in batched(enumerate(_samples(shard)), AHEAD):
-            for number, sample in block:
+    def __call__(self, item: tuple[Shard, str]) -> tuple[Tensor | None, list[str]]:
+        """Read the shard in a data worker."""
+        shard, stream = item
+        views, reasons, number = list[Tensor](), list[str](), -1
+        try:
+            for number, members in enumerate(read_members(shard)):  # webdataset's tarfile_to_samples
                 try:
-                    if isinstance(sample, CefamError):
-                        raise sample
-                    yield drawn(self.draw, sample.pixels(), f"{stream}/{number}")
+                    pixels = decode(members, shard.layout, with_masks=False).pixels()
+                    views.append(drawn(self.view, pixels, f"{stream}/{number}"))
                 except CefamError as error:
                     if not self.may_skip:
                         raise
                     reasons.append(str(error))
+        except CefamError as error:
+            if not self.may_skip:
+                raise
+            reasons += [str(error)] * max(1, shard.count - number - 1)  # the rest of the shard
+        return stacked(views) if views else None, reasons
 
 
-def _samples(shard: Shard) -> Iterator[Sample | CefamError]:
-    """The samples of a shard, and in place of each that cannot be read the reason."""
-    seen = 0
-    try:
-        for members in read_members(shard):
-            seen += 1
-            try:
-                sample: Sample | CefamError = decode(members, shard.layout, with_masks=False)
-            except CefamError as error:
-                sample = error
-            yield sample
-    except CefamError as error:  # the rest of the shard
-        yield from [error] * max(1, shard.count - seen)
+class ShardLoader:
+    """Batches of random views from shards.
 
+    A data worker returns the views of a shard at once: 38 MB for 256 photographs of side 224.
 
-class RandomViews(Dataset[Handed]):
-    """Batches of random views of photographs given by path; what is drawn depends on the number of the draw alone.
-
-    Where ``may_skip``, the next photograph that can be read stands in for one that cannot.
+    Args:
+        shards: in any layout.
+        view: random view of a photograph.
+        batch_size: views in a batch.
+        batches: in an epoch, of each process.
+        num_workers: data workers.
+        seed: of orders and views.
+        skipped: counts what cannot be read.
     """
 
-    def __init__(self, paths: Sequence[Path], draw: Draw, seed: int, may_skip: bool, handover: Handover) -> None:
-        self.paths, self.draw, self.seed, self.may_skip, self.handover = paths, draw, seed, may_skip, handover
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        view: Draw,
+        batch_size: int,
+        batches: int,
+        num_workers: int,
+        seed: int,
+        skipped: Skipped,
+    ) -> None:
+        self.batch_size, self.batches, self.skipped = batch_size, batches, skipped
+        self.reasons = list[str]()  # since the last batch
+        self.shards = EpochShards(shards, seed, batches * batch_size + skipped.limit)
+        self.loader = wds.WebLoader(
+            wds.DataPipeline(self.shards, wds.split_by_worker, wds.map(ShardViews(view, skipped.limit > 0))),
+            batch_size=None,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        )
 
-    def __getitem__(self, batch: tuple[int, list[int]]) -> Handed:
-        number, draws = batch
-        reasons = list[str]()
-        return self.handover.put(number, self._views(draws, reasons), reasons)
+    @property
+    def sampler(self) -> Self:
+        """The object whose ``set_epoch`` a Trainer calls; an attribute would be a cycle, and workers would outlive their loader."""
+        return self
 
-    def _views(self, draws: Sequence[int], reasons: list[str]) -> Iterator[Tensor]:
-        for block in batched(draws, AHEAD):
-            contents = [_read(self._path(draw)) for draw in block]
-            yield from (self._drawn(draw, content, reasons) for draw, content in zip(block, contents, strict=True))
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that comes next."""
+        self.shards.epoch.value = epoch
 
-    def _drawn(self, draw: int, content: bytes | Path, reasons: list[str]) -> Tensor:
-        for place in range(draw, draw + len(self.paths)):
-            path = self._path(place)
-            try:
-                pixels = read_pixels(content if place == draw else path, str(path))
-                return drawn(self.draw, pixels, f"{self.seed}/{draw}")
-            except CefamError as error:
-                if not self.may_skip:
-                    raise
-                reasons.append(str(error))
-        raise CefamError(f"None of the photographs can be read; the last: {reasons[-1]}")
+    def __len__(self) -> int:
+        return self.batches
 
-    def _path(self, draw: int) -> Path:
-        return self.paths[draw % len(self.paths)]
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # A Trainer creates the first iterator of a resumed run before it sets the epoch: workers begin with the first batch.
+        self.reasons.clear()
+        rng = random.Random(f"{self.shards.seed}/{self.shards.epoch.value}/{self.shards.rank}")
+        views = wds.shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(self._views())
+        batches = wds.batched(self.batch_size, collation_fn=stacked, partial=False)(views)
+        for batch in islice(batches, self.batches):
+            yield {"image": batch.pin_memory() if torch.cuda.is_available() else batch, "skipped": len(self.reasons)}
+            self.reasons.clear()
 
-
-def _read(path: Path) -> bytes | Path:
-    """What a file holds; or, where it cannot be read, its path: who opens it learns why."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return path
+    def _views(self) -> Iterator[Tensor]:
+        for views, reasons in self.loader:
+            self.skipped.add(reasons, self.shards.epoch.value)
+            self.reasons += reasons
+            # Copied: a view in the shuffle buffer would keep the shared memory of its whole shard.
+            yield from (view.clone() for view in (() if views is None else views))
 
 
-class ImageFiles(Dataset[Any]):
-    """Photographs given by path, each through a view."""
+class ImageFiles(Dataset[Tensor]):
+    """Views (3, h, w) of photographs given by path."""
 
     def __init__(self, paths: Sequence[Any], view: Callable[..., Tensor]) -> None:
         self.paths, self.view = paths, view
@@ -342,6 +257,11 @@ class ImageFiles(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Tensor:
         path = self.paths[index]
-        return {"image": self.view(read_pixels(path, str(path)))}
+        return self.view(read_pixels(path, str(path)))
+
+
+def collate_images(views: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Views as a batch."""
+    return {"image": stacked(views)}

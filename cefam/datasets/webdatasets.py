@@ -10,8 +10,8 @@ from cefam.datasets import storage
 from cefam.datasets.contract import Manifest, Shard, decode
 from cefam.datasets.shards import finish, read_members
 from cefam.errors import CefamError, MissingError
-from cefam.files import write_text
-from cefam.passes import Pass, Unit, workers
+from cefam.io.files import write_text
+from cefam.io.passes import Pass, Unit, workers
 
 
 def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifest:
@@ -48,6 +48,16 @@ def _unit(number: int, place: str, name: str) -> Unit:
 def _stored(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def shards_of_others(source: str) -> list[Shard]:
+    """The shards of a folder or pattern, which have not been read: their numbers of samples are not known.
+
+    Raises:
+        MissingError: where there is none.
+    """
+    root, names = _listed(source)
+    return [Shard(storage.join(root, name), layout="webdataset") for name in names]
 
 
 def _listed(source: str) -> tuple[str, list[str]]:

@@ -12,15 +12,15 @@ import torch
 
 from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
-from cefam.files import replacing, write_text
+from cefam.io.files import replacing, write_text
+from cefam.io.reading import read_csv
 from cefam.methods.associations import Associations, AssociationsAbout
-from cefam.methods.base import Bench, chosen_stages
-from cefam.reading import read_csv
+from cefam.methods.base import MethodContext, chosen_stages
 
 COLUMNS = ("layer", "unit", "description", "similarity")
 
 
-def read_descriptions(path: str | Path, bench: Bench) -> Associations:
+def read_descriptions(path: str | Path, context: MethodContext) -> Associations:
     """CLIP-Dissect's ``descriptions.csv``: one description per neuron, units from 0.
 
     Layers that the classifier has no stage of are left out (the published evaluation leaves out conv1, too).
@@ -29,7 +29,7 @@ def read_descriptions(path: str | Path, bench: Bench) -> Associations:
         CefamError: for a word that is not in the concept set, a unit that the stage does not have, or another file.
     """
     path = Path(path)
-    names, words, channels = bench.classifier.stage_names, _words(bench), bench.classifier.channels
+    names, words, channels = context.classifier.stage_names, _words(context), context.classifier.channels
     found: list[tuple[int, int, int, float]] = []
     for line, row in read_csv(path, COLUMNS)[1]:
         if row["layer"] not in names:
@@ -45,40 +45,42 @@ def read_descriptions(path: str | Path, bench: Bench) -> Associations:
         found += [(stage, unit, concept, score) for concept in _concepts(row["description"], words, where)]
     if not found:
         raise CefamError(f"{path} describes no neuron of the stages {', '.join(names)}.")
-    return _associations("clip_dissect", {"imported": path.name}, bench, found)
+    return _associations("clip_dissect", {"imported": path.name}, context, found)
 
 
-def read_www(paths: Mapping[str, str | Path], bench: Bench) -> Associations:
+def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associations:
     """WWW's pickles, one per stage: lists, per neuron, of words and of their weights.
 
     Args:
         paths: by the name of the stage.
-        bench: with classifier and concepts.
+        context: with classifier and concepts.
 
     Raises:
         CefamError: for a stage, a word or a number of neurons that does not fit.
     """
-    names, words, found = bench.classifier.stage_names, _words(bench), list[tuple[int, int, int, float]]()
+    names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)
     for name, path in paths.items():
         stage, content = names.index(name), read_pickle(path)
         if not (isinstance(content, tuple | list) and len(content) == 2 and len(content[0]) == len(content[1])):
             raise CefamError(f"{path} does not hold the words and weights of neurons.")
-        if len(content[0]) != bench.classifier.channels[stage]:
-            raise CefamError(f"{path} holds {len(content[0])} neurons, {name} has {bench.classifier.channels[stage]}.")
+        if len(content[0]) != context.classifier.channels[stage]:
+            raise CefamError(
+                f"{path} holds {len(content[0])} neurons, {name} has {context.classifier.channels[stage]}."
+            )
         for unit, (concepts, weights) in enumerate(zip(*content, strict=True)):
             if len(concepts) != len(weights):
                 raise CefamError(f"{path}: neuron {unit} has {len(concepts)} words and {len(weights)} weights.")
             for word, weight in zip(concepts, np.asarray(weights, dtype=np.float64).tolist(), strict=True):
                 every = _concepts(str(word), words, f"{path}, neuron {unit}")
                 found += [(stage, unit, concept, weight) for concept in every]
-    return _associations("www", {"imported": [Path(path).name for path in paths.values()]}, bench, found)
+    return _associations("www", {"imported": [Path(path).name for path in paths.values()]}, context, found)
 
 
-def _words(bench: Bench) -> dict[str, list[int]]:
+def _words(context: MethodContext) -> dict[str, list[int]]:
     """Positions of all concepts with a word, lower case."""
     words: dict[str, list[int]] = {}
-    for index, word in enumerate(bench.concepts.words):
+    for index, word in enumerate(context.concepts.words):
         words.setdefault(word.lower(), []).append(index)
     return words
 
@@ -93,10 +95,10 @@ def _concepts(word: str, known: Mapping[str, Sequence[int]], where: str) -> Sequ
 
 
 def _associations(
-    method: str, options: dict[str, Any], bench: Bench, found: Sequence[tuple[int, int, int, float]]
+    method: str, options: dict[str, Any], context: MethodContext, found: Sequence[tuple[int, int, int, float]]
 ) -> Associations:
     about = AssociationsAbout(
-        method, options, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words
+        method, options, context.classifier.identity(), context.concepts.identity, context.concepts.words
     )
     once = {entry[:3]: entry for entry in sorted(found, key=lambda entry: entry[3])}  # a word may be listed twice
     columns = list(zip(*once.values(), strict=True)) or [(), (), (), ()]

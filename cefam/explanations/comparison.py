@@ -15,7 +15,7 @@ from cefam.explanations.photograph import Photograph
 from cefam.explanations.stored import plain, row
 from cefam.explanations.text import percent, summary
 from cefam.explanations.types import ConceptExplanation, Findings
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 
 @dataclass(frozen=True, eq=False)

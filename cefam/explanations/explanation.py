@@ -11,7 +11,7 @@ from cefam.explanations.page import notebook, page
 from cefam.explanations.stored import arrays, as_csv, as_json, plain
 from cefam.explanations.text import summary
 from cefam.explanations.types import Findings
-from cefam.files import replacing, write_text
+from cefam.io.files import replacing, write_text
 
 
 class Explanation(Findings):

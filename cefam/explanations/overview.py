@@ -19,7 +19,7 @@ Example = tuple[str, str, str]  # name of a photograph, picture as a data URI, w
 
 
 @dataclass(frozen=True)
-class Carrier:
+class ConceptSummary:
     """A concept over many images.
 
     Args:
@@ -66,7 +66,7 @@ def record(name: str, explanation: Findings, label: int | None) -> dict[str, Any
     }
 
 
-def carriers(records: Sequence[Mapping[str, Any]], examples: int = 4) -> list[Carrier]:
+def leading_concepts(records: Sequence[Mapping[str, Any]], examples: int = 4) -> list[ConceptSummary]:
     """The concepts of these images, by mean absolute contribution over ALL of them, descending.
 
     An image in which a concept is not among the explained ones counts as 0 for the order; means and spreads are of those in which it is.
@@ -82,7 +82,7 @@ def carriers(records: Sequence[Mapping[str, Any]], examples: int = 4) -> list[Ca
         values = np.array([value for value, _, _ in seen])
         leading = sorted(seen, key=lambda one: -abs(one[0]))[:examples]
         made.append(
-            Carrier(
+            ConceptSummary(
                 number=number,
                 word=about[number][0],
                 category=about[number][1],
@@ -115,9 +115,9 @@ class Overview:
     notes: list[str]
 
     @property
-    def carriers(self) -> list[Carrier]:
+    def leading(self) -> list[ConceptSummary]:
         """Concepts over all images."""
-        return carriers(self.records)
+        return leading_concepts(self.records)
 
     @property
     def classes(self) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ class Overview:
             mine = [each for each in self.records if each["target"] == target]
             known = [each for each in mine if each["label"] is not None]
             right = sum(each["predicted"] == each["label"] for each in known)
-            leading = carriers(mine)[:LEADING]
+            leading = leading_concepts(mine)[:LEADING]
             rows.append(
                 {
                     "class": self.class_names[target],
@@ -161,7 +161,7 @@ class Overview:
             "title": self.title,
             "images": len(self.records),
             "notes": self.notes,
-            "concepts": [asdict(each) for each in self.carriers],
+            "concepts": [asdict(each) for each in self.leading],
             "classes": self.classes,
             "wrong": self.wrong,
         }
@@ -172,7 +172,7 @@ class Overview:
         columns = ["number", "word", "category", "images", "share", "mean", "spread", "stages"]
         writer = csv.DictWriter(written, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        for each in self.carriers:
+        for each in self.leading:
             writer.writerow({**asdict(each), "stages": "; ".join(f"{name} {n}" for name, n in each.stages.items())})
         return written.getvalue()
 
@@ -183,7 +183,7 @@ class Overview:
             examples: pictures by the number of their concept.
             largest: how many concepts get a card.
         """
-        shown = self.carriers[:largest]
+        shown = self.leading[:largest]
         most = max((abs(each.mean) for each in shown), default=0.0) or 1.0
         cards = [
             (each, 100 * each.mean / most, [(n, Markup(p), t) for n, p, t in examples.get(each.number, [])])

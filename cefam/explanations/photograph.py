@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from cefam.errors import CefamWarning
-from cefam.pictures import open_picture, to_pixels
-from cefam.views import Placement, View, to_photograph, usual_view
+from cefam.images.pictures import open_picture, to_pixels
+from cefam.images.views import EvaluationView, Placement, to_photograph, usual_view
 
 LONG_SIDE = 4096  # of a photograph that is explained; a larger one is reduced first
 
@@ -27,7 +27,7 @@ class Photograph:
         view: what the networks see, (3, h, w): uint8, or as the classifier wants it.
         placement: where the view lies in the picture.
 
-    >>> photograph = Photograph.of(Image.new("RGB", (64, 48)), View(32, 32), "grey")
+    >>> photograph = Photograph.of(Image.new("RGB", (64, 48)), EvaluationView(32, 32), "grey")
     >>> tuple(photograph.pixels.shape), tuple(photograph.view.shape), photograph.to_size(torch.ones(1, 4, 4)).shape
     ((3, 48, 64), (3, 32, 32), torch.Size([1, 48, 64]))
     """
@@ -38,12 +38,12 @@ class Photograph:
     placement: Placement
 
     @classmethod
-    def of(cls, picture: Image.Image, view: View | int, name: str) -> "Photograph":
+    def of(cls, picture: Image.Image, view: EvaluationView | int, name: str) -> "Photograph":
         """A picture that is open already.
 
         Args:
             picture: of any size; one of more than 4,096 pixels a side is reduced, with a warning.
-            view: how it is cut; a number: the usual way, to this many pixels a side (:func:`cefam.views.usual_view`).
+            view: how it is cut; a number: the usual way, to this many pixels a side (:func:`cefam.images.views.usual_view`).
             name: for people.
         """
         view = usual_view(picture, view) if isinstance(view, int) else view
@@ -57,7 +57,7 @@ class Photograph:
         return cls(name, pixels, view(pixels), view.placement(*pixels.shape[-2:]))
 
     @classmethod
-    def open(cls, path: str | Path, view: View | int, name: str | None = None) -> "Photograph":
+    def open(cls, path: str | Path, view: EvaluationView | int, name: str | None = None) -> "Photograph":
         """A file; of an animation, its first frame. Its name, if none is given, is that of the file.
 
         Raises:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from cefam.concepts.vocabularies import Concept
 from cefam.explanations.photograph import Photograph
 from cefam.explanations.rle import Rle, run_lengths
-from cefam.vocabularies import Concept
 
 ALL_STAGES = "all stages"  # name of the map that is made of all stages together
 HALF = 0.5  # a region's pixels are those above this share of its largest value, where a mask is wanted

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 REPEATS = 1000
 
@@ -53,17 +54,9 @@ def spearman(value: Tensor, effect: Tensor) -> float:
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0]))
     1.0
     """
-    ranks = [_ranks(each) for each in (value, effect)]
-    moved = [each - each.mean() for each in ranks]
-    scale = float(moved[0].norm() * moved[1].norm())
-    return round(float((moved[0] * moved[1]).sum()) / scale, 12) if scale > 0 else float("nan")
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks, equal values sharing their mean rank."""
-    below = (values.unsqueeze(1) > values.unsqueeze(0)).sum(dim=1)
-    same = (values.unsqueeze(1) == values.unsqueeze(0)).sum(dim=1)
-    return below.double() + (same.double() - 1) / 2
+    if value.unique().numel() < 2 or effect.unique().numel() < 2:  # type: ignore[no-untyped-call]
+        return float("nan")
+    return round(float(spearman_corrcoef(value.double(), effect.double())), 6)
 
 
 def estimate(per_scene: Sequence[np.ndarray], total: Callable[[np.ndarray], float], seed: int = 0) -> Estimate:

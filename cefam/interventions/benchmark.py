@@ -16,7 +16,7 @@ from cefam.brodenette.scenes import describe
 from cefam.interventions import agreement
 from cefam.interventions.checks import THRESHOLDS, Predictions, check, curves, sensitivity
 from cefam.interventions.effects import Effects, measure
-from cefam.interventions.rules import CONTROLS, REFERENCES, RULES, Asked, Rule, last_stages, www
+from cefam.interventions.rules import CONTROLS, REFERENCES, RULES, Rule, RuleInputs, last_stages, www
 from cefam.methods import WWWRegions
 from cefam.towers.classifier import FrozenClassifier
 
@@ -99,7 +99,7 @@ def importance(explainer: Explainer, rule: Rule, found: Effects, target: int) ->
     where = dict(zip(named.tolist(), found.masks, strict=True))
     nothing = torch.zeros_like(found.masks[0])
     masks = torch.stack([where.get(concept, nothing) for concept in concepts.tolist()])
-    values, maps = rule(explainer, Asked(found.image, target, concepts, masks))
+    values, maps = rule(explainer, RuleInputs(found.image, target, concepts, masks))
     spread = maps[len(named) :].double()
     spread = spread / spread.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     total = (values[len(named) :].double().view(-1, 1, 1) * spread).sum(dim=0)
@@ -148,7 +148,7 @@ def _row(
         orders.append(agreement.ordered(value, effect, record["noise"]))
         ranks.append(agreement.spearman(value, effect))
     over = curves([said["checks"] for _, said in mine])
-    asked = [value for _, said in mine for value in said["sensitivity"]]
+    inputs = [value for _, said in mine for value in said["sensitivity"]]
     best = int(np.nanargmax(over["Com"])) if not np.isnan(over["Com"]).all() else 0
     chosen = best
     if thresholds is not None:
@@ -158,7 +158,7 @@ def _row(
     def at(index: int) -> dict[str, float]:
         values = {name: float(values[index]) for name, values in over.items()}
         values["SD"] = values["Cor"] = ranked.value / 2 + 0.5
-        values["TS"] = values["Con"] = float(np.mean(asked)) if asked else float("nan")
+        values["TS"] = values["Con"] = float(np.mean(inputs)) if inputs else float("nan")
         return values
 
     return Row(

@@ -46,7 +46,7 @@ class Predictions:
 
 
 def check(says: Predictions, importance: Tensor) -> dict[str, list[float]]:
-    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; those that cannot be asked of it are left out.
+    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; those that cannot be inputs of it are left out.
 
     Args:
         says: of the scene.

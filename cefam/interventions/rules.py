@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cefam.attribution.direct import class_gradient
+from cefam.attribution.direct import last_stage_gradient, log_odds_of
 from cefam.attribution.explainer import Explainer
+from cefam.images.views import resize_regions
 from cefam.interventions.effects import log_odds
 from cefam.methods import Activated, WWWRegions
 from cefam.pairs import ConceptPairs
 from cefam.translator import Translator
-from cefam.views import resize_regions
 
 TOP = 0.05  # share of the picture that is masked where a region is masked in the picture
 FILLS = 5  # colors that a mask is filled with
 
 
 @dataclass(frozen=True)
-class Asked:
+class RuleInputs:
     """One scene's question: its ``image`` (3, H, W), the ``target`` class, P ``concepts`` by index, and ``masks`` (P, H, W) of those
     whose masks are known (rules that are references look at them; a row without a mask is False throughout).
     """  # noqa: D205
@@ -31,24 +31,24 @@ class Asked:
 
 
 Answer = tuple[Tensor, Tensor]  # values (P,), and maps (P, h, w) that are not negative
-Rule = Callable[[Explainer, Asked], Answer]
+Rule = Callable[[Explainer, RuleInputs], Answer]
 
 
-def _pairs(asked: Asked) -> tuple[Tensor, ConceptPairs]:
-    return asked.image.unsqueeze(0), ConceptPairs(torch.zeros_like(asked.concepts), asked.concepts)
+def _pairs(inputs: RuleInputs) -> tuple[Tensor, ConceptPairs]:
+    return inputs.image.unsqueeze(0), ConceptPairs(torch.zeros_like(inputs.concepts), inputs.concepts)
 
 
 def contribution(stage: int | None = None, preset: str = "published", derivative: str = "total") -> Rule:
     """CE-FAM's contribution (section 3.4), at the stage of largest association or at one stage throughout."""
 
-    def rule(explainer: Explainer, asked: Asked) -> Answer:
+    def rule(explainer: Explainer, inputs: RuleInputs) -> Answer:
         settings = explainer.settings.changed(preset=preset, derivative=derivative)  # type: ignore[arg-type]
         same = Explainer(explainer.classifier, explainer.translator, explainer.concepts, None, settings)
-        images, pairs = _pairs(asked)
+        images, pairs = _pairs(inputs)
         encoding = same.encode(images)
         regions = same.regions(encoding, pairs)
-        where = None if stage is None else torch.full_like(asked.concepts, stage)
-        found = same.contribution(encoding, pairs, asked.target, stage=where, regions=regions)
+        where = None if stage is None else torch.full_like(inputs.concepts, stage)
+        found = same.contribution(encoding, pairs, inputs.target, stage=where, regions=regions)
         return found.value, _chosen(regions.maps, found.stage, images.shape[-2:])
 
     return rule
@@ -60,82 +60,83 @@ def _chosen(maps: list[Tensor], stage: Tensor, size: torch.Size) -> Tensor:
     return every[stage, torch.arange(len(stage))]
 
 
-def _associated(explainer: Explainer, asked: Asked) -> Tensor:
+def _associated(explainer: Explainer, inputs: RuleInputs) -> Tensor:
     """Regions at the stage of largest association (P, H, W)."""
-    images, pairs = _pairs(asked)
+    images, pairs = _pairs(inputs)
     encoding = explainer.encode(images)
     regions = explainer.regions(encoding, pairs)
     stage = explainer.association(encoding, pairs, regions=regions).argmax(dim=1)
     return _chosen(regions.maps, stage, images.shape[-2:])
 
 
-def score(explainer: Explainer, asked: Asked) -> Answer:
+def score(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """The concept's similarity alone, over that of the average concept: it knows nothing of the class."""
-    found = explainer.encode(asked.image.unsqueeze(0)).similarity[0]
-    return (found - found.mean())[asked.concepts].double(), _associated(explainer, asked)
+    found = explainer.encode(inputs.image.unsqueeze(0)).similarity[0]
+    return (found - found.mean())[inputs.concepts].double(), _associated(explainer, inputs)
 
 
-def direct(explainer: Explainer, asked: Asked) -> Answer:
+def direct(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """The direct effect: the cosine of the concept's importances with the class's mean gradient, at the last stage."""
-    images, pairs = _pairs(asked)
+    images, pairs = _pairs(inputs)
     encoding = explainer.encode(images)
     regions = explainer.regions(encoding, pairs)
-    value = explainer.direct_effect(encoding, pairs, asked.target, regions)
+    value = explainer.direct_effect(encoding, pairs, inputs.target, regions)
     return value, resize_regions(regions.maps[-1], images.shape[-2:])
 
 
-def gradient_activation(explainer: Explainer, asked: Asked) -> Answer:
+def gradient_activation(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """Gradient x activation of the class at the last stage, averaged over the concept's region."""
-    region = _associated(explainer, asked)
-    encoding = explainer.encode(asked.image.unsqueeze(0))
-    gradient = class_gradient(explainer.classifier, encoding, torch.tensor([asked.target]))[0]
+    region = _associated(explainer, inputs)
+    encoding = explainer.encode(inputs.image.unsqueeze(0))
+    score = log_odds_of(explainer.classifier, torch.tensor([inputs.target]))
+    gradient = last_stage_gradient(explainer.classifier, encoding.output, encoding.images, score)[0]
     activation = encoding.output.activations[-1][0]
     effect = resize_regions((activation * gradient).sum(dim=0, keepdim=True), region.shape[-2:])[0]
     weight = region / region.sum(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     return (weight * effect).sum(dim=(-2, -1)).double(), region
 
 
-def region_masked(explainer: Explainer, asked: Asked) -> Answer:
+def region_masked(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """How far the log-odds fall while the strongest part of the region is filled with other colors in the picture."""
-    region = _associated(explainer, asked)
+    region = _associated(explainer, inputs)
     count = max(1, int(TOP * region[0].numel()))
     edge = region.flatten(1).topk(count).values[:, -1].view(-1, 1, 1)
-    return _filled(explainer, asked, (region >= edge) & (region > 0)), region
+    return _filled(explainer, inputs, (region >= edge) & (region > 0)), region
 
 
-def true_mask(explainer: Explainer, asked: Asked) -> Answer:
+def true_mask(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """The same with the concept's TRUE mask: what a perfect region would give. A reference, it looks at the truth."""
-    return _filled(explainer, asked, asked.masks), asked.masks.float()
+    return _filled(explainer, inputs, inputs.masks), inputs.masks.float()
 
 
-def _filled(explainer: Explainer, asked: Asked, mask: Tensor) -> Tensor:
+def _filled(explainer: Explainer, inputs: RuleInputs, mask: Tensor) -> Tensor:
     """Log-odds before, minus their mean while masks (P, H, W) are filled with colors drawn once for all (P,)."""
     generator = torch.Generator().manual_seed(0)
-    mean = asked.image.float().mean(dim=(-2, -1)).round().byte()
+    mean = inputs.image.float().mean(dim=(-2, -1)).round().byte()
     colors = torch.cat(
         [mean.unsqueeze(0), torch.randint(0, 256, (FILLS - 1, 3), generator=generator, dtype=torch.uint8)]
     )
-    before = log_odds(explainer.classifier, asked.image.unsqueeze(0), asked.target)
+    before = log_odds(explainer.classifier, inputs.image.unsqueeze(0), inputs.target)
     after = []
     for color in colors:
-        views = torch.where(mask.unsqueeze(1), color.view(1, 3, 1, 1), asked.image)
-        after.append(log_odds(explainer.classifier, views, asked.target))
+        views = torch.where(mask.unsqueeze(1), color.view(1, 3, 1, 1), inputs.image)
+        after.append(log_odds(explainer.classifier, views, inputs.target))
     return before - torch.stack(after).mean(dim=0)
 
 
 def www(method: WWWRegions) -> Rule:
     """WWW's: the contributions of all neurons of the last stage that stand for the concept; 0 where none does."""
-    neurons, classifier = method.associations, method.bench.classifier  # type: ignore[union-attr]
+    neurons, classifier = method.associations, method.context.classifier  # type: ignore[union-attr]
     last = neurons.stage == len(classifier.stages) - 1
     channel, concept = neurons.channel[last], neurons.concept[last]
 
-    def rule(explainer: Explainer, asked: Asked) -> Answer:
-        images = asked.image.unsqueeze(0)
+    def rule(explainer: Explainer, inputs: RuleInputs) -> Answer:
+        images = inputs.image.unsqueeze(0)
         activated = Activated(images, classifier(images))
-        each = method.contributions(activated, torch.tensor([asked.target]))[0].double()
+        each = method.contributions(activated, torch.tensor([inputs.target]))[0].double()
         activation = activated.output.activations[-1][0].float()
         values, maps = [], []
-        for index in asked.concepts.tolist():
+        for index in inputs.concepts.tolist():
             mine = channel[concept == index]
             values.append(each[mine].sum())
             maps.append(activation[mine].clamp_min(0).sum(dim=0))
@@ -144,23 +145,23 @@ def www(method: WWWRegions) -> Rule:
     return rule
 
 
-def random_concepts(explainer: Explainer, asked: Asked) -> Answer:
+def random_concepts(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """Control: the contribution of another concept, drawn at random."""
     count = len(explainer.concepts)
-    generator = torch.Generator().manual_seed(int(asked.concepts.sum()) + asked.target)
-    shift = torch.randint(1, count, (len(asked.concepts),), generator=generator)
-    other = Asked(asked.image, asked.target, (asked.concepts + shift) % count, asked.masks)
+    generator = torch.Generator().manual_seed(int(inputs.concepts.sum()) + inputs.target)
+    shift = torch.randint(1, count, (len(inputs.concepts),), generator=generator)
+    other = RuleInputs(inputs.image, inputs.target, (inputs.concepts + shift) % count, inputs.masks)
     return contribution()(explainer, other)
 
 
-def random_translator(explainer: Explainer, asked: Asked) -> Answer:
+def random_translator(explainer: Explainer, inputs: RuleInputs) -> Answer:
     """Control: a translator that was never trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mine = explainer.translator
         untrained = Translator(mine.channels, mine.embedding_dim, mine.hidden_dims)
     return contribution()(
-        Explainer(explainer.classifier, untrained, explainer.concepts, None, explainer.settings), asked
+        Explainer(explainer.classifier, untrained, explainer.concepts, None, explainer.settings), inputs
     )
 
 
@@ -187,4 +188,4 @@ CONTROLS: dict[str, Rule] = {
 }
 REFERENCES: dict[str, Rule] = {"reference: true masks filled": true_mask}
 
-__all__ = ["CONTROLS", "REFERENCES", "RULES", "Answer", "Asked", "Rule", "last_stages"]
+__all__ = ["CONTROLS", "REFERENCES", "RULES", "Answer", "Rule", "RuleInputs", "last_stages"]

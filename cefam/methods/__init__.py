@@ -1,7 +1,7 @@
 """One interface, many methods: what can give a region for an (image, concept) pair."""
 
 from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
-from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
+from cefam.methods.base import Activated, MethodContext, MethodFactory, RegionMethod
 from cefam.methods.beyond import BeyondRegions
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
@@ -19,7 +19,6 @@ from cefam.pairs import Candidates
 __all__ = [
     "Activated",
     "AnotherConceptRegions",
-    "Bench",
     "BeyondRegions",
     "CEFAMRegions",
     "CLIPDissectRegions",
@@ -31,6 +30,7 @@ __all__ = [
     "GuidedRegions",
     "IntegratedGradientsRegions",
     "LuminanceRegions",
+    "MethodContext",
     "MethodFactory",
     "Net2VecRegions",
     "NetworkDissectionRegions",

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError, MissingError
-from cefam.files import write_tensors, write_text
-from cefam.methods.base import Bench
+from cefam.io.files import write_tensors, write_text
+from cefam.io.reading import read_description
+from cefam.methods.base import MethodContext
 from cefam.pairs import slots
-from cefam.reading import read_description
 from cefam.towers.identity import CLASSIFIER_KEYS, check_identity
 
 Across = Literal["raw", "zscore", "rank"]
@@ -61,14 +61,14 @@ class Associations:
         channel, concept, score = (torch.cat(column) for column in zip(*(entry[1:] for entry in found), strict=True))
         return cls(about, stage, channel, concept, score.double())
 
-    def check(self, bench: Bench) -> None:
+    def check(self, context: MethodContext) -> None:
         """Refuse associations of another classifier or concept set.
 
         Raises:
             CefamError: with the first thing that differs.
         """
-        check_identity("classifier", self.about.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
-        given = {"identity": bench.concepts.identity}
+        check_identity("classifier", self.about.classifier, context.classifier.identity(), CLASSIFIER_KEYS)
+        given = {"identity": context.concepts.identity}
         check_identity("concept set", {"identity": self.about.concepts}, given, ("identity",))
 
     def best(self, count: int, across: Across = "raw", stages: Sequence[int] | None = None) -> Neurons:

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from cefam.attribution.scores import log_probability
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench
-from cefam.methods.views import Of, ScoreMapRegions, floats, needed
+from cefam.methods.base import Activated, MethodContext
+from cefam.methods.saliency import Of, ScoreMapRegions, floats, needed
 
 
 class IntegratedGradientsRegions(ScoreMapRegions):
     """Integrated Gradients (Sundararajan et al., ICML 2017) from a black image, absolute values summed over the channels.
 
     Args:
-        bench: with the classifier, and the translator for concept scores.
+        context: with the classifier, and the translator for concept scores.
         of: "class" or "concept".
         steps: of the integral.
     """
 
-    def __init__(self, bench: Bench, of: Of = "concept", steps: int = 32) -> None:
-        super().__init__(bench, of)
+    def __init__(self, context: MethodContext, of: Of = "concept", steps: int = 32) -> None:
+        super().__init__(context, of)
         self.attribution = needed("captum.attr", "Integrated Gradients").IntegratedGradients
         self.steps = steps
 
@@ -43,12 +43,12 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018) at the last stage.
 
     Args:
-        bench: with the classifier, and the translator for concept scores.
+        context: with the classifier, and the translator for concept scores.
         of: "class" or "concept".
     """
 
-    def __init__(self, bench: Bench, of: Of = "concept") -> None:
-        super().__init__(bench, of)
+    def __init__(self, context: MethodContext, of: Of = "concept") -> None:
+        super().__init__(context, of)
         self.library = needed("pytorch_grad_cam", "Grad-CAM++")
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class ScoreCAMRegions(MaskedScoreRegions):
     """Score-CAM (Wang et al., CVPRW 2020): the channels of the last stage are the masks; a forward pass per channel and image.
 
     Args:
-        bench: with the classifier, and the translator for concept scores.
+        context: with the classifier, and the translator for concept scores.
         of: "class" or "concept".
     """
 
@@ -137,7 +137,7 @@ class RISERegions(MaskedScoreRegions):
     """RISE (Petsiuk et al., BMVC 2018): random masks, weighted by the probability of the masked image.
 
     Args:
-        bench: with the classifier, and the translator for concept scores.
+        context: with the classifier, and the translator for concept scores.
         of: "class" or "concept".
         count: random masks.
         cells: of a mask, along each side.
@@ -146,9 +146,15 @@ class RISERegions(MaskedScoreRegions):
     """
 
     def __init__(
-        self, bench: Bench, of: Of = "concept", count: int = 500, cells: int = 7, share: float = 0.5, seed: int = 0
+        self,
+        context: MethodContext,
+        of: Of = "concept",
+        count: int = 500,
+        cells: int = 7,
+        share: float = 0.5,
+        seed: int = 0,
     ) -> None:
-        super().__init__(bench, of)
+        super().__init__(context, of)
         if count < 1 or cells < 1 or not 0 < share < 1:
             raise CefamError(
                 f"RISE needs count and cells above 0 and a share in (0, 1), got {count}, {cells}, {share}."

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, cast
 
 from torch import Tensor
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, near
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
@@ -47,7 +47,7 @@ class Activated:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class MethodContext:
     """What a method may ask for, once the classifier is loaded.
 
     Args:
@@ -68,7 +68,7 @@ class Bench:
         vlm: VisionLanguageModel | None = None,
         probe: Probe | None = None,
     ) -> Self:
-        """A bench for methods that need no translator: those that associate neurons with concepts."""
+        """A context for methods that need no translator: those that associate neurons with concepts."""
         return cls(Trained(classifier, Translator(classifier.channels, 1), concepts), vlm, probe)
 
     @property
@@ -90,15 +90,15 @@ class Bench:
 class RegionMethod(ABC):
     """Anything that gives regions for (image, concept) pairs.
 
-    In a config a method is named by its class, and made by calling it with the bench:
-    ``methods: {my row: {class_path: my_methods.Mine, init_args: {power: 2}}}`` calls ``Mine(bench, power=2)``.
+    In a config a method is named by its class, and made by calling it with the context:
+    ``methods: {my row: {class_path: my_methods.Mine, init_args: {power: 2}}}`` calls ``Mine(context, power=2)``.
 
     Args:
-        bench: classifier, concepts, settings, and what was trained.
+        context: classifier, concepts, settings, and what was trained.
     """
 
-    def __init__(self, bench: Bench | None = None) -> None:
-        self.bench = bench
+    def __init__(self, context: MethodContext | None = None) -> None:
+        self.context = context
 
     @abstractmethod
     def regions(
@@ -124,7 +124,7 @@ class RegionMethod(ABC):
         return None
 
 
-MethodFactory = Callable[[Bench], RegionMethod]
+MethodFactory = Callable[[MethodContext], RegionMethod]
 
 
 def chosen_stages(names: Sequence[str], known: Sequence[str]) -> list[int]:

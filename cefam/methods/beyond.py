@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import Layout
+from cefam.attribution.batching import PairTable
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.weights import fuse_signed
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod
 from cefam.methods.ce_fam import encoding_of
 from cefam.methods.directions import concept_directions, mean_activations, regressed_directions
 from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.views import resize_regions
 
 ENLARGED = (1.7, 4.0)  # how much windows are enlarged, at least and at most
 SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
@@ -34,8 +34,8 @@ class BeyondRegions(RegionMethod):
     It has no masks, no labels, no choice of a stage, and no backward pass.
 
     Args:
-        bench: with the trained translator.
-        regression: whether a concept's direction comes from the bench's probe, with the translator as its prior (see
+        context: with the trained translator.
+        regression: whether a concept's direction comes from the context's probe, with the translator as its prior (see
             :func:`cefam.methods.directions.regressed_directions`); otherwise it is the translator's gradient at the probe's mean
             activations. ``None``: where there is a probe. Without a probe it is the gradient at zero.
         scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: the whole
@@ -49,23 +49,23 @@ class BeyondRegions(RegionMethod):
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         regression: bool | None = None,
         scales: Sequence[float] | None = None,
         guide: bool = True,
         sharpen: bool = True,
     ) -> None:
-        super().__init__(bench)
+        super().__init__(context)
         if scales is not None and (not scales or min(scales) < 1):
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
         self.guide, self.sharpen, self.scales = guide, sharpen, scales
-        self.explainer = bench.trained.explainer()
-        if regression or (regression is None and bench.probe is not None):
-            self.directions = regressed_directions(bench, "BeyondRegions")
-        elif bench.probe is not None:
-            self.directions = concept_directions(bench, mean_activations(bench, "BeyondRegions"))
+        self.explainer = context.trained.explainer()
+        if regression or (regression is None and context.probe is not None):
+            self.directions = regressed_directions(context, "BeyondRegions")
+        elif context.probe is not None:
+            self.directions = concept_directions(context, mean_activations(context, "BeyondRegions"))
         else:
-            self.directions = concept_directions(bench, [torch.zeros(n) for n in bench.classifier.channels])
+            self.directions = concept_directions(context, [torch.zeros(n) for n in context.classifier.channels])
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
@@ -94,7 +94,7 @@ class BeyondRegions(RegionMethod):
         """The sum over stages and windows, smoothed where that is wanted (P, 48, 48)."""
         device = activated.images.device
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
-        layout = Layout(place, len(used))
+        layout = PairTable(place, len(used))
         self.directions = [direction.to(device) for direction in self.directions]  # moved once, with the classifier
         weights = [direction[pairs.concept] for direction in self.directions]
         total = torch.zeros(len(pairs), *GRID, device=device)
@@ -109,7 +109,9 @@ class BeyondRegions(RegionMethod):
             total += resolution(activated, scale) * spread_apart(seen / count)
         return guided(activated, total, pairs.image) if self.guide else total
 
-    def _summed(self, activations: list[Tensor], weights: list[Tensor], layout: Layout, grid: Sequence[int]) -> Tensor:
+    def _summed(
+        self, activations: list[Tensor], weights: list[Tensor], layout: PairTable, grid: Sequence[int]
+    ) -> Tensor:
         """The sum of the stages' maps (P, h, w)."""
         total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
         for activation, weight in zip(activations, weights, strict=True):

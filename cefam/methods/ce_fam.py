@@ -8,10 +8,10 @@ from torch import Tensor
 
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.explainer import Explainer
-from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.settings import SettingsChanges
-from cefam.views import resize_regions
 
 
 def encoding_of(explainer: Explainer, activated: Activated) -> Encoding:
@@ -24,16 +24,18 @@ class CEFAMRegions(RegionMethod):
     """Regions of CE-FAM (sections 3.3 and 4.4).
 
     Args:
-        bench: with the trained translator.
+        context: with the trained translator.
         stages: names of the stages among which it chooses; ``None``: all.
-        changes: settings that differ from the bench's, by name (:class:`cefam.settings.SettingsChanges`).
+        changes: settings that differ from the context's, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
-    def __init__(self, bench: Bench, stages: Sequence[str] | None = None, **changes: Unpack[SettingsChanges]) -> None:
-        super().__init__(bench)
-        names = bench.classifier.stage_names
+    def __init__(
+        self, context: MethodContext, stages: Sequence[str] | None = None, **changes: Unpack[SettingsChanges]
+    ) -> None:
+        super().__init__(context)
+        names = context.classifier.stage_names
         self.stages = chosen_stages(names if stages is None else stages, names)
-        self.explainer = bench.trained.explainer(settings=bench.settings.changed(**changes))
+        self.explainer = context.trained.explainer(settings=context.settings.changed(**changes))
 
     def encoding(self, activated: Activated) -> Encoding:
         """The networks' encoding of a batch; methods with the same networks share it."""

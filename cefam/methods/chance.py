@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
+from cefam.images.pictures import to_grey
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.pictures import to_grey
-from cefam.views import resize_regions
 
 _ODD = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer: spreads consecutive counters
 
@@ -55,8 +55,8 @@ def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
 class RandomMapRegions(RegionMethod):
     """Every pixel an independent uniform number; as many candidates as asked for."""
 
-    def __init__(self, bench: Bench | None = None, seed: int = 0) -> None:
-        super().__init__(bench)
+    def __init__(self, context: MethodContext | None = None, seed: int = 0) -> None:
+        super().__init__(context)
         self.seed = checked_seed(seed)
 
     def regions(
@@ -74,12 +74,14 @@ class RandomChannelRegions(RegionMethod):
     With as many candidates as stages it meets the oracle's choice on equal terms with CE-FAM.
     """
 
-    def __init__(self, bench: Bench | None = None, seed: int = 0, stages: Sequence[str] | None = None) -> None:
-        super().__init__(bench)
+    def __init__(
+        self, context: MethodContext | None = None, seed: int = 0, stages: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(context)
         self.seed = checked_seed(seed)
-        if stages is not None and bench is None:
-            raise CefamError("Stages are known by name with a bench alone.")
-        names = [] if bench is None else bench.classifier.stage_names
+        if stages is not None and context is None:
+            raise CefamError("Stages are known by name with a context alone.")
+        names = [] if context is None else context.classifier.stage_names
         self.stages = None if stages is None else chosen_stages(stages, names)
 
     def regions(

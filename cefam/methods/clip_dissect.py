@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cefam.errors import CefamError
 from cefam.methods.associations import Across, Associations, per_concept, prompts_of
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
 from cefam.probe import Probe
 
@@ -177,7 +177,7 @@ def _of_probe(probe: Probe, text: Tensor, stage: int, similarity: Similarity) ->
 
 
 def dissect(
-    bench: Bench,
+    context: MethodContext,
     similarity: Similarity = "soft_wpmi",
     prompt: str | None = "{}",
     every: bool = False,
@@ -186,7 +186,7 @@ def dissect(
     """Associate every neuron with the concept that describes it.
 
     Args:
-        bench: with probe and VLM.
+        context: with probe and VLM.
         similarity: one of the five functions.
         prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
         every: associate every concept with its best neurons, too, though another concept describes them better.
@@ -194,9 +194,9 @@ def dissect(
     """
     if similarity not in get_args(Similarity):
         raise CefamError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
-    probe = probe_of(bench, "CLIP-Dissect")
-    texts, of_concept = prompts_of(bench.concepts, prompt)
-    text, found = encoded(bench, texts), []
+    probe = probe_of(context, "CLIP-Dissect")
+    texts, of_concept = prompts_of(context.concepts, prompt)
+    text, found = encoded(context, texts), []
     for stage in range(len(probe.value)):
         scores = _of_probe(probe, text, stage, similarity)
         if every:
@@ -208,14 +208,14 @@ def dissect(
             channel = torch.arange(len(scores))
         found.append((stage, *per_concept(channel, described, value, of_concept)))
     options = {"similarity": similarity, "prompt": prompt, "every": every}
-    return Associations.of_stages(about_of(bench, probe, "clip_dissect", options), found)
+    return Associations.of_stages(about_of(context, probe, "clip_dissect", options), found)
 
 
 class CLIPDissectRegions(NeuronRegions):
     """Regions of the neurons that CLIP-Dissect describes by a concept; a concept that describes none has no region.
 
     Args:
-        bench: with probe and VLM, unless ``associations`` are given.
+        context: with probe and VLM, unless ``associations`` are given.
         similarity: "soft_wpmi" (default), "wpmi", "rank_reorder", "cos_similarity" or "cos_similarity_cubed"; only scores of one
             function, concept set and stage are comparable.
         prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
@@ -227,7 +227,7 @@ class CLIPDissectRegions(NeuronRegions):
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         similarity: Similarity = "soft_wpmi",
         prompt: str | None = "{}",
         every: bool = False,
@@ -235,5 +235,5 @@ class CLIPDissectRegions(NeuronRegions):
         stages: Sequence[str] | None = None,
         associations: str | None = None,
     ) -> None:
-        found = Associations.read(associations) if associations else dissect(bench, similarity, prompt, every)
-        super().__init__(bench, found, across, stages)
+        found = Associations.read(associations) if associations else dissect(context, similarity, prompt, every)
+        super().__init__(context, found, across, stages)

@@ -9,33 +9,33 @@ from torch import Tensor
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import similarity_gradient
 from cefam.errors import CefamError
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.methods.neurons import classifier_probe
 from cefam.towers.identity import VLM_KEYS, check_identity
 
 
-def mean_activations(bench: Bench, method: str) -> list[Tensor]:
+def mean_activations(context: MethodContext, method: str) -> list[Tensor]:
     """The mean z of the probe's photographs, one (C_l,) per stage.
 
     Args:
-        bench: with the probe.
+        context: with the probe.
         method: who asks, for the error.
 
     Raises:
         CefamError: where there is no probe, or it is of another classifier.
     """
-    return [value.float() for value in classifier_probe(bench, method).mean]
+    return [value.float() for value in classifier_probe(context, method).mean]
 
 
 @torch.no_grad()
-def concept_directions(bench: Bench, at: Sequence[Tensor]) -> list[Tensor]:
+def concept_directions(context: MethodContext, at: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of the translator's similarity S by z, of all concepts, one (T, C_l) per stage.
 
     Args:
-        bench: with the trained translator.
+        context: with the trained translator.
         at: the activations z at which the gradient is taken, one (C_l,) per stage.
     """
-    trained = bench.trained
+    trained = context.trained
     device = next(trained.translator.parameters()).device
     with single_precision(device):
         embedding, pull_back = trained.translator.linearize([value.to(device).unsqueeze(0) for value in at])
@@ -45,7 +45,7 @@ def concept_directions(bench: Bench, at: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
+def regressed_directions(context: MethodContext, method: str) -> list[Tensor]:
     """How the vision-language model's own similarity depends on z over the probe, of all concepts, one (T, C_l) per stage.
 
     Ridge regression (Hoerl and Kennard, 1970) with a prior mean: for x, the probe's centered z in units of its ``scale``, and s, the cosine
@@ -54,17 +54,17 @@ def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
     v = (G + 1)^-1 (mean(s x) + a w), with G the correlation of x.
 
     Args:
-        bench: with the trained translator, and the probe.
+        context: with the trained translator, and the probe.
         method: who asks, for the error.
 
     Raises:
         CefamError: where there is no probe, or it is of another classifier or vision-language model.
     """
-    probe, stored = classifier_probe(bench, method), bench.trained.vlm_identity
+    probe, stored = classifier_probe(context, method), context.trained.vlm_identity
     if stored is not None:
         check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
-    gradient = torch.cat(concept_directions(bench, mean_activations(bench, method)), dim=1)
-    device, text = gradient.device, bench.concepts.require_embeddings()
+    gradient = torch.cat(concept_directions(context, mean_activations(context, method)), dim=1)
+    device, text = gradient.device, context.concepts.require_embeddings()
     if text.shape[1] != probe.covariance.shape[1]:
         raise CefamError(
             f"The concepts' embeddings have {text.shape[1]} dimensions, those of the probe {probe.covariance.shape[1]}: they come from "
@@ -78,4 +78,4 @@ def regressed_directions(bench: Bench, method: str) -> list[Tensor]:
         share = (prior * seen).sum(dim=1, keepdim=True) / explained.clamp_min(torch.finfo(torch.float32).tiny)
         factor = torch.linalg.cholesky(correlation + torch.eye(len(scale), device=device))
         found = torch.cholesky_solve((seen + share * prior).T, factor).T / scale
-    return list(torch.split(found, list(bench.classifier.channels), dim=1))
+    return list(torch.split(found, list(context.classifier.channels), dim=1))

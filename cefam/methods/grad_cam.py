@@ -6,16 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cefam.attribution.batching import Layout
+from cefam.attribution.batching import PairTable
+from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import pool, similarity_gradient
 from cefam.attribution.weights import branch_weights, fuse
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod
 from cefam.methods.ce_fam import encoding_of
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.towers.outputs import class_scores
-from cefam.views import resize_regions
 
 
 class GradCAMRegions(RegionMethod):
@@ -25,15 +25,15 @@ class GradCAMRegions(RegionMethod):
     CE-FAM's region at the last stage alone, with the gradient taken where the map is.
 
     Args:
-        bench: with the classifier, and the trained translator for concept maps.
+        context: with the classifier, and the trained translator for concept maps.
         of: "class": of the class's logit; "concept": of the concept's similarity S.
     """
 
-    def __init__(self, bench: Bench, of: Literal["class", "concept"] = "class") -> None:
-        super().__init__(bench)
+    def __init__(self, context: MethodContext, of: Literal["class", "concept"] = "class") -> None:
+        super().__init__(context)
         if of not in ("class", "concept"):
             raise CefamError(f"of must be 'class' or 'concept', got {of!r}.")
-        self.of, self.classifier, self.explainer = of, bench.classifier, bench.trained.explainer()
+        self.of, self.classifier, self.explainer = of, context.classifier, context.trained.explainer()
 
     def regions(
         self,
@@ -67,19 +67,10 @@ class GradCAMRegions(RegionMethod):
     @torch.inference_mode(False)
     def class_maps(self, activated: Activated, target: Tensor | None = None) -> Tensor:
         """ReLU(sum_k alpha_k A_k) for a class of each image, at the last stage's resolution: (B, H_L, W_L)."""
-        output = activated.output
-        if target is None:
-            target = self.classifier.probabilities(output.logits).argmax(dim=1)
-        every = torch.arange(len(output.logits), device=output.logits.device)
-        with single_precision(output.logits.device):
-            again = self.classifier.rerun(output, activated.images, every, first=-1)
-            with torch.enable_grad():
-                score = class_scores(again.logits).gather(1, target.unsqueeze(1)).sum()
-            (gradient,) = torch.autograd.grad(score, again.sources)
-            last = len(self.classifier.stages) - 1
-            activation = output.activations[-1].float()
-            weights = pool(self.classifier.as_map(last, gradient.float(), activation))
-            return fuse(activation, weights, Layout(every, len(every)))
+        activation = activated.output.activations[-1].float()
+        gradient = class_score_gradient(self.classifier, activated.output, activated.images, target)
+        every = torch.arange(len(activation), device=activation.device)
+        return fuse(activation, pool(gradient), PairTable(every, len(every)))
 
     def _concept_maps(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
         explainer, encoding = self.explainer, encoding_of(self.explainer, activated)
@@ -89,4 +80,4 @@ class GradCAMRegions(RegionMethod):
             gradient = similarity_gradient(encoding.embedding[pairs.image], text, explainer.concepts.logit_scale)
             activation = encoding.output.activations[-1]
             weights = branch_weights(encoding.pull_back(gradient, pairs.image)[-1], *activation.shape[-2:])
-            return fuse(activation, weights, Layout(pairs.image, len(encoding.images)))
+            return fuse(activation, weights, PairTable(pairs.image, len(encoding.images)))

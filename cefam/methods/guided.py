@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import Layout, scattered
-from cefam.methods.base import Activated, Bench, MethodFactory, RegionMethod
+from cefam.attribution.batching import PairTable, scattered
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, MethodFactory, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.views import resize_regions
 
 GRID = (48, 48)  # cells on which maps are added and smoothed
 NEAR = 0.15  # of the side: how far a cell reaches
@@ -41,7 +41,7 @@ def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
     """Maps (P, h, w) on ``GRID`` of the images ``image`` (P,), each cell the mean of the cells that look like it, near it."""
     affinity = activated.once(("affinity", GRID), lambda: alike(activated.images, GRID))
     used, place = torch.unique(image, return_inverse=True)  # a chunk of pairs is of few images
-    layout = Layout(place, len(used))
+    layout = PairTable(place, len(used))
     at = (layout.slot, layout.image)
     for _ in range(ROUNDS):
         coarse = scattered(F.avg_pool2d(maps.unsqueeze(1), 2).flatten(1), at, (layout.width, len(used)))
@@ -99,13 +99,13 @@ class GuidedRegions(RegionMethod):
     """The first choice of another method, smoothed within what looks alike and sharpened: a control of what smoothing alone is worth.
 
     Args:
-        bench: of the other method.
+        context: of the other method.
         method: the other method.
     """
 
-    def __init__(self, bench: Bench, method: MethodFactory) -> None:
-        super().__init__(bench)
-        self.method = method(bench)
+    def __init__(self, context: MethodContext, method: MethodFactory) -> None:
+        super().__init__(context)
+        self.method = method(context)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
@@ -123,14 +123,14 @@ class AnotherConceptRegions(RegionMethod):
     Which one depends on the photograph's pixels and the concept alone. Where a category has one concept, it is taken from all others.
 
     Args:
-        bench: of the other method.
+        context: of the other method.
         method: the other method.
     """
 
-    def __init__(self, bench: Bench, method: MethodFactory) -> None:
-        super().__init__(bench)
-        self.method = method(bench)
-        categories = [concept.category for concept in bench.concepts.concepts]
+    def __init__(self, context: MethodContext, method: MethodFactory) -> None:
+        super().__init__(context)
+        self.method = method(context)
+        categories = [concept.category for concept in context.concepts.concepts]
         self.others = [_others(categories, index) for index in range(len(categories))]
 
     def regions(

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.datasets.batches import region_loader
 from cefam.datasets.contract import Manifest
 from cefam.errors import CefamError
-from cefam.pairs import RegionBatch, index_of_numbers, labeled
+from cefam.images.views import EvaluationView
+from cefam.pairs import index_of_numbers, labeled
 from cefam.towers.classifier import FrozenClassifier
-from cefam.views import View
 
 HELD = 2**25  # values of a stage that are held to find its thresholds: 134 MB
 
@@ -49,26 +50,32 @@ class MaskedShards:
     batch_size: int = 16
     title: str = "fit to masks"
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Of the shards."""
+        return Manifest.read(self.shards)
+
     @property
     def count(self) -> int:
         """Number of photographs."""
-        return Manifest.read(self.shards).num_samples
+        return self.manifest.num_samples
 
     @property
     def digests(self) -> list[str]:
-        """What the shards hold."""
-        return [shard["sha256"] for shard in Manifest.read(self.shards).shards]
+        """Checksums of the shards."""
+        return [shard["sha256"] for shard in self.manifest.shards]
 
     def __iter__(self) -> Iterator[Masked]:
         from rich.progress import Progress
 
         table = index_of_numbers(self.concepts.numbers)
-        self.concepts.check_labels(Manifest.read(self.shards).labels)
+        self.concepts.check_labels(self.manifest.labels)
         seen = False
         with Progress(transient=True) as progress:  # a fit runs over the photographs many times
             bar = progress.add_task(self.title, total=self.count)
-            for fields in region_loader(self.shards, View(None, None), self.batch_size, 0):
-                batch = RegionBatch(**fields)
+            for batch in region_loader(
+                self.shards, EvaluationView(None, None), self.batch_size, 0, manifest=self.manifest
+            ):
                 rows, concept = labeled(batch, table)
                 of_pair = batch.masks[batch.pair_mask[rows]]
                 mask = of_pair == batch.pair_label[rows].view(-1, 1, 1)

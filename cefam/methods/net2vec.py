@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.views import resize_regions
 
 SHARE = 0.005  # P(a > T): activations are made binary at T
 BATCH = 16
@@ -45,7 +45,7 @@ def scores(weight: Tensor, threshold: Tensor, batch: Masked, stage: int) -> Tens
 
 
 def fit(
-    bench: Bench,
+    context: MethodContext,
     shards: str,
     epochs: int = 30,
     learning_rate: float = 1e-4,
@@ -55,16 +55,16 @@ def fit(
     """Fit the weights of all concepts and stages together, by stochastic gradient descent with momentum 0.9.
 
     Args:
-        bench: with the classifier.
+        context: with the classifier.
         shards: photographs with masks, other ones than those that regions are measured on.
         epochs: of the fit.
         learning_rate: for sums over pixels.
         share: of the activations that are above a neuron's threshold.
         seed: of the first weights.
     """
-    photographs = MaskedShards(bench.classifier, bench.concepts, shards, BATCH, "net2vec")
+    photographs = MaskedShards(context.classifier, context.concepts, shards, BATCH, "net2vec")
     threshold = thresholds(photographs, share)
-    pixels, shown = torch.zeros(2, len(bench.concepts), dtype=torch.double)
+    pixels, shown = torch.zeros(2, len(context.concepts), dtype=torch.double)
     for batch in photographs:
         pixels.index_add_(0, batch.concept, batch.mask.flatten(1).double().mean(dim=1))
         shown.index_add_(0, batch.concept, torch.ones(len(batch.concept), dtype=torch.double))
@@ -105,7 +105,7 @@ class Net2VecRegions(RegionMethod):
     """M of Net2Vec, one candidate per stage, ordered by the IoU of the fit: a reference that uses masks, which the others do not.
 
     Args:
-        bench: with the classifier.
+        context: with the classifier.
         shards: photographs with masks to fit to, other ones than those that regions are measured on.
         epochs: of the fit.
         learning_rate: for sums over pixels.
@@ -115,19 +115,19 @@ class Net2VecRegions(RegionMethod):
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         shards: str,
         epochs: int = 30,
         learning_rate: float = 1e-4,
         stages: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(bench)
-        names = bench.classifier.stage_names
+        super().__init__(context)
+        names = context.classifier.stage_names
         among = chosen_stages(names if stages is None else stages, names)
         if epochs < 1 or not learning_rate > 0:
             raise CefamError(f"epochs and learning_rate must be positive, got {epochs} and {learning_rate}.")
-        self.fitted = fit(bench, shards, epochs, learning_rate, seed=seed)
+        self.fitted = fit(context, shards, epochs, learning_rate, seed=seed)
         iou = torch.stack([self.fitted.iou[stage] for stage in among], dim=1)
         score, order = iou.nan_to_num(-1).sort(dim=1, descending=True, stable=True)
         self.score, self.stage = score, torch.tensor(among)[order]

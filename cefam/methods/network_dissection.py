@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cefam.categories import CATEGORIES
+from cefam.concepts.categories import CATEGORIES
 from cefam.errors import CefamError
+from cefam.images.views import resize_regions
 from cefam.methods.associations import Associations, AssociationsAbout
-from cefam.methods.base import Bench
+from cefam.methods.base import MethodContext
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.methods.neurons import NeuronRegions
-from cefam.views import resize_regions
 
 SHARE, DETECTOR = 0.005, 0.04  # P(a > T); the IoU from which a neuron counts as a detector
 
@@ -56,12 +56,12 @@ class Overlaps:
 
 @torch.no_grad()
 def dissect_by_masks(
-    bench: Bench, shards: str, every: bool = True, share: float = SHARE, detector: float = DETECTOR
+    context: MethodContext, shards: str, every: bool = True, share: float = SHARE, detector: float = DETECTOR
 ) -> Associations:
     """Associate neurons with concepts by their IoU over all photographs of some shards.
 
     Args:
-        bench: with the classifier.
+        context: with the classifier.
         shards: photographs with masks, other ones than those that regions are measured on.
         every: rank all neurons for each concept; false: each neuron has the one concept it overlaps most, if it is a detector.
         share: of the activations that are above a neuron's threshold.
@@ -69,9 +69,9 @@ def dissect_by_masks(
     """
     if not 0 < share < 1:
         raise CefamError(f"share must lie between 0 and 1, got {share}.")
-    photographs = MaskedShards(bench.classifier, bench.concepts, shards, title="network dissection")
-    names = [*CATEGORIES, *sorted({c.category for c in bench.concepts.concepts} - {*CATEGORIES})]
-    categories = torch.tensor([names.index(concept.category) for concept in bench.concepts.concepts])
+    photographs = MaskedShards(context.classifier, context.concepts, shards, title="network dissection")
+    names = [*CATEGORIES, *sorted({c.category for c in context.concepts.concepts} - {*CATEGORIES})]
+    categories = torch.tensor([names.index(concept.category) for concept in context.concepts.concepts])
     sums = [Overlaps(threshold, categories) for threshold in thresholds(photographs, share)]
     for batch in photographs:
         for stage, overlaps in enumerate(sums):
@@ -88,7 +88,7 @@ def dissect_by_masks(
         found.append((stage, channel, concept, iou[channel, concept]))
     options = {"shards": photographs.digests, "every": every, "share": share, "detector": detector}
     about = AssociationsAbout(
-        "network_dissection", options, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words
+        "network_dissection", options, context.classifier.identity(), context.concepts.identity, context.concepts.words
     )
     return Associations.of_stages(about, found)
 
@@ -97,7 +97,7 @@ class NetworkDissectionRegions(NeuronRegions):
     """Regions of the neurons that overlap a concept's masks most: a reference that uses masks, which the others do not.
 
     Args:
-        bench: with the classifier.
+        context: with the classifier.
         shards: photographs with masks to fit to, other ones than those that regions are measured on.
         every: rank all neurons for each concept; false: each neuron has one concept, if it is a detector (IoU above 0.04).
         stages: names of the stages whose neurons count; ``None``: all.
@@ -106,7 +106,7 @@ class NetworkDissectionRegions(NeuronRegions):
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         shards: str | None = None,
         every: bool = True,
         stages: Sequence[str] | None = None,
@@ -114,5 +114,7 @@ class NetworkDissectionRegions(NeuronRegions):
     ) -> None:
         if (shards is None) == (associations is None):
             raise CefamError("Network Dissection is fitted to masks: set `shards` (or `associations`, if it has been).")
-        found = dissect_by_masks(bench, str(shards), every) if associations is None else Associations.read(associations)
-        super().__init__(bench, found, "raw", stages)
+        found = (
+            dissect_by_masks(context, str(shards), every) if associations is None else Associations.read(associations)
+        )
+        super().__init__(context, found, "raw", stages)

@@ -9,31 +9,35 @@ from torch import Tensor
 
 from cefam.attribution.scores import pool
 from cefam.errors import CefamError
+from cefam.images.views import resize_regions
 from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons
-from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
+from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
-from cefam.views import resize_regions
 
 
 class NeuronRegions(RegionMethod):
     """The raw maps of the best neurons of a concept, resized to the mask; a concept without a neuron has no region.
 
     Args:
-        bench: with the classifier.
-        associations: of its neurons with the bench's concepts.
+        context: with the classifier.
+        associations: of its neurons with the context's concepts.
         across: how scores of several stages are compared; see :meth:`Associations.best`.
         stages: names of the stages whose neurons count; ``None``: all.
     """
 
     def __init__(
-        self, bench: Bench, associations: Associations, across: Across = "raw", stages: Sequence[str] | None = None
+        self,
+        context: MethodContext,
+        associations: Associations,
+        across: Across = "raw",
+        stages: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(bench)
-        associations.check(bench)
+        super().__init__(context)
+        associations.check(context)
         self.associations, self.across = associations, across
-        self.stages = None if stages is None else chosen_stages(stages, bench.classifier.stage_names)
+        self.stages = None if stages is None else chosen_stages(stages, context.classifier.stage_names)
         self._tables: dict[tuple[int, torch.device], Neurons] = {}
 
     def best(self, count: int, device: torch.device) -> Neurons:
@@ -67,49 +71,49 @@ class NeuronRegions(RegionMethod):
         return found
 
 
-def classifier_probe(bench: Bench, method: str) -> Probe:
-    """The bench's probe, found to be of its classifier.
+def classifier_probe(context: MethodContext, method: str) -> Probe:
+    """The context's probe, found to be of its classifier.
 
     Raises:
         CefamError: where there is none, or it is of another one.
     """
-    if bench.probe is None:
+    if context.probe is None:
         raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `probe`.")
-    check_identity("classifier", bench.probe.manifest.classifier, bench.classifier.identity(), CLASSIFIER_KEYS)
-    return bench.probe
+    check_identity("classifier", context.probe.manifest.classifier, context.classifier.identity(), CLASSIFIER_KEYS)
+    return context.probe
 
 
-def probe_of(bench: Bench, method: str) -> Probe:
-    """The bench's probe, found to be of its classifier and VLM.
+def probe_of(context: MethodContext, method: str) -> Probe:
+    """The context's probe, found to be of its classifier and VLM.
 
     Raises:
         CefamError: where there is none, or it is of other towers.
     """
-    probe = classifier_probe(bench, method)
-    if bench.vlm is None:
+    probe = classifier_probe(context, method)
+    if context.vlm is None:
         raise CefamError(f"{method} encodes texts: set `model.vlm` to the vision-language model of the probe.")
-    check_identity("vision-language model", probe.manifest.vlm, bench.vlm.freeze().identity(), VLM_KEYS)
+    check_identity("vision-language model", probe.manifest.vlm, context.vlm.freeze().identity(), VLM_KEYS)
     return probe
 
 
-def about_of(bench: Bench, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:
+def about_of(context: MethodContext, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:
     """What associations that are made from a probe belong to."""
     made_with = {name: getattr(probe.manifest, name) for name in ("photographs", "vlm", "pooling", "top")}
     return AssociationsAbout(
-        method, options, bench.classifier.identity(), bench.concepts.identity, bench.concepts.words, made_with
+        method, options, context.classifier.identity(), context.concepts.identity, context.concepts.words, made_with
     )
 
 
 @torch.no_grad()
-def encoded(bench: Bench, texts: Sequence[str]) -> Tensor:
+def encoded(context: MethodContext, texts: Sequence[str]) -> Tensor:
     """Unit text embeddings (T, D), on the CPU.
 
     Raises:
         CefamError: where they are not finite.
     """
-    if bench.vlm is None:
+    if context.vlm is None:
         raise CefamError("Texts need the vision-language model: set `model.vlm`.")
-    found = F.normalize(bench.vlm.encode_text(list(texts)).float().cpu(), dim=-1)
+    found = F.normalize(context.vlm.encode_text(list(texts)).float().cpu(), dim=-1)
     if not bool(found.isfinite().all()):
         raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
     return found

@@ -10,32 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.methods.base import Activated, Bench, RegionMethod, chosen_stages
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
 from cefam.methods.directions import concept_directions, mean_activations
 from cefam.methods.www import class_slopes
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.views import resize_regions
 
 
-def concept_vectors(bench: Bench) -> list[Tensor]:
+def concept_vectors(context: MethodContext) -> list[Tensor]:
     """Unit vectors of all concepts at every stage: (T, C_l)."""
-    return [F.normalize(direction, dim=1) for direction in concept_directions(bench, mean_activations(bench, "TCAV"))]
+    return [
+        F.normalize(direction, dim=1) for direction in concept_directions(context, mean_activations(context, "TCAV"))
+    ]
 
 
 class TCAVRegions(RegionMethod):
     """Projections of the activations onto the concept's vector, what is positive: one candidate per stage.
 
     Args:
-        bench: with the trained translator, and the probe.
+        context: with the trained translator, and the probe.
         stages: names of the stages; ``None``: the last one.
     """
 
-    def __init__(self, bench: Bench, stages: Sequence[str] | None = None) -> None:
-        super().__init__(bench)
-        names = bench.classifier.stage_names
+    def __init__(self, context: MethodContext, stages: Sequence[str] | None = None) -> None:
+        super().__init__(context)
+        names = context.classifier.stage_names
         # From deep to shallow: there is nothing to choose by, and concepts are usually sought in the last stage.
         self.stages = chosen_stages(names[-1:] if stages is None else stages, names)[::-1]
-        self.classifier, self.vectors = bench.classifier, concept_vectors(bench)
+        self.classifier, self.vectors = context.classifier, concept_vectors(context)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int

@@ -6,18 +6,16 @@ cos(example, "A photo of a").
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.encoding import single_precision
+from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.scores import pool
 from cefam.errors import CefamError
 from cefam.methods.associations import Across, Associations, per_concept, prompts_of
-from cefam.methods.base import Activated, Bench
+from cefam.methods.base import Activated, MethodContext
 from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.outputs import class_scores
 
 TEMPLATE = "A photo of a {}"
 
@@ -56,12 +54,16 @@ def selected(weights: Tensor, alpha: float = 95.0) -> Tensor:
 
 
 def match(
-    bench: Bench, alpha: float = 95.0, num_examples: int = 40, prompt: str | None = TEMPLATE, adaptive: bool = True
+    context: MethodContext,
+    alpha: float = 95.0,
+    num_examples: int = 40,
+    prompt: str | None = TEMPLATE,
+    adaptive: bool = True,
 ) -> Associations:
     """Associate every neuron with its concepts.
 
     Args:
-        bench: with probe and VLM.
+        context: with probe and VLM.
         alpha: percent of the largest weight above which a concept is taken.
         num_examples: per neuron.
         prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
@@ -70,7 +72,7 @@ def match(
     Raises:
         CefamError: where the probe holds fewer examples per neuron, or alpha is no percentage.
     """
-    probe = probe_of(bench, "WWW")
+    probe = probe_of(context, "WWW")
     if not 0 < alpha <= 100:
         raise CefamError(f"alpha must be above 0 and at most 100 (percent), got {alpha}.")
     if not 0 < num_examples <= probe.manifest.top:
@@ -78,9 +80,9 @@ def match(
             f"num_examples must lie between 1 and the {probe.manifest.top} photographs per neuron that the probe {probe.folder} holds, "
             f"got {num_examples}."
         )
-    texts, of_concept = prompts_of(bench.concepts, prompt)
-    text = encoded(bench, texts)
-    bare = encoded(bench, [(TEMPLATE if prompt is None else prompt).format("").strip()])[0] if adaptive else None
+    texts, of_concept = prompts_of(context.concepts, prompt)
+    text = encoded(context, texts)
+    bare = encoded(context, [(TEMPLATE if prompt is None else prompt).format("").strip()])[0] if adaptive else None
     found = []
     for stage, rows in enumerate(probe.photograph):
         summed = probe.embedding.double()[rows[:num_examples]].sum(dim=0)
@@ -88,10 +90,9 @@ def match(
         channel, concept = selected(weights, alpha).nonzero(as_tuple=True)
         found.append((stage, *per_concept(channel, concept, weights[channel, concept], of_concept)))
     options = {"alpha": alpha, "num_examples": num_examples, "prompt": prompt, "adaptive": adaptive}
-    return Associations.of_stages(about_of(bench, probe, "www", options), found)
+    return Associations.of_stages(about_of(context, probe, "www", options), found)
 
 
-@torch.inference_mode(False)
 def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
     """Derivative of a class's output by the mean of each map of the last stage, moved as a whole: (B, C_L).
 
@@ -100,16 +101,7 @@ def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Ten
         activated: images and its output.
         target: the class of each image (B,); ``None``: the most probable one.
     """
-    output = activated.output
-    if target is None:
-        target = classifier.probabilities(output.logits).argmax(dim=1)
-    every, last = torch.arange(len(output.logits), device=output.logits.device), len(classifier.stages) - 1
-    with single_precision(output.logits.device):
-        again = classifier.rerun(output, activated.images, every, first=-1)
-        with torch.enable_grad():
-            score = class_scores(again.logits).gather(1, target.unsqueeze(1)).sum()
-        (gradient,) = torch.autograd.grad(score, again.sources)
-        return classifier.as_map(last, gradient.float(), output.activations[-1]).sum(dim=(-2, -1))
+    return class_score_gradient(classifier, activated.output, activated.images, target).sum(dim=(-2, -1))
 
 
 def neuron_contributions(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
@@ -125,7 +117,7 @@ class WWWRegions(NeuronRegions):
     """Regions of the neurons that WWW associates with a concept; a concept of no neuron has no region.
 
     Args:
-        bench: with probe and VLM, unless ``associations`` are given.
+        context: with probe and VLM, unless ``associations`` are given.
         alpha: percent of a neuron's largest weight above which a concept is taken.
         num_examples: photographs per neuron.
         prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
@@ -137,7 +129,7 @@ class WWWRegions(NeuronRegions):
 
     def __init__(
         self,
-        bench: Bench,
+        context: MethodContext,
         alpha: float = 95.0,
         num_examples: int = 40,
         prompt: str | None = TEMPLATE,
@@ -146,10 +138,12 @@ class WWWRegions(NeuronRegions):
         stages: Sequence[str] | None = None,
         associations: str | None = None,
     ) -> None:
-        found = Associations.read(associations) if associations else match(bench, alpha, num_examples, prompt, adaptive)
-        super().__init__(bench, found, across, stages)
+        found = (
+            Associations.read(associations) if associations else match(context, alpha, num_examples, prompt, adaptive)
+        )
+        super().__init__(context, found, across, stages)
 
     def contributions(self, activated: Activated, target: Tensor | None = None) -> Tensor:
         """Contribution of every neuron of the last stage (B, C_L); see :func:`neuron_contributions`."""
-        assert self.bench is not None
-        return neuron_contributions(self.bench.classifier, activated, target)
+        assert self.context is not None
+        return neuron_contributions(self.context.classifier, activated, target)

@@ -1,6 +1,6 @@
 """Region metrics: formulas in ``functional``, torchmetrics states in ``modular``, what is measured in ``table``."""
 
-from cefam.categories import CATEGORIES
+from cefam.concepts.categories import CATEGORIES
 from cefam.metrics.functional import hits
 from cefam.metrics.modular import EnergyPointingGame, HitRate, NormalizedRegionAccuracy, PairMean
 from cefam.metrics.table import METRICS, MetricRow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from cefam.categories import CATEGORIES
+from cefam.concepts.categories import CATEGORIES
 from cefam.errors import CefamError
 from cefam.metrics import functional
 from cefam.metrics.means import category_means

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from cefam.attribution.scores import pool
 from cefam.datasets.contract import MANIFEST
-from cefam.datasets.photographs import Group, census, device_named, groups, views_of
+from cefam.datasets.photographs import Group, Photographs, device_named, views_of
 from cefam.errors import CefamError, ExistsError
-from cefam.files import write_tensors, write_text
-from cefam.identity import identity
-from cefam.passes import Pass, Unit, processes, wait
+from cefam.images.views import EvaluationView
+from cefam.io.files import write_tensors, write_text
+from cefam.io.identity import identity
+from cefam.io.passes import Pass, Unit, processes, wait
 from cefam.probe.regression import SAMPLE, moments, sampled
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel, encode_images
-from cefam.views import View
 
 PARTS = 64  # a part holds lists and sums of every neuron, however many photographs it is of: 22 MB for ResNet-50
 
@@ -101,7 +101,7 @@ class _Work:
 
     @torch.no_grad()
     def _of_group(self, group: Group, first: int) -> Sums:
-        view, batches = View(self.about.view["resize"], self.about.view["size"]), []
+        view, batches = EvaluationView(self.about.view["resize"], self.about.view["size"]), []
         for batch in views_of(group.open(), view, 0, first, **self.loading):
             images = batch.to(self.device)
             output = self.classifier(images)
@@ -171,14 +171,15 @@ def compute_probe(
     if min(top, batch_size) < 1:
         raise CefamError(f"top and batch_size must be at least 1, got {top} and {batch_size}.")
     share = processes()
-    total, photographs = census(images)
+    photographs = Photographs.read(images)
+    total = photographs.count
     if total < top:
         raise CefamError(
             f"{images} holds {total} photograph(s), fewer than the {top} per neuron: set `--top` to at most {total}."
         )
     view = {"size": size, "resize": resize}
     about = ProbeManifest(
-        classifier.identity(), vlm.freeze().identity(), photographs, pooling, top, keep_pooled, view, total
+        classifier.identity(), vlm.freeze().identity(), photographs.digest, pooling, top, keep_pooled, view, total
     )
     target, run = Path(folder), _run(about)
     if (target / MANIFEST).is_file():
@@ -192,7 +193,7 @@ def compute_probe(
     work = _Work(classifier.to(where), vlm.to(where), about, loading, where)
     units = [
         Unit(f"probe-{first:08d}.safetensors", digest, count, partial(work.write, parts, first))
-        for first, digest, count, parts in _parts(groups(images), max(1, total // PARTS))
+        for first, digest, count, parts in _parts(photographs.groups, max(1, total // PARTS))
     ]
     with Pass(target, identity(**run), share) as finished:
         for _ in finished.over(units, "probe", total):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cefam.datasets.contract import MANIFEST
 from cefam.errors import CefamError, MissingError
-from cefam.reading import read_description
+from cefam.io.reading import read_description
 
 Pooling = Literal["published", "mean", "max"]
 MERGED = "probe.safetensors"
@@ -93,7 +93,7 @@ class Probe:
             raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
 
     def identity(self) -> Any:
-        """What it holds, by content; see :mod:`cefam.identity`."""
+        """What it holds, by content; see :mod:`cefam.io.identity`."""
         return [asdict(self.manifest), {name: getattr(self, name) for name in (*BY_STAGE, *OF_ALL)}]
 
     def everything(self, stage: int) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
-from cefam.evaluator import PairValues
-from cefam.files import replacing
+from cefam.evaluation.evaluator import PairValues
+from cefam.io.files import replacing
 from cefam.pairs import RegionBatch
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cefam.files import replacing
+from cefam.io.files import replacing
 from cefam.report.examples import Candidate, Example
 
 COLORMAP = "viridis"  # perceptually even, unlike jet

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,48 +10,37 @@ from typing import Any
 import numpy as np
 
 from cefam.errors import CefamError
-from cefam.files import replacing, write_text
+from cefam.io.files import replacing
+from cefam.io.passes import Pass
 from cefam.report import examples
 from cefam.report.examples import Example
 
-FOLDER, RUN = ".parts", "run.json"
+FOLDER = ".parts"
 RECORDS, OUTSIDE, EXAMPLE, PRESENCE = "records", "outside", "example.", "presence."
 
 
+def reporting(output: Path) -> Path:
+    """Marker file of an output folder: the report is being written, so the results in it may be incomplete."""
+    return output / FOLDER / "reporting"
+
+
 class Parts:
-    """The parts in the output folder of an evaluation.
+    """The parts of an evaluation, one file per batch.
 
     Args:
-        output: the folder.
+        work: the pass that writes them.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.folder = output / FOLDER
-        self.reporting = (
-            self.folder / "reporting"
-        )  # there: the results beside the parts are made of them, and may be incomplete
+    def __init__(self, work: Pass) -> None:
+        self.work = work
 
-    def begin(self, run: Any) -> None:
-        """Keep the parts of this run, and remove those of others.
+    def paths(self) -> list[Path]:
+        """The finished parts of all processes, in order."""
+        return self.work.files()
 
-        Args:
-            run: what is measured, in plain types; ``None``: it is not known, so nothing is kept.
-        """
-        stored, mine = self.folder / RUN, json.dumps(run, default=str, sort_keys=True)
-        if run is None or not stored.is_file() or stored.read_text() != mine:
-            self.clear()
-            write_text(stored, mine)
-
-    def done(self) -> set[int]:
-        """Numbers of the batches that are measured."""
-        return {int(path.stem) for path in self._paths()}
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.npz"))
-
+    @staticmethod
     def write(
-        self,
-        number: int,
+        path: Path,
         rows: Iterable[Sequence[Any]],
         outside: int,
         presence: Mapping[str, np.ndarray],
@@ -61,7 +49,7 @@ class Parts:
         """Write the part of a batch.
 
         Args:
-            number: of the batch.
+            path: of the file.
             rows: its records.
             outside: how many of its pairs have a label that is not in the concept set.
             presence: scores of its photographs, by name.
@@ -75,12 +63,12 @@ class Parts:
             **{PRESENCE + name: value for name, value in presence.items()},
             **{EXAMPLE + name: value for name, value in (examples.to_arrays(kept) if kept else {}).items()},
         }
-        with replacing(self.folder / f"{number:08d}.npz") as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     def _read(self, wanted: str) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of every batch whose names begin so; nothing else is read."""
-        for path in self._paths():
+        """The arrays of every batch whose names begin with ``wanted``; nothing else is read."""
+        for path in self.paths():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     stored = {name: arrays[name] for name in arrays.files if name.startswith(wanted)}
@@ -118,4 +106,4 @@ class Parts:
 
     def clear(self) -> None:
         """Remove all parts."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.work.folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cefam.errors import CefamError
-from cefam.files import replacing
+from cefam.io.files import replacing
 from cefam.metrics.functional import iou_curves
 from cefam.report.examples import Example
 from cefam.report.figures import COLORMAP

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
+from cefam.io.reading import read_csv
 from cefam.metrics.means import category_means
-from cefam.reading import read_csv
 
 FILE = "presence.csv"
 COLUMNS = ("method", "label", "word", "category", "auc", "with", "without")
@@ -31,13 +32,14 @@ def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
     """
     found = []
     for values, shown, sure in zip(score.T, present.T, known.T, strict=True):
-        positive, negative = values[sure & shown], values[sure & ~shown]
-        if not len(positive) or not len(negative) or bool(values.isnan().any()):
+        values, shown = values[sure].double(), shown[sure].long()
+        if bool(values.isnan().any()) or shown.unique().numel() < 2:
             found.append(math.nan)
             continue
-        ordered = negative.sort().values
-        below, at_most = (torch.searchsorted(ordered, positive, right=right).double() for right in (False, True))
-        found.append(float((below + at_most).mean() / 2 / len(negative)))
+        # Between 0 and 1, or torchmetrics would take sigmoids, whose rounding makes ties.
+        low, high = values.aminmax()
+        scaled = (values - low) / (high - low).clamp_min(1e-300)
+        found.append(float(binary_auroc(scaled, shown, validate_args=False)))
     return torch.tensor(found, dtype=torch.double)
 
 

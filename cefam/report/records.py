@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
-from cefam.evaluator import PairValues
+from cefam.evaluation.evaluator import PairValues
 from cefam.metrics.table import AREAS, METRICS, SECONDARY
 
 # Maps come in single precision: more digits than these depend on the order in which a processor adds.

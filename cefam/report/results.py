@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Self
 
 from cefam.errors import CefamError, MissingError, near
-from cefam.files import write_text
+from cefam.io.files import write_text
+from cefam.io.reading import read_csv, read_description
 from cefam.metrics.table import title_of
-from cefam.reading import read_csv, read_description
 from cefam.report import bootstrap, examples, figures, presence, records, tables
 from cefam.report.sums import Sums
 from cefam.report.tables import Row, Table
@@ -29,20 +29,16 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured: methods and categories in the order of the tables, and what a reader must know.
-
-    ``reproduces``: the published tables ("table1/resnet50") whose rows these are.
-    """
+    """What was measured: methods and categories in the order of the tables, and what a reader must know."""
 
     methods: list[str]
     categories: list[str]
     num_candidates: int
     preset: str
     notes: list[str] = field(default_factory=list)
-    reproduces: list[str] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
     format: str = "cefam-results"
-    version: int = 1
+    version: int = 2
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:

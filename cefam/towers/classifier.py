@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cefam.errors import CefamError, near
-from cefam.identity import weights_fingerprint
-from cefam.pictures import to_grey
+from cefam.images.pictures import to_grey
+from cefam.images.views import Preprocessing
+from cefam.io.identity import weights_fingerprint
 from cefam.towers import outputs as O
 from cefam.towers.folding import folded
-from cefam.towers.stages import Layout, Stage
-from cefam.towers.taps import LOCK, LogitsView, stacked_gradients, standing_in, tapped
+from cefam.towers.stages import MapLayout, Stage
+from cefam.towers.taps import LOCK, LogitsModel, stacked_gradients, standing_in, tapped
 from cefam.towers.trace import Trace, probe_size, refuse_untappable
 from cefam.towers.types import ClassifierOutput, Context, Rerun
 from cefam.towers.wrapping import alike, among_others, can_be_batched, check_default_precision, refused_probe, usable
-from cefam.views import Preprocessing
 
 
 class FrozenClassifier(nn.Module):
@@ -72,7 +72,7 @@ class FrozenClassifier(nn.Module):
         module: nn.Module,
         stages: Sequence[str],
         input_size: Sequence[int] | None = None,
-        layout: Layout = "auto",
+        layout: MapLayout = "auto",
         num_prefix_tokens: int | None = None,
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
@@ -160,10 +160,10 @@ class FrozenClassifier(nn.Module):
         """Logarithm of the probability of one class in each row, double: (V, Y), (V,) -> (V,)."""
         return O.log_probabilities(logits, self.outputs).gather(1, classes.unsqueeze(1)).squeeze(1)
 
-    def unfolded(self) -> LogitsView:
+    def unfolded(self) -> LogitsModel:
         """The network as it was given, on the device where the classifier is, for libraries that need its layers."""
         where = next((value.device for value in self.module.parameters()), torch.device("cpu"))
-        return LogitsView(self._given[0].to(where), self._input)
+        return LogitsModel(self._given[0].to(where), self._input)
 
     def _input(self, images: Tensor) -> Tensor:
         """Views as the module takes them."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cefam.errors import CefamError, MissingError
-from cefam.views import Preprocessing
+from cefam.images.views import Preprocessing
 
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cefam.errors import CefamError
 from cefam.towers.outputs import StandIn
 
-Layout = Literal["auto", "channels_first", "channels_last", "tokens"]
+MapLayout = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Stage:
 
     name: str
     tap: str
-    layout: Layout = "auto"
+    layout: MapLayout = "auto"
     num_prefix: int = 0
     probed_size: tuple[int, int] = (1, 1)
     probed_grid: tuple[int, int] = (1, 1)

@@ -100,7 +100,7 @@ def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iter
             module.__dict__.update({"forward": own[module]} if module in own else {})
 
 
-class LogitsView(nn.Module):
+class LogitsModel(nn.Module):
     """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
 
     ``module`` is the network as it was given, without folding, so its layers are there to be named.

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cefam.errors import CefamError
 from cefam.towers.outputs import StandIn, describe_value, first_tensor
-from cefam.towers.stages import Layout, Stage
+from cefam.towers.stages import MapLayout, Stage
 
 
 class Trace:
@@ -179,7 +179,7 @@ def check_batch(name: str, raw: Tensor, images: int) -> None:
         )
 
 
-def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> Layout:
+def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> MapLayout:
     """Tell the layout of a square image's map: the two equal sides are height and width."""
     if raw.dim() == 3:
         return "tokens"

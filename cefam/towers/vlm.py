@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError, MissingError, near
-from cefam.identity import weights_fingerprint
-from cefam.views import Preprocessing
+from cefam.images.views import Preprocessing
+from cefam.io.identity import weights_fingerprint
 
 Probability = Literal["softmax", "sigmoid"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from cefam.errors import CefamError, MissingError, near
+from cefam.images.views import IMAGENET, Preprocessing
 from cefam.towers import hugging_face
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.outputs import Outputs
-from cefam.views import IMAGENET, Preprocessing
 
 log = logging.getLogger(__name__)
 

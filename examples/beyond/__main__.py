@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cefam.files import write_text
+from cefam.io.files import write_text
 from cefam.report import records, results
 from cefam.report.bootstrap import differences
 from cefam.report.sums import Sums

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cefam import ConceptPairs, Trained
 from cefam.brodenette import describe, draw
 from cefam.brodenette.vocabulary import NUMBER, SIZE
-from cefam.methods import Activated, Bench, BeyondRegions, CEFAMRegions
+from cefam.methods import Activated, BeyondRegions, CEFAMRegions, MethodContext
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.probe import Probe
 from cefam.report import records, results
@@ -44,9 +44,9 @@ def extremes(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def picture(pairs: list[dict[str, Any]], bench: Bench) -> Figure:
+def picture(pairs: list[dict[str, Any]], context: MethodContext) -> Figure:
     """A row each: the scene, the published region of the first choice, and that of ``beyond``, with the edge of the mask."""
-    methods = {"published": CEFAMRegions(bench), "beyond": BeyondRegions(bench)}
+    methods = {"published": CEFAMRegions(context), "beyond": BeyondRegions(context)}
     figure = Figure(figsize=(6.6, 2.35 * len(pairs)), layout="constrained")
     grid = figure.subplots(len(pairs), 1 + len(methods), squeeze=False)
     for axes, record in zip(grid, pairs, strict=True):
@@ -58,13 +58,13 @@ def picture(pairs: list[dict[str, Any]], bench: Bench) -> Figure:
         axes[0].set_title(f"scene {int(index)}\n{record['word']} ({record['category']})", fontsize=9)
         axes[0].set(xticks=[], yticks=[])
         view = torch.from_numpy(drawing.image).permute(2, 0, 1)[None]
-        activated = Activated(view, bench.classifier(view))
-        one = ConceptPairs(torch.tensor([0]), torch.tensor([bench.concepts.numbers.index(number)]))
+        activated = Activated(view, context.classifier(view))
+        one = ConceptPairs(torch.tensor([0]), torch.tensor([context.concepts.numbers.index(number)]))
         for place, (name, method) in zip(axes[1:], methods.items(), strict=True):
             found = method.regions(activated, one, (SIZE, SIZE), 1)
             region, stage = found.maps[0, 0], int(found.stage[0, 0])
             nra = float(normalized_region_accuracy(region[None], torch.from_numpy(mask)[None]))
-            where = "all stages" if stage < 0 else bench.classifier.stage_names[stage]
+            where = "all stages" if stage < 0 else context.classifier.stage_names[stage]
             if stage < 0:  # as pages show it: of a sharpened map the eye sees the peak alone
                 region = (region.log() - region.log().mean()).relu()
             panel(place, drawing.image, mask, region.numpy(), nra, where, name)
@@ -79,8 +79,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder / "brodenette-brodenette"
     trained = Trained.read(folder / "fit" / "seed_0" / "checkpoints" / "best.ckpt")
-    bench = Bench(trained, probe=Probe.read(folder / "probe" / "usual"))
-    save(picture(extremes(folder / FRESH / "seed_0"), bench), options.target / "beyond.png")
+    context = MethodContext(trained, probe=Probe.read(folder / "probe" / "usual"))
+    save(picture(extremes(folder / FRESH / "seed_0"), context), options.target / "beyond.png")
     print(f"The picture is {options.target / 'beyond.png'}.")
 
 

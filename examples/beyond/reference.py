@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.methods import Activated, Bench, BeyondRegions
+from cefam.methods import Activated, BeyondRegions, MethodContext
 from cefam.methods.beyond import usual_scales
 from cefam.methods.masked import MaskedShards
 from cefam.towers.types import ClassifierOutput
@@ -25,23 +25,25 @@ class FittedDirections(BeyondRegions):
     """``beyond`` along directions fitted to masks: least squares of a mask's share of a cell on the maps there, windows included.
 
     Args:
-        bench: with the trained translator.
+        context: with the trained translator.
         shards: photographs with masks of the concepts, other ones than those that regions are measured on.
     """
 
-    def __init__(self, bench: Bench, shards: str) -> None:
-        super().__init__(bench, regression=False)
-        channels, concepts = sum(bench.classifier.channels), len(bench.concepts)
+    def __init__(self, context: MethodContext, shards: str) -> None:
+        super().__init__(context, regression=False)
+        channels, concepts = sum(context.classifier.channels), len(context.concepts)
         gram = torch.zeros(channels, channels, dtype=torch.double)
         cross = torch.zeros(channels, concepts, dtype=torch.double)
         sums, shares, count = gram[0].clone(), cross[0].clone(), 0
-        for x, y in self._cells(MaskedShards(bench.classifier, bench.concepts, shards)):
+        for x, y in self._cells(MaskedShards(context.classifier, context.concepts, shards)):
             gram, cross = gram + x.T @ x, cross + x.T @ y
             sums, shares, count = sums + x.sum(dim=0), shares + y.sum(dim=0), count + len(x)
         mean = sums / count
         gram, cross = gram / count - torch.outer(mean, mean), cross / count - torch.outer(mean, shares / count)
         gram += torch.diag(RIDGE * gram.diagonal().clamp_min(1e-12))
-        self.directions = list(torch.split(torch.linalg.solve(gram, cross).T.float(), bench.classifier.channels, dim=1))
+        self.directions = list(
+            torch.split(torch.linalg.solve(gram, cross).T.float(), context.classifier.channels, dim=1)
+        )
 
     def _cells(self, photographs: MaskedShards) -> Iterator[tuple[Tensor, Tensor]]:
         """Maps of all stages (n, C) and shares of all concepts' masks (n, T) at the cells of a window of a batch, doubles."""

@@ -25,8 +25,8 @@ from cefam.brodenette.captions import caption
 from cefam.brodenette.scenes import describe
 from cefam.brodenette.towers import CLASSIFIERS, MEAN, STD, classifier_weights, weights_folder
 from cefam.brodenette.vocabulary import SIZE
-from cefam.concepts import ConceptSet
-from cefam.files import write_text
+from cefam.concepts.sets import ConceptSet
+from cefam.io.files import write_text
 from examples.brodenette_recipe.data import CAPTIONS, scenes
 from examples.brodenette_recipe.quality import accuracy, compatible_share, retrieval
 from examples.brodenette_recipe.training import ClassifierTraining, Epochs, VLMTraining, loader, normalized
@@ -120,7 +120,7 @@ VLM_EPOCHS = 12
 
 
 def main() -> None:
-    """Draw, train, measure, and install if asked to."""
+    """Draw, train, measure, and install if inputs to."""
     parser = argparse.ArgumentParser(prog="python -m examples.brodenette_recipe", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_towers"))
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=TOWERS)

@@ -93,7 +93,7 @@ def _drawn(split: str, edits: bool, start: int, stop: int) -> tuple[np.ndarray, 
 
 
 def scenes(split: str, count: int, cache: Path, edits: bool = False) -> Scenes:
-    """The first scenes of a split, every other one edited if asked for; pixels are kept in ``cache``."""
+    """The first scenes of a split, every other one edited if inputs for; pixels are kept in ``cache``."""
     path = cache / f"{split}{'-edited' if edits else ''}-{count}.npz"
     if not path.is_file():
         bounds = [(start, min(start + 500, count)) for start in range(0, count, 500)]

@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from cefam import FrozenClassifier
 from cefam.brodenette.rules import CAPTION_ONLY
 from cefam.brodenette.vocabulary import LABELS
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.towers.vlm import VisionLanguageModel
 from examples.brodenette_recipe.data import Scenes
 

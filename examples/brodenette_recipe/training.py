@@ -14,7 +14,7 @@ from cefam.brodenette.captions import Caption
 from cefam.brodenette.rules import CAPTION_ONLY, CLASSES
 from cefam.brodenette.towers import CLASSIFIERS, MEAN, STD
 from cefam.brodenette.vocabulary import LABELS
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from examples.brodenette_recipe.data import Scenes, batches, shifted
 
 SCALE = 100.0  # CLIP's logit scale

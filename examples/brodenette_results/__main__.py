@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cefam.brodenette.towers import CLASSIFIERS, classifier_weights
-from cefam.files import write_text
+from cefam.io.files import write_text
 from cefam.report import results
 from cefam.report.tables import Row, Table
 from cefam.towers.vlm import BRODENETTE

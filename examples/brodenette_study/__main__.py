@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.files import write_text
+from cefam.io.files import write_text
 from examples.kept import kept
 
 SCENES, VAL_SCENES, EVALUATION_SCENES, EPOCHS = 4000, 500, 200, 60  # those of `cefam demo`

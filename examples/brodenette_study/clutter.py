@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from cefam.commands.prepare import prepare
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.datasets.batches import region_loader
-from cefam.evaluator import RegionEvaluator
+from cefam.evaluation.evaluator import RegionEvaluator
+from cefam.images.views import EvaluationView
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
-from cefam.pairs import RegionBatch
 from cefam.report import records, tables
 from cefam.report.sums import Sums
 from cefam.towers.types import ClassifierOutput
-from cefam.views import View
 
 
 def main() -> None:
@@ -34,8 +33,7 @@ def main() -> None:
     found: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         prepare("brodenette", "tuning", f"{folder}/shards", count=count)
-        for fields in region_loader(f"{folder}/shards", View(None, None), 8, 0):
-            batch = RegionBatch(**fields)  # type: ignore[arg-type]
+        for batch in region_loader(f"{folder}/shards", EvaluationView(None, None), 8, 0):
             values = evaluator.evaluate(batch, ClassifierOutput(torch.zeros(len(batch.ids), 1), [], []))
             found += records.rows_of(values, list(batch.ids), evaluator.categories, concepts)
     named = [dict(zip(records.columns(), row, strict=True)) for row in found]

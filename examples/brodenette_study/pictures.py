@@ -19,9 +19,9 @@ from PIL import Image
 from cefam import ConceptPairs, Explainer, Trained
 from cefam.brodenette import LABELS, Scene, class_of, describe, draw
 from cefam.brodenette.vocabulary import BACKGROUNDS, NUMBER, SIZE
+from cefam.images.views import resize_regions
 from cefam.metrics.functional import iou_curves, normalized_region_accuracy
 from cefam.report.figures import COLORMAP, save
-from cefam.views import resize_regions
 
 PALETTE = np.concatenate([[[0, 0, 0]], np.random.default_rng(3).integers(60, 256, (500, 3))]).astype(np.uint8)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cefam.files import write_text
+from cefam.io.files import write_text
 
 
 def split(source: Path, parts: Sequence[Path]) -> None:

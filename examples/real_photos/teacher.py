@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam import VisionLanguageModel, load_classifier
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 
 # CLIP's raw image embeddings have entries of about 0.44. The published rates are made for that size: with the unit
 # vectors of a sentence encoder the gradients would be 19 times smaller, and 0.1 would train nothing.

@@ -8,7 +8,7 @@ from cefam.datasets.contract import Sample
 from cefam.datasets.sources.base import Source, stamp_of
 from cefam.datasets.sources.images import list_images
 from cefam.errors import CefamError, MissingError
-from cefam.reading import read_text
+from cefam.io.reading import read_text
 
 TABLES = ("classes.txt", "predicates.txt", "predicate-matrix-binary.txt")
 

@@ -15,10 +15,10 @@ from zipfile import Path as ZipPath
 import numpy as np
 from PIL import Image
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import IMAGE_SUFFIXES, MaskCut, Sample
 from cefam.errors import CefamError, CefamWarning, MissingError
-from cefam.pictures import open_mask, turned
+from cefam.images.pictures import open_mask, turned
 
 
 class Source(ABC):

@@ -8,11 +8,11 @@ from zipfile import Path as ZipPath
 
 import numpy as np
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import Mask, Sample
 from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.errors import CefamError, MissingError
-from cefam.reading import read_csv
+from cefam.io.reading import read_csv
 
 MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
 

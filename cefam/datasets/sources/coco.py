@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import Mask
 from cefam.errors import CefamError, CefamWarning
 

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cefam.categories import category_of
+from cefam.concepts.categories import category_of
 from cefam.datasets.contract import Mask, Sample
 from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.datasets.sources.coco import Coco
 from cefam.errors import CefamError, MissingError, near
-from cefam.reading import read_csv, read_text
+from cefam.io.reading import read_csv, read_text
 
 KEYS = ("name", "images", "ids", "masks", "labels", "coco", "category")
 MASK_KEYS = ("category", "files", "ignore")

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from cefam.categories import IGNORED
+from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import IMAGE_SUFFIXES, Mask, Sample
 from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.datasets.sources.imagenet import class_of
 from cefam.errors import CefamError, MissingError
-from cefam.reading import read_text
+from cefam.io.reading import read_text
 
 UNMEASURED = 1000
 Reading = Literal["published", "paper"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
 from cefam.datasets.sources.base import Source, stamp_of
 from cefam.errors import CefamError, CefamWarning, MissingError
-from cefam.reading import readable
+from cefam.io.reading import readable
 
 
 def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:

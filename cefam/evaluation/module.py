@@ -1,39 +1,44 @@
 """RegionEvaluation, the LightningModule behind ``cefam evaluate``: many methods, one pass over the data."""
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Unpack, runtime_checkable
+from uuid import uuid4
 
 import lightning as L
 from torch import nn
 
-from cefam.checks import check_precision, runs_to_its_end
-from cefam.concepts import ConceptSet
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
-from cefam.evaluator import LabeledPairs, RegionEvaluator
-from cefam.files import locked, replacing, write_text
-from cefam.identity import identity
+from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
+from cefam.evaluation.presence import joined, presence_scores
+from cefam.io.files import replacing, write_text
+from cefam.io.identity import identity
+from cefam.io.passes import Pass, Unit
 from cefam.methods import (
-    Bench,
     CEFAMRegions,
     CenterRegions,
     LuminanceRegions,
+    MethodContext,
     MethodFactory,
     RandomChannelRegions,
     RandomMapRegions,
 )
 from cefam.methods.neurons import NeuronRegions
 from cefam.pairs import RegionBatch
-from cefam.passes import require_shared
-from cefam.presence import joined, presence_scores
 from cefam.probe import Probe
 from cefam.report import examples, presence, records, results, tables
-from cefam.report.parts import Parts
+from cefam.report.parts import FOLDER, Parts, reporting
 from cefam.settings import SettingsChanges
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
+from cefam.training.trainer_checks import check_precision
 
+NO_OPTIONS = ("output", "overwrite", "artefact", "concepts", "probe")  # their content is in the key
 METHODS: dict[str, MethodFactory] = {
     "CE-FAM": CEFAMRegions,
     "random channel": RandomChannelRegions,
@@ -44,14 +49,13 @@ METHODS: dict[str, MethodFactory] = {
 
 
 @runtime_checkable
-class Resumable(Protocol):
-    """Data whose batches have numbers, and that can leave out those that are ``done``."""
+class NumberedData(Protocol):
+    """Data whose batches have numbers: an evaluation of it can be resumed, and missing batches are noticed."""
 
-    done: Collection[int]
     num_batches: int
 
     def identity(self) -> Any:
-        """What makes its batches others, in plain types."""
+        """What its batches are made of, in plain types."""
 
     def counts(self) -> str:
         """How much there is, in words that end with the number of batches."""
@@ -76,7 +80,6 @@ class RegionEvaluation(L.LightningModule):
         num_examples: rows of the contact sheet.
         metrics: secondary ones: "pointing", "iou" (at the mask's own area), "auprc".
         presence_scores: measure, too, whether each method's score tells photographs with a concept from those without it.
-        reproduces: published tables that the rows are compared with by ``cefam table --paper`` ("table1/resnet50").
         settings: changes of the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
@@ -93,88 +96,95 @@ class RegionEvaluation(L.LightningModule):
         num_examples: int = 8,
         metrics: Sequence[str] = (),
         presence_scores: bool = False,
-        reproduces: Sequence[str] = (),
         **settings: Unpack[SettingsChanges],
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["vlm"], logger=False)
         self.output, self.overwrite = Path(output), overwrite
-        self.parts = Parts(self.output)
-        self._lock, self._begun = ExitStack(), False  # held while the output is written
+        self.artefact, self.probe, self.other_concepts = artefact, probe, concepts
+        self.factories, self.num_candidates, self.changes = dict(methods), num_candidates, settings
+        self.num_examples, self.metrics, self.presence_scores = num_examples, tuple(metrics), presence_scores
+        self.vlm = vlm
+        self.parts: Parts | None = None
+        self._lock = ExitStack()  # held while the output is written
         self._check_output()
-        stored = Trained.read(artefact)
-        stored.explainer(vlm)  # refuses another VLM
-        self.concepts = _chosen(stored.concepts, concepts, vlm)
-        self.settings = stored.settings.changed(**settings)
-        trained = Trained(
-            stored.classifier, stored.translator, self.concepts, stored.vlm_identity, self.settings, stored.training
-        )
-        self.classifier, self.translator = trained.classifier, trained.translator
-        self.vlm = vlm  # a method that asks for it finds it on the device
-        bench = Bench(trained, vlm, None if probe is None else Probe.read(probe))
-        rows = {name: make(bench) for name, make in methods.items()}
-        # What the folders hold that the options only name.
-        self.inputs = [bench.probe, *(row.associations for row in rows.values() if isinstance(row, NeuronRegions))]
-        # Methods with weights move to the device with this module.
-        self.networks = nn.ModuleList([method for method in rows.values() if isinstance(method, nn.Module)])
-        # As many as CE-FAM has: a random map must not choose among four where CE-FAM has one stage.
-        num_candidates = min(num_candidates, len(self.classifier.stages))
-        self.evaluator = RegionEvaluator(rows, self.concepts, num_candidates, self.settings, metrics)
-        self.num_examples, self.metrics, self.reproduces = num_examples, tuple(metrics), list(reproduces)
-        self.presence_scores = presence_scores
-        self.measured = False  # whether there was anything to measure
-        self.options: Any = None  # of the run, in plain types: a stopped one with the same options goes on
+        self.trained = Trained.read(artefact)
+        self.trained.check_vlm(vlm)
 
     def _check_output(self) -> None:
         there = any((self.output / name).exists() for name in results.FILES)
-        if there and not self.overwrite and not self.parts.reporting.exists():
+        if there and not self.overwrite and not reporting(self.output).exists():
             raise ExistsError(
                 f"{self.output} already holds results: name another `model.output`, or set `model.overwrite`."
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be measured, lock the output, and leave out the batches that a stopped run has measured."""
+        """Make the methods on the device, refuse what cannot be measured, and read what a stopped run has measured."""
         check_precision(self.trainer)
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        self.concepts.check_labels(getattr(datamodule, "labels", []))
-        self.measured = False
-        if self.global_rank == 0:
-            self.output.mkdir(parents=True, exist_ok=True)
-            self._lock.enter_context(locked(self.output))
-            self._check_output()
-            self.parts.begin(self._run(datamodule))
-            self._begun = True
-        self.trainer.strategy.barrier()  # no process touches the folder before the first one has checked it
-        require_shared(self.output)
-        done = self.parts.done()
-        self.trainer.strategy.barrier()  # nor writes before all have seen what is there
-        if isinstance(datamodule, Resumable):
-            datamodule.done = done
-            if self.global_rank == 0:
-                finished = f"; {len(done)} of them are measured already" if done else ""
-                print(f"{datamodule.counts()} for {self.trainer.world_size} process(es){finished}.")
+        if self.trainer.limit_test_batches == 0:
+            raise CefamError("Nothing would be measured: set `trainer.limit_test_batches` above 0.")
+        self._make_methods()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self.concepts.check_labels(getattr(data, "labels", []))
+        self._check_output()
+        share = (self.global_rank, self.trainer.world_size)
+        work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
+        self.parts, done = Parts(work), len(work.files())
+        self.trainer.strategy.barrier()  # no process writes before all have counted
+        if isinstance(data, NumberedData) and self.global_rank == 0:
+            finished = f"; {done} of them are measured already" if done else ""
+            print(f"{data.counts()} for {self.trainer.world_size} process(es){finished}.")
 
-    def _run(self, datamodule: Any) -> Any:
-        """What makes an evaluation another one; ``None``: it cannot be told."""
-        if self.options is None or self._limited or not isinstance(datamodule, Resumable):
-            return None
+    def _make_methods(self) -> None:
+        device = self.trainer.strategy.root_device
+        self.trained.classifier.to(device)
+        self.trained.translator.to(device)
+        if self.vlm is not None:
+            self.vlm.to(device)
+        self.concepts = _chosen(self.trained.concepts, self.other_concepts, self.vlm)
+        self.settings = self.trained.settings.changed(**self.changes)
+        trained = replace(self.trained, concepts=self.concepts, settings=self.settings, doubts={})
+        self.classifier, self.translator = trained.classifier, trained.translator
+        context = MethodContext(trained, self.vlm, None if self.probe is None else Probe.read(self.probe))
+        methods = {name: make(context) for name, make in self.factories.items()}
+        # Files that the options name: their content is part of the key.
+        self.inputs = [context.probe, *(m.associations for m in methods.values() if isinstance(m, NeuronRegions))]
+        # Methods with weights move to the device with this module.
+        self.networks = nn.ModuleList([method for method in methods.values() if isinstance(method, nn.Module)])
+        # Limit the candidates to the number of stages, for chance rows, too.
+        candidates = min(self.num_candidates, len(self.classifier.stages))
+        self.evaluator = RegionEvaluator(methods, self.concepts, candidates, self.settings, self.metrics)
+
+    def _key(self, data: Any) -> Any:
+        """The key that identifies this evaluation; a new one each time where it is not known what is measured."""
+        options = {name: value for name, value in self.hparams.items() if name not in NO_OPTIONS}
+        try:
+            plain = json.loads(json.dumps([options, str(self.trainer.precision)], default=_class_name))
+        except TypeError:
+            plain = None
+        if plain is None or self._limited or not isinstance(data, NumberedData):
+            return uuid4().hex
         networks = {"classifier": self.classifier, "translator": self.translator, "vlm": self.vlm}
-        settings = {"settings": self.settings.to_dict(), "options": self.options}
-        return identity(**networks, concepts=self.concepts, **settings, inputs=self.inputs, data=datamodule.identity())
+        settings = {"settings": self.settings.to_dict(), "options": plain}
+        return identity(**networks, concepts=self.concepts, **settings, inputs=self.inputs, data=data.identity())
 
-    @runs_to_its_end
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Measure all methods on a batch and write its part; no process waits for another here."""
-        images = RegionBatch(**batch)
-        number = images.number if images.number >= 0 else batch_idx * self.trainer.world_size + self.global_rank
-        found = self.evaluator.find(images)
-        # Every batch has an example, or none: those of the first batches are enough.
+    def test_step(self, batch: RegionBatch, batch_idx: int) -> None:
+        """Measure all methods on a batch, unless a stopped run has; no process waits for another here."""
+        number = batch.number if batch.number >= 0 else batch_idx * self.trainer.world_size + self.global_rank
+        assert self.parts is not None  # made in setup
+        self.parts.work.do(Unit(f"{number:08d}.npz", "", 1, partial(self._measure, batch, number)))
+
+    def _measure(self, batch: RegionBatch, number: int, path: Path) -> dict[str, Any]:
+        found = self.evaluator.find(batch)
+        # Only the first batches supply examples: every batch has one, or none.
         keep = self._chosen_examples(found) if number < self.num_examples else []
-        output = self.classifier(images.image)
-        measured = self.evaluator.evaluate(images, output, found, keep)
-        presence = presence_scores(self.evaluator, images, output, found) if self.presence_scores else {}
-        rows = records.rows_of(measured, images.ids, self.evaluator.categories, self.concepts, self.metrics)
-        kept = examples.of_pairs(images, measured, keep, self.concepts, self.classifier.stage_names) if keep else []
-        self.parts.write(number, rows, int(found.outside), presence, kept)
+        output = self.classifier(batch.image)
+        measured = self.evaluator.evaluate(batch, output, found, keep)
+        scores = presence_scores(self.evaluator, batch, output, found) if self.presence_scores else {}
+        rows = records.rows_of(measured, batch.ids, self.evaluator.categories, self.concepts, self.metrics)
+        kept = examples.of_pairs(batch, measured, keep, self.concepts, self.classifier.stage_names) if keep else []
+        Parts.write(path, rows, int(found.outside), scores, kept)
+        return {}
 
     def _chosen_examples(self, found: LabeledPairs) -> list[int]:
         """One pair of each category of a batch; which one depends on its name alone, not on its score."""
@@ -195,46 +205,45 @@ class RegionEvaluation(L.LightningModule):
         Raises:
             CefamError: where parts are missing.
         """
+        assert self.parts is not None
         self.trainer.strategy.barrier()
-        done = len(self.parts.done())
-        self.measured = done > 0
-        self.trainer.strategy.barrier()  # the parts are counted by all before the first process removes them
+        done = len(self.parts.paths())
+        self.trainer.strategy.barrier()  # the first process removes the parts after all have counted them
         data: Any = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, Resumable) and not self._limited and done < data.num_batches:
+        if isinstance(data, NumberedData) and not self._limited and done < data.num_batches:
             raise CefamError(
                 f"{done} of {data.num_batches} batches are in {self.output}: run the same command again, which measures the others. On "
                 f"several nodes `model.output` must lie on a disk that all of them share."
             )
-        if self.trainer.is_global_zero and self.measured:
-            self._report()
+        if self.trainer.is_global_zero:
+            self._report(self.parts)
             self.parts.clear()
         self.close()
 
     def close(self) -> None:
-        """Let others write into the output; what a stopped run has measured stays there."""
-        if self._begun and not self.parts.done():
+        """Release the output; what a stopped run has measured stays there."""
+        if self.parts is not None and self.global_rank == 0 and not self.parts.paths():
             self.parts.clear()
         self._lock.close()
 
-    def _report(self) -> None:
+    def _report(self, parts: Parts) -> None:
         about = results.Run(
             methods=list(self.evaluator.methods),
             categories=self.evaluator.categories,
             num_candidates=self.evaluator.num_candidates,
             preset=self.settings.preset,
-            notes=self._notes(self.parts.outside()),
-            reproduces=self.reproduces,
+            notes=self._notes(parts.outside()),
             stages=self.classifier.stage_names,
         )
         with replacing(self.output / "records.csv") as merged:
-            records.merge(self.parts.records(), merged, self.metrics)
+            records.merge(parts.records(), merged, self.metrics)
             table = results.table_of(about, merged)
-            self.parts.reporting.touch()
+            reporting(self.output).touch()
             results.clear(self.output)  # results of an earlier run must not stay with the new ones
-        results.write(self.output, about, table, self.parts.examples(self.num_examples))
+        results.write(self.output, about, table, parts.examples(self.num_examples))
         print(tables.to_text(table))
         if self.presence_scores:
-            scores = joined(self.parts.presence())
+            scores = joined(parts.presence())
             write_text(self.output / presence.FILE, presence.to_csv(*scores, self.concepts))
             print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
         print(f"Results are in {self.output}.")
@@ -277,6 +286,13 @@ def _chosen(stored: ConceptSet, name: str | None, vlm: VisionLanguageModel | Non
             f"To measure the concepts {name!r} instead of the artefact's, set `model.vlm` to the VLM that the translator mimics."
         )
     return ConceptSet.load(name).embed(vlm)
+
+
+def _class_name(value: Any) -> str:
+    """A class in plain types; other objects cannot be compared with those of another run."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    raise TypeError
 
 
 def _flat(table: tables.Table) -> dict[str, float]:

@@ -13,8 +13,7 @@ from PIL import Image
 from cefam.brodenette.drawing import CATEGORIES, draw
 from cefam.brodenette.scenes import describe
 from cefam.brodenette.vocabulary import LABELS, SIZE, Label
-from cefam.errors import ExistsError
-from cefam.files import replacing
+from cefam.io.files import replacing
 
 INDEX = ("image", "split", "ih", "iw", "sh", "sw", *CATEGORIES, "scene", "texture")
 
@@ -23,19 +22,15 @@ def write_broden(folder: str | Path, split: str, count: int) -> Path:
     """Draw the first scenes of a split into a folder in Broden's format.
 
     Args:
-        folder: created; it must not hold a Broden already.
+        folder: created.
         split: of Brodenette.
         count: how many scenes.
 
     Returns:
         the folder.
 
-    Raises:
-        ExistsError: where there is an ``index.csv``; it is written last, so an unfinished folder has none.
     """
     root = Path(folder)
-    if (root / "index.csv").exists():
-        raise ExistsError(f"{root} already holds a data set in Broden's format: name another folder, or remove it.")
     frequency = np.zeros(len(LABELS) + 1, np.int64)
     coverage = np.zeros(len(LABELS) + 1)
     rows = []

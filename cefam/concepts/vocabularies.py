@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of
+from cefam.concepts.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of
 from cefam.errors import CefamError, CefamWarning, near
-from cefam.files import write_text
-from cefam.reading import read_csv, read_text
+from cefam.io.files import write_text
+from cefam.io.reading import read_csv, read_text
 
 COLUMNS = ("word", "name", "number", "category", "prompt")
 BRODEN_COLUMNS = ("frequency", "coverage", "syns")  # of its label.csv; not needed

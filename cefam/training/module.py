@@ -14,21 +14,21 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from cefam.attribution.encoding import check_images
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
-from cefam.checks import check_epochs, check_monitors, check_precision, check_resumed, described, runs_to_its_end
-from cefam.concepts import embedded
+from cefam.concepts.sets import embedded
+from cefam.concepts.vocabularies import write_values
 from cefam.errors import CefamError
-from cefam.evaluator import PROTOCOLS, RegionEvaluator
-from cefam.methods import Bench, CEFAMRegions
+from cefam.evaluation.evaluator import PROTOCOLS, RegionEvaluator
+from cefam.methods import CEFAMRegions, MethodContext
 from cefam.metrics import METRICS
 from cefam.pairs import RegionBatch
-from cefam.schedule import PLATEAU_PATIENCE, WarmupPlateau
 from cefam.settings import MethodSettings, SettingsChanges
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.trained import Trained
+from cefam.training.schedule import PLATEAU_PATIENCE, WarmupPlateau
+from cefam.training.trainer_checks import check_epochs, check_monitors, check_precision, check_resumed, described
 from cefam.translator import Translator, distillation_losses
-from cefam.vocabularies import write_values
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -42,8 +42,8 @@ TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged by st
 class CEFAM(L.LightningModule):
     """A translator in training, with its two frozen towers.
 
-    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache, or, as a
-    second validation loader, the fields of :class:`cefam.pairs.RegionBatch`.
+    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache. A second validation
+    loader gives :class:`cefam.pairs.RegionBatch`.
 
     Args:
         classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
@@ -53,7 +53,7 @@ class CEFAM(L.LightningModule):
         similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
         hidden_dims: hidden widths of the translator; ``None``: the published rule.
         optimizer: called with the translator's parameters.
-        warmup_epochs: see :class:`cefam.schedule.WarmupPlateau`.
+        warmup_epochs: see :class:`cefam.training.schedule.WarmupPlateau`.
         plateau_patience: epochs; ``None``: the preset's (published 6, paper 4).
         num_candidates: of the oracle, in validation.
         text_cache: folder for text embeddings, or ``None``.
@@ -105,9 +105,9 @@ class CEFAM(L.LightningModule):
         self.optimizer, self.warmup_epochs = optimizer, warmup_epochs
         patience = PLATEAU_PATIENCE[self.settings.preset]
         self.plateau_patience = patience if plateau_patience is None else plateau_patience
-        # The bench holds the translator itself, so validation measures its current state.
-        bench = Bench(Trained(classifier, self.translator, self.concepts, settings=self.settings))
-        methods = {"CE-FAM": CEFAMRegions(bench)}
+        # The context holds the translator itself, so validation measures its current state.
+        context = MethodContext(Trained(classifier, self.translator, self.concepts, settings=self.settings))
+        methods = {"CE-FAM": CEFAMRegions(context)}
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
         # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
         # not a number stays one, and stops the run.
@@ -208,7 +208,6 @@ class CEFAM(L.LightningModule):
         with torch.autocast(embedding.device.type, enabled=False):
             return similarity(embedding.float(), self.text, self.concepts.logit_scale, self.concepts.logit_bias)
 
-    @runs_to_its_end
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of eq. 8."""
         teacher, pooled = self._teacher_and_pooled(batch)
@@ -217,6 +216,11 @@ class CEFAM(L.LightningModule):
             dict(zip(TRAINING, (losses.total, losses.embedding, losses.similarity), strict=True)),
             batch_size=len(teacher),
         )
+        if "skipped" in batch:
+            skipped = float(batch["skipped"])
+            self.log(
+                "train/skipped", skipped, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1
+            )
         total: Tensor = losses.total
         return total
 
@@ -242,23 +246,15 @@ class CEFAM(L.LightningModule):
                 student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
             )
 
-    def on_train_epoch_end(self) -> None:
-        """Log how many samples of the epoch could not be read, over all processes, where some may be left out."""
-        skipped: Any = getattr(getattr(self.trainer, "datamodule", None), "skipped", None)
-        if skipped is not None and skipped.limit:
-            count = torch.tensor(float(skipped.taken()), device=self.device)
-            self.log("train/skipped", self.trainer.strategy.reduce(count, reduce_op="sum"))
-
     def on_validation_epoch_start(self) -> None:
         """Start the metrics that are computed by hand afresh."""
         for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
             metric.reset()
 
-    @runs_to_its_end
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Mapping[str, Any] | RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and agreement with the teacher, or regions against masks; no process waits for another here."""
-        if "masks" in batch:
-            self._measure_regions(RegionBatch(**batch))
+        if isinstance(batch, RegionBatch):
+            self._measure_regions(batch)
             return
         teacher, pooled = self._teacher_and_pooled(batch)
         student = self._student(pooled)

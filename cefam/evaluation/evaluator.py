@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cefam.attribution.batching import chunks
-from cefam.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
-from cefam.concepts import ConceptSet
+from cefam.concepts.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.methods.base import Activated, RegionMethod
 from cefam.metrics.functional import Bounds, area_bounds
@@ -59,7 +59,7 @@ class MethodValues:
 
 
 @dataclass(frozen=True)
-class Kept:
+class MeasuredCandidates:
     """Candidates of some pairs, as they were measured: ``nra`` (k, Q), and which of them each protocol chose (k,)."""
 
     candidates: Candidates
@@ -75,7 +75,7 @@ class PairValues:
     auc_high: Tensor
     auc_low: Tensor
     values: dict[str, dict[str, MethodValues]]
-    kept: dict[str, Kept]
+    kept: dict[str, MeasuredCandidates]
 
 
 class RegionEvaluator:
@@ -199,7 +199,7 @@ class RegionEvaluator:
                 )
                 for protocol, chosen in choice.items()
             }
-            part.kept[name] = Kept(
+            part.kept[name] = MeasuredCandidates(
                 Candidates(*(value[kept_rows] for value in candidates)),
                 nra[kept_rows],
                 {protocol: chosen[kept_rows] for protocol, chosen in choice.items()},
@@ -241,7 +241,7 @@ class _Part:
 
     bounds: Bounds
     values: dict[str, dict[str, MethodValues]]
-    kept: dict[str, Kept]
+    kept: dict[str, MeasuredCandidates]
     finite: Tensor
 
 
@@ -281,8 +281,8 @@ def _joined(parts: Sequence[MethodValues]) -> MethodValues:
     )
 
 
-def _joined_kept(parts: Sequence[Kept]) -> Kept:
-    return Kept(
+def _joined_kept(parts: Sequence[MeasuredCandidates]) -> MeasuredCandidates:
+    return MeasuredCandidates(
         Candidates(*(torch.cat(values) for values in zip(*(part.candidates for part in parts), strict=True))),
         torch.cat([part.nra for part in parts]),
         {protocol: torch.cat([part.choice[protocol] for part in parts]) for protocol in PROTOCOLS},

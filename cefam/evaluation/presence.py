@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cefam.evaluator import LabeledPairs, RegionEvaluator
+from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
 from cefam.methods.base import Activated
 from cefam.pairs import RegionBatch
 from cefam.towers.types import ClassifierOutput

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.categories import DEFAULT_TEMPLATE
+from cefam.concepts.categories import DEFAULT_TEMPLATE
+from cefam.concepts.vocabularies import Concept, concepts_of, label_word, read_concepts, warn_of_equal_prompts
 from cefam.errors import CefamError, near
-from cefam.files import write_tensors
-from cefam.vocabularies import Concept, concepts_of, label_word, read_concepts, warn_of_equal_prompts
+from cefam.io.files import write_tensors
 
 if TYPE_CHECKING:
     from cefam.towers.vlm import VisionLanguageModel

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cefam.errors import CefamWarning
-from cefam.files import write_text
-from cefam.identity import differing, identity
-from cefam.reading import read_description, read_text
+from cefam.io.files import write_text
+from cefam.io.identity import differing, identity
+from cefam.io.reading import read_description, read_text
 
 ADVICE = "run `cefam doctor` again, or remove it"
 

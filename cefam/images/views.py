@@ -88,7 +88,7 @@ class Placement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class EvaluationView:
     """The evaluation view: resize the short side, cut the center (or take the photograph as it is).
 
     Args:
@@ -175,53 +175,28 @@ class View:
         return Placement(above + top * vertical, before + left * horizontal, tall * vertical, wide * horizontal)
 
 
-def usual_view(picture: Image.Image, side: int) -> View:
+def usual_view(picture: Image.Image, side: int) -> EvaluationView:
     """The view of a photograph for a tower of this size: whole if it has that size, else cut as ImageNet is evaluated.
 
     >>> usual_view(Image.new("RGB", (640, 480)), 224), usual_view(Image.new("RGB", (96, 96)), 96)
-    (View(resize=256, crop=224), View(resize=None, crop=None))
+    (EvaluationView(resize=256, crop=224), EvaluationView(resize=None, crop=None))
     """
-    return View(None, None) if picture.size == (side, side) else View(round(side * 256 / 224), side)
+    return EvaluationView(None, None) if picture.size == (side, side) else EvaluationView(round(side * 256 / 224), side)
 
 
-class TrainingView:
-    """The training view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip.
+def training_view(size: int = 224, flip: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """The random view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip.
 
     Args:
         size: side of the view.
         flip: probability of a horizontal flip.
     """
+    from torchvision.transforms import v2
 
-    def __init__(self, size: int = 224, flip: float = 0.5) -> None:
-        from torchvision.transforms import v2
-
-        self.size, self.flip = size, flip
-        self._crop = v2.RandomResizedCrop(size, antialias=True)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels of a photograph (3, H, W), uint8 -> those of a view (3, size, size)."""
-        crop, flipped = self._drawn(pixels)
-        # Resizing keeps the layout of what is (h, w, 3) without gaps; of a part of a photograph it makes (3, h, w).
-        view = self.resize(crop.movedim(0, -1).contiguous().movedim(-1, 0))
-        return view.flip(-1) if flipped else view
-
-    def cut(self, pixels: Tensor) -> Tensor:
-        """Pixels of a photograph -> those of the same view before it is resized (3, h, w); the random numbers are the same."""
-        crop, flipped = self._drawn(pixels)
-        return crop.flip(-1) if flipped else crop
-
-    def _drawn(self, pixels: Tensor) -> tuple[Tensor, bool]:
-        """A crop, and whether it is flipped."""
-        where = self._crop.make_params([pixels])
-        crop = pixels.narrow(-2, where["top"], where["height"]).narrow(-1, where["left"], where["width"])
-        return crop, float(torch.rand(1)) < self.flip
-
-    def resize(self, pixels: Tensor) -> Tensor:
-        """What :meth:`cut` gives -> the view (3, size, size), on the device of the pixels."""
-        from torchvision.transforms.v2.functional import resize
-
-        view: Tensor = resize(pixels, [self.size, self.size], antialias=True)
-        return view
+    view: Callable[[Tensor], Tensor] = v2.Compose(
+        [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(flip)]
+    )
+    return view
 
 
 def drawn(view: Callable[[Tensor], Tensor], pixels: Tensor, stream: str) -> Tensor:

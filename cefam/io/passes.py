@@ -14,7 +14,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 from uuid import uuid4
 
 from cefam.errors import CefamError, ExistsError
-from cefam.files import locked, write_text
-from cefam.identity import differing
+from cefam.io.files import locked, write_text
+from cefam.io.identity import differing
 
 JOURNAL = "journal.json"
 PATIENCE = 10  # half seconds in which a network file system must show a new file
@@ -52,7 +51,7 @@ class Pass:
 
     Args:
         folder: where to; created.
-        run: the key of what is computed (:func:`cefam.identity.identity`); a folder that holds a pass of something else is refused.
+        run: the key of what is computed (:func:`cefam.io.identity.identity`); a folder that holds a pass of something else is refused.
         share: number of this process, and of all.
         replace: remove the files of a pass of something else instead.
 
@@ -87,7 +86,10 @@ class Pass:
         """
         self._mine = False
         for journal in sorted(self.folder.glob("journal*.json")):
-            first, *lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+            try:
+                first, *lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+            except FileNotFoundError:  # another process of this pass has removed it
+                continue
             try:
                 run = json.loads(first)["run"]
             except (ValueError, KeyError, TypeError) as error:
@@ -117,6 +119,20 @@ class Pass:
     def __exit__(self, *error: Any) -> None:
         self._lock.close()
 
+    def do(self, unit: Unit) -> dict[str, Any]:
+        """Do a unit, unless it is done; its entry."""
+        path = self.folder / unit.file
+        return self.done[unit.file]["about"] if self._is_done(unit) else self._note(unit, unit.write(path))
+
+    def _note(self, unit: Unit, written: dict[str, Any]) -> dict[str, Any]:
+        """Write the entry of a finished unit into the journal."""
+        entry = {"file": unit.file, **written}
+        size = (self.folder / unit.file).stat().st_size
+        self.done[unit.file] = {"digest": unit.digest, "bytes": size, "about": entry}
+        with self.journal.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(self.done[unit.file]) + "\n")
+        return entry
+
     def over(
         self, units: Iterable[Unit], title: str, total: int, pool: Executor | None = None
     ) -> Iterator[dict[str, Any]]:
@@ -133,37 +149,33 @@ class Pass:
         with Progress(disable=self.rank > 0) as progress:
             bar = progress.add_task(title, total=total)
             for unit, written in self._begun(islice(units, self.rank, None, self.ranks), pool):
-                known = self.done.get(unit.file)
-                if written is not None:
-                    path = self.folder / unit.file
-                    about = {"file": unit.file, **written()}
-                    known = {"digest": unit.digest, "bytes": path.stat().st_size, "about": about}
-                    with self.journal.open("a", encoding="utf-8") as journal:
-                        journal.write(json.dumps(known) + "\n")
+                yield self.do(unit) if written is None else self._note(unit, written())
                 progress.advance(bar, unit.size * self.ranks)
-                yield known["about"]  # type: ignore[index]  # done, or just written
 
     def _begun(
         self, units: Iterable[Unit], pool: Executor | None
     ) -> Iterator[tuple[Unit, Callable[[], dict[str, Any]] | None]]:
-        """Every unit with what finishes it, or ``None`` where it is done; a pool is kept busy with the next ones."""
+        """Every unit, with its result where a pool works on it; the pool is given the next units in advance."""
         waiting: deque[tuple[Unit, Callable[[], dict[str, Any]] | None]] = deque()
         for unit in units:
-            path = self.folder / unit.file
-            if self._is_done(unit, path):
-                waiting.append((unit, None))
-            elif pool is None:
-                waiting.append((unit, partial(unit.write, path)))
-            else:
-                waiting.append((unit, pool.submit(unit.write, path).result))
+            given = pool is not None and not self._is_done(unit)
+            waiting.append((unit, pool.submit(unit.write, self.folder / unit.file).result if given and pool else None))
             if pool is None or len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
 
-    def _is_done(self, unit: Unit, path: Path) -> bool:
+    def _is_done(self, unit: Unit) -> bool:
         known = self.done.get(unit.file)
-        intact = known and path.is_file() and path.stat().st_size == known["bytes"]
-        return bool(known and intact and known["digest"] == unit.digest)
+        return known is not None and known["digest"] == unit.digest and self._is_whole(known)
+
+    def _is_whole(self, known: dict[str, Any]) -> bool:
+        path = self.folder / known["about"]["file"]
+        return path.is_file() and bool(path.stat().st_size == known["bytes"])
+
+    def files(self) -> list[Path]:
+        """The finished files of all processes, sorted by name."""
+        self._read()
+        return sorted(self.folder / name for name, known in self.done.items() if self._is_whole(known))
 
     def finished(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
         """The entries of all units, once all processes have done theirs."""

@@ -1,35 +1,13 @@
 """Checks of a Trainer: options under which something other than requested would silently be learned or measured."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateFinder
 
 from cefam.errors import CefamError, near
-from cefam.schedule import WarmupPlateau
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def runs_to_its_end(step: Callable[P, R]) -> Callable[P, R]:
-    """A step that returns or fails.
-
-    A Trainer would take StopIteration for the end of the data and skip the rest, and exit(0) would look like success.
-    """
-
-    @wraps(step)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return step(*args, **kwargs)
-        except (StopIteration, SystemExit) as error:
-            raise RuntimeError(
-                f"{type(error).__name__} was raised in the middle of a step: look for a bare `next()`, or an `exit()`."
-            ) from error
-
-    return run
+from cefam.training.schedule import WarmupPlateau
 
 
 def check_epochs(trainer: L.Trainer, stage: str) -> None:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, Bench, RegionMethod
+from cefam.images.views import resize_regions
+from cefam.methods.base import Activated, MethodContext, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.towers.taps import tapped
-from cefam.views import resize_regions
 
 Of = Literal["class", "concept"]
 
 
-class ScoreView(nn.Module):
+class ScoreModel(nn.Module):
     """Views (B, 3, H, W) to class scores (B, classes), or to similarities S with the concepts (B, T).
 
     The network is the one that was given, without folding, so its layers are there to be named.
@@ -77,22 +77,22 @@ class ScoreMapRegions(RegionMethod):
     The map of the class score is the same for all concepts of an image. Subclasses define :meth:`maps`.
 
     Args:
-        bench: with the classifier, and the translator for concept scores.
+        context: with the classifier, and the translator for concept scores.
         of: "class": of the most probable class's output; "concept": of the concept's similarity S.
     """
 
-    def __init__(self, bench: Bench, of: Of = "concept") -> None:
-        super().__init__(bench)
+    def __init__(self, context: MethodContext, of: Of = "concept") -> None:
+        super().__init__(context)
         if of not in get_args(Of):
             raise CefamError(f"of must be {' or '.join(map(repr, get_args(Of)))}, got {of!r}.")
-        self.of, self.explainer = of, bench.trained.explainer()
-        self._view: ScoreView | None = None
+        self.of, self.explainer = of, context.trained.explainer()
+        self._view: ScoreModel | None = None
 
     @property
-    def view(self) -> ScoreView:
+    def view(self) -> ScoreModel:
         """The score as a module, on the classifier's device."""
         if self._view is None:
-            self._view = ScoreView(self.explainer, self.of).eval()
+            self._view = ScoreModel(self.explainer, self.of).eval()
         return self._view
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:

@@ -1,82 +1,96 @@
 """Putting an explanation together: which concepts, their regions, their contributions, and what the reader should know."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cefam.attribution.encoding import Encoding, check_images
+from cefam.attribution.candidates import check_range
+from cefam.attribution.choice import association
+from cefam.attribution.contribution import contribution
+from cefam.attribution.direct import direct_effect
+from cefam.attribution.encoding import Encoding, Networks, check_images
 from cefam.attribution.scores import log_probability, similarity
 from cefam.attribution.types import Fused, Images, Picture, Regions
-from cefam.concepts import FEW
+from cefam.attribution.weights import regions_of
+from cefam.concepts.sets import FEW
 from cefam.errors import CefamError
 from cefam.explanations import ConceptExplanation, Explanation, Photograph
 from cefam.explanations.photograph import stacked
 from cefam.pairs import ConceptPairs
 from cefam.settings import MethodSettings
-from cefam.towers.vlm import encode_images
-
-if TYPE_CHECKING:
-    from cefam.attribution.explainer import Explainer
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel, encode_images
 
 CLASSES = 5  # most probable classes that an explanation names
 
 
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What is explained, and how.
+
+    ``top_k``: number of concepts of each image; ``candidates``: indices of those that may be explained, ``None``: all; ``every_stage``:
+    contributions at every stage; ``fused``: gives one map of all stages; ``vlm``: scores the concepts, too; ``doubts``: numbers of
+    concepts that should not be trusted, with the reason.
+    """
+
+    settings: MethodSettings
+    top_k: int = 8
+    candidates: Sequence[int] | None = None
+    every_stage: bool = False
+    fused: Fused | None = None
+    vlm: VisionLanguageModel | None = None
+    doubts: Mapping[int, str] = field(default_factory=dict)
+
+
 def explain(
-    explainer: "Explainer",
-    images: Images,
-    top_k: int,
-    target: int | Tensor | None,
-    candidates: Sequence[int] | None,
-    settings: MethodSettings,
-    every_stage: bool,
-    fused: Fused | None = None,
+    networks: Networks, images: Images, target: int | Tensor | None, options: ExplainOptions
 ) -> list[Explanation]:
     """The explanations of a batch; :meth:`cefam.attribution.explainer.Explainer.explain`."""
-    photographs, views = _given(images, explainer)
+    photographs, views = _given(images, networks)
     if not photographs:
         return []
-    classifier, encoding = explainer.classifier, explainer.encode(views)
-    scores = explainer.scores(encoding)
-    best = _best(scores, top_k, candidates)
+    classifier, encoding, settings = networks.classifier, networks.encode(views), options.settings
+    scores = log_probability(encoding.similarity, networks.concepts.probability).exp()
+    best = _best(scores, options.top_k, options.candidates)
     count = best.shape[1]
     pairs = ConceptPairs(torch.arange(len(best), device=best.device).repeat_interleave(count), best.flatten())
-    regions = explainer.regions(encoding, pairs, settings.derivative)
-    associations = explainer.association(encoding, pairs, settings.num_channels, regions)
+    regions = regions_of(networks, encoding, pairs, settings)
+    associations = association(networks, encoding, pairs, regions.importance, settings)
     stage = associations.argmax(dim=1)
     probabilities = classifier.probabilities(encoding.output.logits)
-    predicted = probabilities.argmax(dim=1)
-    targets = predicted if target is None else explainer.classes(encoding, target)
-    effects = _effects(explainer, encoding, pairs, targets, settings, regions, stage, every_stage)
-    teacher, baseline = _teacher(explainer, views, best), encoding.similarity.mean(dim=1).tolist()
+    targets = classes_of(classifier, encoding, target)
+    effects = _effects(networks, encoding, pairs, targets, regions, stage, options)
+    teacher, baseline = _teacher(networks, options.vlm, views, best), encoding.similarity.mean(dim=1).tolist()
     parts = []
     # Everything comes to the host at once, not number by number.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    maps = [each.cpu() for each in _with_fused(regions.maps, fused, encoding, pairs)]
-    chosen, association = stage.tolist(), associations.tolist()
+    maps = [each.cpu() for each in _with_fused(regions.maps, options.fused, encoding, pairs)]
+    chosen, of_stages = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
-        concept = explainer.concepts.concepts[index]
+        concept = networks.concepts.concepts[index]
         parts.append(ConceptExplanation(
             concept=concept,
             score=score[row],
             similarity=similar[row],
             stage=chosen[row],
-            association=association[row],
+            association=of_stages[row],
             maps=[each[row] for each in maps],
             photograph=photographs[image],
             present=similar[row] >= baseline[image],
-            distrust=explainer.doubts.get(concept.number, ""),
+            distrust=options.doubts.get(concept.number, ""),
             **effects[row],
             **teacher[row],
         ))  # fmt: skip
     known, classes = probabilities.cpu(), targets.tolist()
-    about = {**settings.to_dict(), "concepts": len(explainer.concepts), "top_k": top_k}
+    about = {**settings.to_dict(), "concepts": len(networks.concepts), "top_k": options.top_k}
     return [
         _of_image(
-            explainer,
+            networks,
             photograph,
             parts[image * count : (image + 1) * count],
             known[image],
@@ -87,8 +101,21 @@ def explain(
     ]
 
 
+def classes_of(classifier: FrozenClassifier, encoding: Encoding, target: int | Tensor | None) -> Tensor:
+    """The class of each image (B,): as given, or its most probable one.
+
+    Raises:
+        CefamError: for a class that does not exist.
+    """
+    if target is None:
+        return classifier.probabilities(encoding.output.logits).argmax(dim=1)
+    target = torch.as_tensor(target).long()
+    check_range("class", target.reshape(-1).cpu(), classifier.num_classes)
+    return target.to(encoding.device).expand(len(encoding.images))
+
+
 def _of_image(
-    explainer: "Explainer",
+    networks: Networks,
     photograph: Photograph,
     parts: list[ConceptExplanation],
     probabilities: Tensor,
@@ -96,7 +123,7 @@ def _of_image(
     about: dict[str, Any],
 ) -> Explanation:
     """The explanation of one image from its concepts and class probabilities (classes,)."""
-    name = explainer.classifier.class_name
+    name = networks.classifier.class_name
     leading = probabilities.topk(min(CLASSES, len(probabilities)))
     predicted = int(leading.indices[0])
     return Explanation(
@@ -108,8 +135,8 @@ def _of_image(
         predicted=predicted,
         predicted_name=name(predicted),
         classes=[(name(c), p) for c, p in zip(leading.indices.tolist(), leading.values.tolist(), strict=True)],
-        stages=explainer.classifier.stage_names,
-        warnings=_warnings(explainer, parts),
+        stages=networks.classifier.stage_names,
+        warnings=_warnings(networks, parts),
         **about,
     )
 
@@ -128,24 +155,24 @@ def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pai
     return [*maps, together * (above / highest).view(-1, 1, 1)]
 
 
-def _given(images: Images, explainer: "Explainer") -> tuple[list[Photograph], Tensor]:
+def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor]:
     """Photographs, and their views on the device of the classifier.
 
     Raises:
         CefamError: for images of another kind.
     """
-    where = next((value.device for value in explainer.translator.parameters()), torch.device("cpu"))
+    where = networks.device
     if isinstance(images, Tensor):
         if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] != 3 == images.shape[3]:
             images = images.permute(0, 3, 1, 2)
-        check_images(images, explainer.classifier)
+        check_images(images, networks.classifier)
         return [Photograph.of_view(view, f"image {index}") for index, view in enumerate(images)], images.to(where)
     each = [images] if isinstance(images, Picture) else list(images)
-    photographs = [to_photograph(image, explainer, f"image {index}") for index, image in enumerate(each)]
+    photographs = [to_photograph(image, networks.classifier, f"image {index}") for index, image in enumerate(each)]
     return photographs, stacked(photographs).to(where) if photographs else torch.empty(0, device=where)
 
 
-def to_photograph(image: Picture, explainer: "Explainer", name: str) -> Photograph:
+def to_photograph(image: Picture, classifier: FrozenClassifier, name: str) -> Photograph:
     """A picture or file as a photograph with the usual view for the classifier; a photograph as it is.
 
     Raises:
@@ -157,7 +184,7 @@ def to_photograph(image: Picture, explainer: "Explainer", name: str) -> Photogra
         raise CefamError(
             f"Images must be a tensor (B, 3, H, W), or photographs, PIL images and paths, got a {type(image).__name__}."
         )
-    height, width = explainer.classifier.input_size
+    height, width = classifier.input_size
     if height != width:
         raise CefamError(
             f"The classifier takes images of {height} x {width}, and pictures are cut to squares: pass a tensor, or photographs with a "
@@ -179,23 +206,23 @@ def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tenso
 
 
 def _effects(
-    explainer: "Explainer",
+    networks: Networks,
     encoding: Encoding,
     pairs: ConceptPairs,
     targets: Tensor,
-    settings: MethodSettings,
     regions: Regions,
     stage: Tensor,
-    every_stage: bool,
+    options: ExplainOptions,
 ) -> list[dict[str, Any]]:
     """Direct effect, contribution and curve at the chosen stage of every pair, and, if wanted, contributions at all stages."""
-    found_direct = explainer.direct_effect(encoding, pairs, targets, regions).tolist()
+    every_stage, importance = options.every_stage, regions.importance
+    found_direct = direct_effect(networks.classifier, encoding, pairs, importance[-1], targets).tolist()
     direct = [None if math.isnan(value) else value for value in found_direct]
-    stages = explainer.classifier.stages
+    stages = networks.classifier.stages
     if not all(each.resumable for each in stages):
         return [{"contribution": None, "curve": [], "direct": value} for value in direct]
     masked = [stage] if not every_stage else [torch.full_like(stage, index) for index in range(len(stages))]
-    found = [explainer.contribution(encoding, pairs, targets, settings.num_channels, each, regions) for each in masked]
+    found = [contribution(networks, encoding, pairs, importance, each, targets, options.settings) for each in masked]
     values = [of_stage.value.tolist() for of_stage in found]
     curves = [of_stage.curve.tolist() for of_stage in found]
     rows = []
@@ -213,12 +240,12 @@ def _effects(
     return rows
 
 
-def _teacher(explainer: "Explainer", views: Tensor, best: Tensor) -> list[dict[str, Any]]:
+def _teacher(networks: Networks, vlm: VisionLanguageModel | None, views: Tensor, best: Tensor) -> list[dict[str, Any]]:
     """What the VLM itself says of the explained concepts (B, k) of the views, a row per pair; nothing where it is not at hand."""
-    if explainer.vlm is None:
+    if vlm is None:
         return [{}] * best.numel()
-    concepts = explainer.concepts
-    embedding = encode_images(explainer.vlm, views).float()
+    concepts = networks.concepts
+    embedding = encode_images(vlm, views).float()
     text = concepts.require_embeddings().to(embedding)
     similar = similarity(embedding, text, concepts.logit_scale, concepts.logit_bias)
     score = log_probability(similar, concepts.probability).exp()
@@ -226,13 +253,13 @@ def _teacher(explainer: "Explainer", views: Tensor, best: Tensor) -> list[dict[s
     return [{"vlm_similarity": s, "vlm_score": p} for s, p in zip(*said, strict=True)]
 
 
-def _warnings(explainer: "Explainer", parts: Sequence[ConceptExplanation]) -> list[str]:
+def _warnings(networks: Networks, parts: Sequence[ConceptExplanation]) -> list[str]:
     """What the reader of an explanation should know, in sentences."""
     found = []
-    count = len(explainer.concepts)
-    if explainer.concepts.probability == "softmax" and count < FEW:
+    count = len(networks.concepts)
+    if networks.concepts.probability == "softmax" and count < FEW:
         found.append(f"Only {count} concepts compete: their probabilities say little.")
-    passed = [stage.name for stage in explainer.classifier.stages if not stage.resumable]
+    passed = [stage.name for stage in networks.classifier.stages if not stage.resumable]
     if passed:
         found.append(
             f"Something by-passes {', '.join(passed)}: contributions cannot be computed, concepts are sorted by score."

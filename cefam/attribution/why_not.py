@@ -1,21 +1,19 @@
 """What must be hidden for a decision to change: a region masked patch by patch (Fig. 7)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import chunks, room
-from cefam.attribution.types import Fused
+from cefam.attribution.batching import chunks, max_pairs
+from cefam.attribution.encoding import Networks
+from cefam.attribution.explain import ExplainOptions, explain
 from cefam.errors import CefamError
 from cefam.explanations import ConceptExplanation, Photograph
 from cefam.explanations.comparison import Comparison, Flip, differences
-from cefam.views import resize_regions
-
-if TYPE_CHECKING:
-    from cefam.attribution.explainer import Explainer
+from cefam.images.views import resize_regions
 
 GRID = 14  # patches a side: 16 pixels at 224
 STEPS = 20  # in which they are hidden, at most
@@ -26,36 +24,33 @@ MEGABYTE = 2**20
 
 
 def why_not(
-    explainer: "Explainer",
-    photograph: Photograph,
-    other: int,
-    top_k: int,
-    target: int | None,
-    concepts: list[int] | None,
-    num_channels: int | None,
-    fused: Fused | None = None,
+    networks: Networks, photograph: Photograph, other: int, target: int | None, options: ExplainOptions
 ) -> Comparison:
     """The comparison of two classes; :meth:`cefam.attribution.explainer.Explainer.why_not`."""
-    pool = max(top_k, min(POOL, len(concepts or explainer.concepts.concepts)))
-    chosen = explainer.explain([photograph], pool, target, concepts, num_channels, fused=fused)[0]
-    numbers = [explainer.concepts.numbers.index(part.concept.number) for part in chosen]
-    rival = explainer.explain([photograph], pool, other, numbers, num_channels, fused=fused)[0]
+    among = networks.concepts.concepts if options.candidates is None else options.candidates
+    pool = max(options.top_k, min(POOL, len(among)))
+    chosen = explain(networks, [photograph], target, replace(options, top_k=pool))[0]
     if chosen.target == other:
         raise CefamError(f"The photograph is taken for {chosen.target_name}: name a class that it is not taken for.")
+    numbers = [networks.concepts.numbers.index(part.concept.number) for part in chosen]
+    rival = explain(networks, [photograph], other, replace(options, top_k=pool, candidates=numbers))[0]
     leading = [part for part, _ in differences(chosen, rival) if part.contribution is None or part.contribution > 0]
-    flips = [flip(explainer, photograph, part, chosen.target, other) for part in leading[:SHOWN]]
+    limit = options.settings.memory_limit
+    flips = [flip(networks, photograph, part, (chosen.target, other), limit) for part in leading[:SHOWN]]
     flips.sort(key=lambda each: (each.at is None, each.at or 0))
     for explanation in (chosen, rival):
-        del explanation.concepts[top_k:]
+        del explanation.concepts[options.top_k :]
     return Comparison(chosen, rival, flips)
 
 
-def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanation, predicted: int, other: int) -> Flip:
+def flip(
+    networks: Networks, photograph: Photograph, part: ConceptExplanation, classes: tuple[int, int], memory_limit: float
+) -> Flip:
     """Hide a concept's region in its view, the strongest patches first, until another class comes first.
 
     A hidden patch has the mean color of the view. (The classifier has hardly seen such pictures: random patches stand beside.)
     """
-    where = next((value.device for value in explainer.translator.parameters()), torch.device("cpu"))
+    where, (predicted, other) = networks.device, classes
     view = photograph.view.to(where)
     size = (view.shape[-2], view.shape[-1])
     grid = (min(GRID, size[0]), min(GRID, size[1]))
@@ -63,14 +58,14 @@ def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanatio
     strength = F.adaptive_avg_pool2d(region, grid).flatten()
     order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
     counts = torch.linspace(0, len(order), min(len(order), STEPS) + 1).round().long().tolist()
-    probabilities = _hidden(explainer, view, order, counts, grid)
+    probabilities = _hidden(networks, view, order, counts, grid, memory_limit)
     step, becomes = _changed(probabilities, predicted)
     at = None if step is None else counts[step]
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(DRAWS if len(order) else 0):
         drawn = torch.randperm(len(strength), generator=generator)[: len(order)].to(where)
-        found.append(_changed(_hidden(explainer, view, drawn, counts, grid), predicted)[0])
+        found.append(_changed(_hidden(networks, view, drawn, counts, grid, memory_limit), predicted)[0])
     times = [counts[step] for step in found if step is not None]
     return Flip(
         part=part,
@@ -79,7 +74,7 @@ def flip(explainer: "Explainer", photograph: Photograph, part: ConceptExplanatio
         patches=len(order),
         grid=len(strength),
         at=at,
-        becomes="" if becomes is None else explainer.classifier.class_name(becomes),
+        becomes="" if becomes is None else networks.classifier.class_name(becomes),
         view=_masked(view, order[: len(order) if at is None else at].unsqueeze(0), grid)[0].cpu(),
         random=sum(times) / len(times) if times else None,
         random_share=len(times) / DRAWS,
@@ -94,12 +89,17 @@ def _changed(probabilities: Tensor, predicted: int) -> tuple[int | None, int | N
 
 
 def _hidden(
-    explainer: "Explainer", view: Tensor, order: Tensor, counts: Sequence[int], grid: tuple[int, int]
+    networks: Networks,
+    view: Tensor,
+    order: Tensor,
+    counts: Sequence[int],
+    grid: tuple[int, int],
+    memory_limit: float,
 ) -> Tensor:
     """Probabilities of all classes with this many of the first patches hidden (S, classes), double."""
-    classifier = explainer.classifier
+    classifier = networks.classifier
     size = 4 * classifier.stages[0].elements
-    fit = room(explainer.settings.memory_limit, size, max(size, MEGABYTE), view.device)
+    fit = max_pairs(memory_limit, size, max(size, MEGABYTE), view.device)
     found = []
     for chunk in chunks(len(counts), fit):
         steps = counts[chunk]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torchmetrics.functional import pearson_corrcoef
 
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import similarity
@@ -73,7 +74,7 @@ def _centered(similarities: Tensor) -> Tensor:
 
 
 def called(said: Tensor, there: Tensor) -> tuple[float, float]:
-    """Share of the concepts called present that are there, and of those called absent that are there all the same."""
+    """Share of the concepts called present that are there, and of those called absent that are there (1 - recall)."""
     known = there >= 0
     shares = [float((there[called & known] == 1).double().mean()) for called in (said >= 0, said < 0)]
     return shares[0], shares[1]
@@ -126,8 +127,8 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation, column by column: (N, T), (N, T) -> (T,)."""
-    return (_unit(one) * _unit(other)).sum(dim=0)
+    """Pearson's correlation, column by column: (N, T), (N, T) -> (T,); 0 where a column is constant."""
+    return pearson_corrcoef(one.double(), other.double()).reshape(-1).nan_to_num(0)
 
 
 def called_present(said: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

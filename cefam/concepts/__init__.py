@@ -1,0 +1,1 @@
+"""Concepts: sets with embeddings, the files people write, categories."""

@@ -1,0 +1,1 @@
+"""Measuring regions: the evaluator, presence scores, and the LightningModule."""

@@ -1,0 +1,1 @@
+"""Images: decoding, the view that both towers get, and the way back to the photograph."""

@@ -1,0 +1,1 @@
+"""Training the translator: the LightningModule, the schedule, and checks of the Trainer."""
