@@ -7,7 +7,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 QUICK := tests/test_metrics.py tests/test_evaluator.py tests/test_golden.py tests/test_grad_cam.py tests/test_translator.py \
   tests/test_schedule.py tests/test_concepts.py tests/test_views.py cefam/metrics cefam/settings.py cefam/pairs.py cefam/errors.py
 
-.PHONY: demo test quick test-oldest check docs env clean
+.PHONY: demo test soak quick test-oldest check docs env clean
 
 demo: env
 	$(BIN)/cefam demo
@@ -15,6 +15,10 @@ demo: env
 # In the order of the files: the long ones must not come last, where one process would wait for the other.
 test: env check
 	$(PYTEST) --dist loadfile --no-loadscope-reorder
+
+# Kills every verb twenty times at random moments: an hour or so.
+soak: env
+	CEFAM_KILLS=20 $(PYTEST) tests/test_kills.py
 
 quick: env
 	$(PYTEST) $(QUICK)

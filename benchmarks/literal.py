@@ -1,6 +1,6 @@
 """The published procedure, literally: one pair at a time, one forward and one backward each, NRA by a loop over pixels.
 
-A reference for values and for time; written from the paper's text and the rules in ``docs/conformance.md``.
+A reference for values and for time; written from the paper's text and the rules in ``docs/reference/conformance.md``.
 """
 
 from collections.abc import Sequence

@@ -217,7 +217,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratios(rows: Mapping[str, float], images_per_pair: float, stages: int) -> dict[str, float]:
-    """What ``docs/performance.md`` compares, as far as it was measured."""
+    """What ``docs/reference/performance.md`` compares, as far as it was measured."""
     found = {}
     if "published procedure" in rows:
         for name in ("total", "branch"):

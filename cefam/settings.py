@@ -14,7 +14,7 @@ class SettingsChanges(TypedDict, total=False):
     """Changes of settings, by name: options of the commands and of the classes that take settings.
 
     Args:
-        preset: "published" (what the authors' program does) or "paper" (what the text describes); docs/conformance.md lists what differs.
+        preset: "published" (as the authors' program) or "paper" (as the text); docs/reference/conformance.md lists the differences.
         derivative: of the score, for channel weights. "total" runs through the later stages of the classifier too (published
             program); "branch" runs through the translator alone and needs no backward pass. They agree at the last stage.
         num_channels: K, the number of channels that association and contribution mask.

@@ -8,13 +8,12 @@ paths of the towers may name networks (``torch.nn.Module``) or functions annotat
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_type_hints
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cefam import __version__
 from cefam.attribution.explainer import Explainer
@@ -25,6 +24,7 @@ from cefam.io.files import write_tensors, write_text
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
+from cefam.towers.loading import load_source
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.towers.zoo import read_state_dict
 from cefam.translator import Translator
@@ -275,41 +275,6 @@ def _read_folder(path: Path) -> Stored:
         raise CefamError(f"{path / WEIGHTS} holds no text embeddings: export the artefact again.")
     weights = {n.removeprefix("translator."): v for n, v in tensors.items() if n.startswith("translator.")}
     return Stored(about, weights, tensors["concepts.embeddings"].float())
-
-
-def load_source(kind: str, source: dict[str, Any] | None) -> Any:
-    """Build a tower again as its ``source`` describes.
-
-    Raises:
-        CefamError: if the artefact does not describe it, or the class does not exist.
-    """
-    if not source:
-        raise CefamError(
-            f"This artefact does not say how its {kind} was loaded: load it yourself and pass it as `{kind}`."
-        )
-    return _build(kind, source)
-
-
-def _build(kind: str, spec: Any) -> Any:
-    """Call what ``class_path`` names with its ``init_args``, which may hold such entries themselves."""
-    if not isinstance(spec, dict) or "class_path" not in spec:
-        return spec
-    module, _, name = str(spec["class_path"]).rpartition(".")
-    try:
-        build = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CefamError(
-            f"The {kind} was loaded by {spec['class_path']!r}, which cannot be imported ({error}): install it, put its file into the "
-            f"working folder, or load the {kind} yourself and pass it as `{kind}`."
-        ) from error
-    returned = build if isinstance(build, type) else get_type_hints(build).get("return")
-    if not (isinstance(returned, type) and issubclass(returned, nn.Module)):
-        # An artefact may come from anywhere: it can name networks, not programs.
-        raise CefamError(
-            f"The artefact says that its {kind} is loaded by {spec['class_path']!r}, which is neither a network nor a function annotated "
-            f"to return one: it is not called. Load the {kind} yourself and pass it as `{kind}`."
-        )
-    return build(**{key: _build(kind, value) for key, value in (spec.get("init_args") or {}).items()})
 
 
 def _write(stored: Stored, folder: Path, overwrite: bool) -> Path:

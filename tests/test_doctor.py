@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cefam import Trained, checkup, doubts
+from cefam import Trained
+from cefam.doctor import checkup, doubts
 from cefam.explanations.overview import leading_concepts
 from cefam.explanations.photograph import Photograph
 from tests.commands import run

@@ -235,7 +235,7 @@ def test_an_artefact_that_was_copied_is_the_same(stopped, trained, prepared, mea
 
 
 def test_doubts_about_an_artefact_that_was_trained_again_are_not_said(photographs, tmp_path, recwarn):
-    from cefam import doubts
+    from cefam.doctor import doubts
 
     shutil.copytree(photographs / "first", tmp_path / "a")
     trained = Trained.read(tmp_path / "a")

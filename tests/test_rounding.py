@@ -75,7 +75,7 @@ def rounded_otherwise(explainer, seed):
 
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_rounding_moves_nra_by_less_than_what_is_counted_below_tables(kind, record_property):
-    """On masks of 20 x 20 with single pixels, where it moves most; docs/design.md has the largest values."""
+    """On masks of 20 x 20 with single pixels, where it moves most; docs/reference/design.md has the largest values."""
     explainer, images = explainer_of(kind, "published")
     batch, largest = batch_of(images), 0.0
     expected = measured(explainer, batch)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from cefam.commands.wandb_ import STEP, rows_of
+
 from tests.commands import ROOT, csv_logger, feature_options, run
 
 

@@ -1,4 +1,4 @@
-"""The direct effect: cosine of a concept's importances with the gradient of the class's log-odds. Ours, see docs/contributions.md."""
+"""The direct effect: cosine of a concept's importances with the gradient of the class's log-odds (docs/research/contributions.md)."""
 
 from collections.abc import Callable
 

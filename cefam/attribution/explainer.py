@@ -224,11 +224,10 @@ class Explainer:
         target: int | Tensor | None = None,
         regions: Regions | None = None,
     ) -> Tensor:
-        """How far what a concept takes from the last stage is what the class lives on (P,), double: beside the paper's contribution.
+        """Cosine of each concept's importances at the last stage with the gradient of the class's log-odds: (P,), double, in [-1, 1].
 
-        The cosine of the concept's importances beta * z there with the mean gradient of the class's log-odds, in [-1, 1]. One backward
-        pass for all pairs; of the rules tried its sign agrees best with what edits of concepts do (docs/contributions.md). NaN where the
-        classifier has no gradient. Arguments as for :meth:`contribution`.
+        It takes one backward pass for all pairs; its sign agrees with the effects of edits more often than the paper's contribution
+        (docs/research/contributions.md). NaN where the classifier has no gradient. Arguments as for :meth:`contribution`.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.device)

@@ -21,9 +21,10 @@ from cefam.images.views import EvaluationView
 from cefam.io.reading import readable
 from cefam.methods import BeyondRegions, MethodContext
 from cefam.probe import Probe
+from cefam.towers.loading import load_source
 from cefam.towers.naming import class_number
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
-from cefam.trained import Trained, load_source
+from cefam.trained import Trained
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 LONGEST = 180  # bytes of a page's name; file systems take 255, of which a temporary name needs some

@@ -15,7 +15,8 @@ from cefam.io.passes import Pass, Unit
 from cefam.methods import WWWRegions
 from cefam.methods.base import MethodContext
 from cefam.probe import Probe
-from cefam.trained import Trained, load_source
+from cefam.towers.loading import load_source
+from cefam.trained import Trained
 
 LOOKS = "looks.jsonl"  # every look at a set of scenes, beside the folders of its runs
 RESULTS, TABLE = "benchmark.json", "benchmark.md"

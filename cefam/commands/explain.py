@@ -70,7 +70,7 @@ def explain(
         open: open the page in a browser.
         json: also write the explanations as JSON, one a line if there are several; "-": to the terminal, instead of the summary.
         top_k: concepts per photograph.
-        method: of the regions: "beyond", one map of all stages (see docs/beyond.md); "ce-fam", that of the stage with the largest
+        method: of the regions: "beyond", one map of all stages (see docs/research/beyond.md); "ce-fam", that of the stage with the largest
             association, as published.
         probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: it is the translator's
             gradient, and regions are less exact (the demo's artefact takes the demo's probe).

@@ -35,7 +35,7 @@ def prepare(
     Args:
         kind: "images" (a folder of images, one folder a class or flat), "broden" (its on-disk format, or a zip of it), "brodenette"
             (drawn scenes), "imagenet" (the original tars, or one folder per wnid), "imagenet_s" (ImageNet-S 50, 300 or 919), "awa2",
-            "described" (any folder with masks, COCO and PASCAL VOC among them; see docs/data.md), or "webdataset" (existing shards
+            "described" (any folder with masks, COCO and PASCAL VOC among them; see docs/guide/data.md), or "webdataset" (existing shards
             of photographs and classes, which are used where they lie).
         source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation; of "described",
             the YAML file; of "webdataset", a folder, or the shards by a pattern ("wds/train-*.tar", "https://host/train-{000..123}.tar").

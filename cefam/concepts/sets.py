@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,32 @@ from cefam.concepts.vocabularies import Concept, concepts_of, label_word, read_c
 from cefam.errors import CefamError, near
 from cefam.io.files import write_tensors
 
-if TYPE_CHECKING:
-    from cefam.towers.vlm import VisionLanguageModel
-
 __all__ = ["Concept", "ConceptSet"]
 
 log = logging.getLogger(__name__)
 
 FEW = 20  # with fewer concepts than this, a softmax over them says little
+
+
+class TextEncoder(Protocol):
+    """What a concept set needs of a vision-language model (:class:`cefam.VisionLanguageModel`)."""
+
+    embedding_dim: int
+    logit_scale: float
+    logit_bias: float
+
+    @property
+    def probability(self) -> str:
+        """Softmax or sigmoid."""
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Embeddings (T, D)."""
+
+    def freeze(self) -> Any:
+        """The encoder in eval mode."""
+
+    def identity(self) -> dict[str, Any]:
+        """Its content, in plain types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +224,7 @@ class ConceptSet:
         words = [line.split("\t")[-1].replace("+", " ") for line in lines]
         return cls.from_words(words, template="a photo of {}", category="attribute")
 
-    def embed(self, vlm: "VisionLanguageModel", cache_dir: str | Path | None = None) -> Self:
+    def embed(self, vlm: TextEncoder, cache_dir: str | Path | None = None) -> Self:
         """The same set with the VLM's text embeddings, scale, bias and kind of probability.
 
         Args:
@@ -225,7 +243,7 @@ class ConceptSet:
             probability=vlm.probability,
         )
 
-    def _encoded(self, vlm: "VisionLanguageModel") -> Tensor:
+    def _encoded(self, vlm: TextEncoder) -> Tensor:
         embeddings = vlm.encode_text(self.prompts).detach().float().cpu()
         if embeddings.shape != (len(self), vlm.embedding_dim):
             raise CefamError(
@@ -236,7 +254,7 @@ class ConceptSet:
             raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
         return F.normalize(embeddings, dim=-1)
 
-    def _cached(self, vlm: "VisionLanguageModel", folder: Path) -> Tensor:
+    def _cached(self, vlm: TextEncoder, folder: Path) -> Tensor:
         from safetensors.torch import load_file
 
         key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
@@ -249,7 +267,7 @@ class ConceptSet:
         write_tensors(path, {"embeddings": embeddings})
         return embeddings
 
-    def extended(self, texts: Sequence[str | Concept], vlm: "VisionLanguageModel") -> Self:
+    def extended(self, texts: Sequence[str | Concept], vlm: TextEncoder) -> Self:
         """This set and further words or concepts, embedded: call-time texts compete with the stored set.
 
         (A softmax over one text alone would always be 1.) Concepts are numbered anew.
@@ -271,7 +289,8 @@ class ConceptSet:
         ]
         more = type(self)(tuple(replace(c, number=n) for n, c in enumerate(made, start=max(self.numbers) + 1)))
         warn_of_equal_prompts(self.concepts + more.concepts, "The concepts with the new texts")
-        embeddings = more._encoded(vlm.freeze())
+        vlm.freeze()
+        embeddings = more._encoded(vlm)
         return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))
 
     def check_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:
@@ -314,7 +333,7 @@ class ConceptSet:
 
 
 def embedded(
-    concepts: str | list[Any] | ConceptSet, vlm: "VisionLanguageModel | None", text_cache: str | None = None
+    concepts: str | list[Any] | ConceptSet, vlm: TextEncoder | None, text_cache: str | None = None
 ) -> ConceptSet:
     """Concepts by name, file or list, with embeddings; a set that has them is given back.
 

@@ -1,4 +1,4 @@
-"""Beyond the paper: one map per concept that chooses no stage. See docs/beyond.md.
+"""Beyond the paper: one map per concept that chooses no stage. See docs/research/beyond.md.
 
 The score is, to first order, a sum over stages and places: S ~ const + sum_l mean_x (v^l . A^l(x)), with v^l the concept's direction in
 the space of the stage's pooled activations. So its map is the sum of the maps of all stages: choosing one throws the others away.

@@ -10,7 +10,7 @@ from cefam.metrics.table import inexpressible
 from cefam.report.records import Block, blocks_of
 
 # A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places, NRA moves by less
-# than this (docs/conformance.md has what was measured). Hits that lie nearer to their threshold are counted below the table.
+# than this (docs/reference/conformance.md has what was measured). Hits that lie nearer to their threshold are counted below the table.
 NEAR = 0.005
 THRESHOLD = 0.5  # of a hit
 Key = tuple[str, str, str]  # protocol, method, category

@@ -1,1 +1,1 @@
-"""Beyond the paper, measured: docs/beyond.md."""
+"""Beyond the paper, measured: docs/research/beyond.md."""

@@ -1,4 +1,4 @@
-"""The final table of docs/beyond.md: two classifiers x two vision-language models x three translators, on fresh scenes.
+"""The final table of docs/research/beyond.md: two classifiers x two vision-language models x three translators, on fresh scenes.
 
     python -m examples.beyond --folder runs/brodenette_results
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/beyond.md: where ``beyond`` gains most on fresh scenes, and where it loses most.
+"""Draw the pictures of docs/research/beyond.md: where ``beyond`` gains most on fresh scenes, and where it loses most.
 
 python -m examples.beyond.pictures --folder runs/brodenette_results --target docs/pictures
 """

@@ -2,7 +2,7 @@
 
     python -m examples.brodenette_results --folder runs/brodenette_results
 
-Everything runs through the public commands; what is there is kept. Prints the tables of ``docs/results.md`` and writes them to
+Everything runs through the public commands; what is there is kept. Prints the tables of ``docs/research/results.md`` and writes them to
 ``results.md``. Towers that have no weights are left out, and named.
 """
 

@@ -2,7 +2,7 @@
 
     python -m examples.brodenette_study --folder runs/brodenette_study
 
-Everything runs through the public commands; what is there is kept. Prints the tables of ``docs/brodenette.md`` and writes
+Everything runs through the public commands; what is there is kept. Prints the tables of ``docs/research/brodenette.md`` and writes
 them to ``study.md``.
 """
 

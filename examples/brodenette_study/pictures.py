@@ -1,4 +1,4 @@
-"""Draw the pictures of ``docs/brodenette.md`` and of the README.
+"""Draw the pictures of ``docs/research/brodenette.md`` and of the README.
 
     python -m examples.brodenette_study.pictures --folder runs/demo --target docs/pictures
 
