@@ -34,6 +34,8 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/ci.yml
+	if command -v actionlint > /dev/null; then actionlint; fi
 
 env: .venv/.made
 
