@@ -1,4 +1,4 @@
-"""RegionPanel: regions of the same photographs after every validation, for the logger."""
+"""RegionPanel: draws the regions of fixed photographs after validation."""
 
 import csv
 import io
@@ -22,18 +22,18 @@ from cefam.report import figures
 from cefam.report.examples import Candidate, Example, to_image
 
 COLUMNS = ["photograph", "class", "probability", "concept", "score", "stage", "contribution"]
-TABLE = 8  # concepts of a photograph in the table
+TABLE = 8  # concepts per photograph in the table
 
 
 class RegionPanel(L.Callback):
-    """Draw the best-scoring concepts of fixed photographs, with the maps of all stages by their association.
+    """Draw the top-scoring concepts of fixed photographs, with the maps of all stages sorted by association.
 
-    The panel goes to the loggers W&B and TensorBoard where they are on, at the trainer's step, and always to ``panels/`` in the run's
-    folder. At the end of the training the photographs are explained: a table for the same loggers, and ``explanations.csv``.
+    The panel is saved to ``panels/`` in the run's folder, and logged to W&B and TensorBoard, if enabled, at the trainer's step.
+    At the end of training, explanations of the photographs are logged as a table and saved as ``explanations.csv``.
 
     Args:
         images: paths of the photographs.
-        top_k: concepts per photograph, at most.
+        top_k: maximum number of concepts per photograph.
         resize: short side before the central crop.
         crop: side of the view.
         every_n_epochs: draw after every n-th validation.
@@ -50,13 +50,13 @@ class RegionPanel(L.Callback):
         self.top_k, self.every_n_epochs = top_k, every_n_epochs
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log, on the first process."""
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: before any of them turns back
+        """Draw and log the panel, on rank 0."""
+        folder = trainer.log_dir or trainer.default_root_dir  # collective call: must precede the early return
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
         model: Any = pl_module
         images = self.images.to(pl_module.device)
-        method = model.evaluator.methods["CE-FAM"]  # the panel shows what is measured
+        method = model.evaluator.methods["CE-FAM"]  # the evaluated method
         activated = Activated(images, model.classifier(images))
         scores = method.explainer.scores(method.encoding(activated))
         concept = scores.topk(min(self.top_k, scores.shape[1]), dim=1).indices
@@ -82,14 +82,14 @@ class RegionPanel(L.Callback):
         figures.save(figures.contact_sheet(rows), path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                # W&B drops what is logged for an earlier step of its own counter: this one is the trainer's, as for all metrics.
+                # W&B drops values logged for an earlier step, so the trainer's step is used, as for all metrics.
                 logger.log_image("regions", [str(path)], step=trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(Image.open(path).convert("RGB"))
                 logger.experiment.add_image("regions", pixels, trainer.global_step, dataformats="HWC")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Explain the photographs, on the first process."""
+        """Explain the photographs, on rank 0."""
         folder = trainer.log_dir or trainer.default_root_dir
         if not trainer.is_global_zero:
             return

@@ -1,4 +1,4 @@
-"""LightningDataModules: thin, they stream what ``cefam.datasets`` defines. Import as ``cefam.datamodules``."""
+"""Thin LightningDataModules around ``cefam.datasets``. Import as ``cefam.datamodules``."""
 
 from cefam.datamodules.features import FeaturesData
 from cefam.datamodules.images import ImagesData

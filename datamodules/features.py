@@ -1,4 +1,4 @@
-"""Cached features to train the translator on: an epoch is an MLP epoch."""
+"""Cached features for training the translator without running the towers."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from cefam.images.views import EvaluationView
 
 
 class _Rows(Dataset[dict[str, Any]]):
-    """Rows of a cache; a batch is cut out by one index operation, not collated row by row."""
+    """Rows of a cache; a batch is selected by one index operation instead of collating rows."""
 
     def __init__(self, features: Features) -> None:
         self.features = features
@@ -36,17 +36,17 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class FeaturesData(L.LightningDataModule):
-    """Feature caches made by ``cefam features``, mapped into memory: the processes of a machine share them.
+    """Feature caches made by ``cefam features``, memory-mapped and shared by the processes of a machine.
 
     Args:
         train: cache of training views.
         val: cache of validation views.
-        regions: shards with masks on which regions are measured in every validation, or ``None``.
+        regions: shards with masks for the evaluation of regions in every validation, or ``None``.
         batch_size: rows in a training batch of one process (128 in the published program).
         val_batch_size: rows in a validation batch.
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process, for the photographs with masks.
-        seed: of the order of the training rows.
+        seed: seed of the order of the training rows.
         resident: copy the training rows to the device of each process: rows x (channels + D) x 4 bytes, or 2 (`--precision`).
     """
 
@@ -69,12 +69,12 @@ class FeaturesData(L.LightningDataModule):
 
     @property
     def manifests(self) -> list[FeatureManifest]:
-        """What the two caches were made with."""
+        """Manifests of the two caches."""
         return [FeatureManifest.read(folder) for folder in (self.train, self.val)]
 
     @property
     def labels(self) -> list[dict[str, Any]]:
-        """What the numbers in the masks mean."""
+        """Labels of the masks: dicts with number, name and category."""
         return Manifest.read(self.regions).labels if self.regions else []
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -89,7 +89,7 @@ class FeaturesData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[Any]:
-        """Every row exactly once over all processes; then, if asked for, photographs with masks."""
+        """Every row exactly once over all processes; then, if ``regions`` is set, photographs with masks."""
         features = load_features(self.val)
         sampler = StripedSampler(len(features), self.val)
         loaders: list[Any] = [

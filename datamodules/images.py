@@ -1,4 +1,4 @@
-"""Photographs to train the translator on: a folder of images, or shards of them (ImageNet)."""
+"""Photographs for training the translator: a folder of images, or shards (ImageNet)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,18 +23,18 @@ class ImagesData(L.LightningDataModule):
     Args:
         train: folder of training images; labels are not used. With ``train_samples``, a folder or pattern of webdataset shards without
             a manifest ("https://host/train-{000..099}.tar").
-        val: folder of validation images; their loss rules the learning rate and the early stop.
-        regions: shards with masks on which regions are measured in every validation, or ``None``.
+        val: folder of validation images; their loss controls the learning rate and early stopping.
+        regions: shards with masks for the evaluation of regions in every validation, or ``None``.
         size: side of a view.
         resize: short side before the central crop of the validation view.
         batch_size: training batch of one process (128 in the published program).
         val_batch_size: validation batch.
         region_batch_size: photographs with masks in a batch.
         num_workers: data workers per process.
-        seed: of the order of the training images and of their crops.
-        train_samples: photographs in shards without a manifest: the length of an epoch.
-        max_skipped: training images that may be left out in an epoch of one process because they cannot be read; their number is
-            logged as ``train/skipped``. Validation never leaves one out.
+        seed: seed of the order and crops of the training images.
+        train_samples: number of photographs in shards without a manifest (length of an epoch).
+        max_skipped: maximum number of unreadable training images that a process skips per epoch; their number is logged as
+            ``train/skipped``. Validation never skips images.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class ImagesData(L.LightningDataModule):
 
     @property
     def labels(self) -> list[dict[str, Any]]:
-        """What the numbers in the masks mean."""
+        """Labels of the masks: dicts with number, name and category."""
         return Manifest.read(self.regions).labels if self.regions else []
 
     def train_dataloader(self) -> Any:
         """Random views in a random order; the last incomplete batch is dropped, as in the published program.
 
-        Order and crops come from seed and epoch, not from the global stream, which is the same in every process.
+        Order and crops depend on seed and epoch, not on the global random state, which is the same in every process.
         """
         view, skipped = training_view(self.size), self.skipped
         manifest = None if self.train_samples else Manifest.find(self.train)
@@ -81,7 +81,7 @@ class ImagesData(L.LightningDataModule):
         return file_loader(paths, view, self.batch_size, self.num_workers, self.seed, skipped.limit > 0)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the training photographs that could not be read; ``skipped`` of the batch is their number."""
+        """Count unreadable training photographs, and store their number as ``skipped`` in the batch."""
         if isinstance(batch, dict) and "reasons" in batch:
             reasons = batch.pop("reasons")
             self.skipped.add(reasons, self.trainer.current_epoch if self.trainer else 0)
@@ -89,7 +89,7 @@ class ImagesData(L.LightningDataModule):
         return batch
 
     def val_dataloader(self) -> list[Any]:
-        """Central views, every image exactly once over all processes; then, if asked for, photographs with masks."""
+        """Central views, every image exactly once over all processes; then, if ``regions`` is set, photographs with masks."""
         view = EvaluationView(self.resize, self.size)
         loaders: list[Any]
         manifest = Manifest.find(self.val)

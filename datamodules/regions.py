@@ -1,4 +1,4 @@
-"""Photographs with masks to measure regions on: shards of Broden, ImageNet-S, or one's own."""
+"""Photographs with masks for the evaluation of regions: shards of Broden, ImageNet-S, or other data."""
 
 from functools import cached_property
 from typing import Any
@@ -16,12 +16,12 @@ class RegionsData(L.LightningDataModule):
     """Shards made by ``cefam prepare``, every photograph exactly once over all processes.
 
     Args:
-        shards: the folder.
+        shards: folder of shards.
         batch_size: photographs in a batch.
         num_workers: data workers per process.
-        resize: short side before the central crop; ``None``: photographs come as they are (Broden).
-        crop: side of the central crop; ``None``: none.
-        view_masks: cut the masks like the photographs (ImageNet-S); false: they belong to the view already (Broden).
+        resize: short side before the central crop; ``None``: no resizing (Broden).
+        crop: side of the central crop; ``None``: no crop.
+        view_masks: true: cut the masks like the photographs (ImageNet-S); false: they already match the view (Broden).
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class RegionsData(L.LightningDataModule):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Of the shards."""
+        """Manifest of the shards."""
         return Manifest.read(self.shards)
 
     def setup(self, stage: str) -> None:
-        """Refuse shards that are missing."""
+        """Check that the shards exist."""
         self.manifest  # noqa: B018  read once
 
     @property
     def labels(self) -> list[dict[str, Any]]:
-        """What the numbers in the masks mean."""
+        """Labels of the masks: dicts with number, name and category."""
         return self.manifest.labels
 
     def test_dataloader(self) -> DataLoader[RegionBatch]:
@@ -56,16 +56,16 @@ class RegionsData(L.LightningDataModule):
         return region_loader(self.shards, self.view, self.batch_size, self.num_workers, self.view_masks, self.manifest)
 
     def identity(self) -> Any:
-        """What the batches are made of, in plain types: a key for results."""
+        """Key that identifies the batches, JSON-serializable."""
         shards = [shard["sha256"] for shard in self.manifest.shards]
         return [shards, self.batch_size, repr(self.view), self.view_masks]
 
     @property
     def num_batches(self) -> int:
-        """Of all processes."""
+        """Number of batches over all processes."""
         return count_of(self.manifest, self.batch_size)
 
     def counts(self) -> str:
-        """How much there is, in words that end with the number of batches."""
+        """Text with the numbers of photographs, pairs and batches."""
         pairs = f"{self.manifest.num_pairs} (mask, label) pairs"
         return f"{self.manifest.num_samples} photographs, {pairs}, {self.num_batches} batches"

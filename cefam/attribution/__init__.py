@@ -1,1 +1,1 @@
-"""The method on (image, concept) pairs: weights and regions, choice of a stage, contribution; ``explainer`` composes them."""
+"""CE-FAM on (image, concept) pairs: channel weights and regions, stage selection, contribution; composed by ``explainer``."""

@@ -1,4 +1,4 @@
-"""Which concepts a caller means, and the check of indices that a caller gives."""
+"""Lookup of requested concepts in a concept set, and validation of indices."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -15,7 +15,7 @@ from cefam.errors import CefamError
 def matched(
     known_concepts: ConceptSet, concepts: Sequence[str | int] | ConceptSet
 ) -> tuple[list[int], list[str | Concept]]:
-    """Indices of those concepts that are known, and the others: by word, of a ConceptSet by word and prompt."""
+    """Indices of the known concepts, and the unknown concepts; matched by word, or by word and prompt for a ConceptSet."""
     known: dict[Any, list[int]] = {}
     by_prompt = isinstance(concepts, ConceptSet)
     for index, concept in enumerate(known_concepts.concepts):
@@ -29,7 +29,7 @@ def matched(
             new += [] if same else [concept]
         return found, new
     for text in dict.fromkeys(concepts):
-        if isinstance(text, Integral):  # NumPy's, too
+        if isinstance(text, Integral):  # includes NumPy integers
             check_range("concept", torch.tensor([int(text)]), len(known_concepts))
             found.append(int(text))
         elif not isinstance(text, str):
@@ -42,10 +42,10 @@ def matched(
 
 
 def check_range(what: str, index: Tensor, count: int) -> None:
-    """Refuse an index out of range. Indices on a device are not checked, since that would wait for it.
+    """Reject indices out of range. Indices on an accelerator are not checked, to avoid a synchronization.
 
     Raises:
-        CefamError: with the first such index.
+        CefamError: for an index out of range; names the first one.
     """
     if index.device.type != "cpu":
         return

@@ -1,4 +1,4 @@
-"""Which stage a concept belongs to: the association of every stage with every pair (section 3.3)."""
+"""Stage selection: the association of every stage with every pair (section 3.3)."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,17 @@ from cefam.settings import MethodSettings
 def association(
     networks: Networks, encoding: Encoding, pairs: ConceptPairs, importance: Sequence[Tensor], settings: MethodSettings
 ) -> Tensor:
-    """How much each stage matters to each concept's score: (P, L), double.
+    """Association of each stage with each concept's score: (P, L), double.
 
-    The K channels of largest signed importance are replaced by the mean of z over the stage's channels, one after another,
-    and the translator alone is run again; the value is the area under the relative decrease of the score.
+    The K channels with the largest signed importance are replaced one after another by the mean of z over the stage's
+    channels, and only the translator is rerun; the association is the area under the curve of the score's relative decrease.
 
     Args:
         networks: classifier, translator and concepts.
-        encoding: of the images.
+        encoding: encoding of the images.
         pairs: P pairs.
         importance: beta * z, one (P, C_l) per stage.
-        settings: K, and the memory limit.
+        settings: K and the memory limit.
     """
     translator, probability = networks.translator, networks.concepts.probability
     found = encoding.embedding.new_zeros(len(pairs), len(importance), dtype=torch.double)

@@ -1,4 +1,4 @@
-"""How much a concept moves the prediction: the class probability while its channels are masked in the classifier (section 3.4)."""
+"""Contribution of a concept: decrease of the class probability when its channels are masked in the classifier (section 3.4)."""
 
 from collections.abc import Sequence
 
@@ -27,11 +27,11 @@ def contribution(
 
     Args:
         networks: classifier, translator and concepts.
-        encoding: of the images.
+        encoding: encoding of the images.
         pairs: P pairs.
         importance: beta * z, one (P, C_l) per stage.
-        stage: where the channels of each pair are masked (P,).
-        classes: the class whose probability is watched, per image (B,).
+        stage: stage at which each pair's channels are masked (P,).
+        classes: class whose probability is measured, per image (B,).
         settings: K, preset and memory limit.
     """
     curve = encoding.embedding.new_zeros(len(pairs), settings.num_channels + 1, dtype=torch.double)
@@ -41,7 +41,7 @@ def contribution(
         if len(rows):
             found = _at_stage(networks, encoding, index, of_stage[rows], pairs.image[rows], classes, settings)
             value[rows] = found.value
-            # A stage with fewer than K channels reaches the end of its curve early and stays there.
+            # With fewer than K channels in the stage, pad the curve with its last value.
             missing = curve.shape[1] - found.curve.shape[1]
             curve[rows] = torch.cat([found.curve, found.curve[:, -1:].expand(-1, missing)], dim=1)
     return Contribution(value, curve, stage)
@@ -56,16 +56,16 @@ def _at_stage(
     classes: Tensor,
     settings: MethodSettings,
 ) -> Impact:
-    """Impact of masking one stage on the class probability, for P pairs."""
+    """Impact of masking channels of one stage on the class probability, for P pairs."""
     channels = leading_channels(importance, settings.masked_count(importance.shape[1]))
     pairs, count = channels.shape
     z = encoding.pooled[stage][image]
     if settings.preset == "paper" or stage == len(networks.classifier.stages) - 1:
-        replacement = z.mean(dim=1, keepdim=True).expand(-1, count)  # m^l: all channels, all positions
+        replacement = z.mean(dim=1, keepdim=True).expand(-1, count)  # m^l: mean over all channels and positions
     else:
         replacement = z.gather(1, channels)  # published program: the channel's own spatial mean
     how = masking(channels, replacement, z.shape[1])
-    # One row per image, unmasked, shared by its pairs; then one row per pair and number of masked channels, 1 .. K.
+    # First one unmasked row per image, shared by its pairs; then one row per pair and number of masked channels 1 .. K.
     images, of_image = torch.unique(image, return_inverse=True)
     every = torch.arange(pairs, device=image.device)
     pair = torch.cat([torch.zeros_like(images).scatter(0, of_image, every), every.repeat_interleave(count)])
@@ -87,12 +87,12 @@ def _at_stage(
 def _log_probability(
     networks: Networks, encoding: Encoding, stage: int, image: Tensor, how: Masking, steps: Tensor, classes: Tensor
 ) -> Tensor:
-    """Logarithm of each image's class probability while channels of a stage are masked: (V,), double."""
+    """Log of the class probability of each row, with channels of a stage masked: (V,), double."""
     classifier = networks.classifier
     activation = masked(encoding.output.activations[stage][image], how, steps)
     context = [StageContext() for _ in classifier.stages]
     prefix = encoding.output.context[stage].prefix
-    if prefix is not None:  # a masked channel is masked in ALL tokens, else the last block would have no effect
+    if prefix is not None:  # also mask prefix tokens: the logits may depend on the class token alone
         context[stage] = StageContext(masked(prefix[image].float(), how, steps))
     with single_precision(encoding.device):
         logits = classifier.resume(stage, activation, context)

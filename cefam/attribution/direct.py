@@ -14,18 +14,18 @@ from cefam.towers.outputs import class_scores
 from cefam.towers.types import ClassifierOutput
 
 
-@torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
+@torch.inference_mode(False)  # gradients are needed even if the caller is in inference mode
 @torch.no_grad()
 def last_stage_gradient(
     classifier: FrozenClassifier, output: ClassifierOutput, images: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Gradient of scores of the class outputs by the last stage's map (B, C, H, W); NaN where the classifier has no gradient.
+    """Gradient of a score of the logits with respect to the last stage's map (B, C, H, W); NaN if not differentiable.
 
     Args:
         classifier: the frozen classifier.
-        output: of the images.
-        images: (B, 3, H, W).
-        score: outputs (B, Y) -> the score of each image (B,).
+        output: the classifier's output for the images.
+        images: views (B, 3, H, W).
+        score: maps logits (B, Y) to the score of each image (B,).
     """
     every = torch.arange(len(images), device=output.logits.device)
     with single_precision(output.logits.device):
@@ -40,7 +40,7 @@ def last_stage_gradient(
 def class_score_gradient(
     classifier: FrozenClassifier, output: ClassifierOutput, images: Tensor, target: Tensor | None
 ) -> Tensor:
-    """:func:`last_stage_gradient` of each image's class score (its logit), of a class (B,) or the most probable one."""
+    """:func:`last_stage_gradient` of the logit of each image's ``target`` (B,), or of its most probable class."""
     if target is None:
         target = classifier.probabilities(output.logits).argmax(dim=1)
     chosen = target.unsqueeze(1)
@@ -48,7 +48,7 @@ def class_score_gradient(
 
 
 def log_odds_of(classifier: FrozenClassifier, target: Tensor) -> Callable[[Tensor], Tensor]:
-    """A score for :func:`last_stage_gradient`: each image's log-odds of its class (B,)."""
+    """Score function for :func:`last_stage_gradient`: the log-odds of each image's ``target`` (B,)."""
 
     def log_odds(logits: Tensor) -> Tensor:
         p = classifier.probabilities(logits).gather(1, target.unsqueeze(1)).clamp(1e-12, 1 - 1e-12)
@@ -60,14 +60,14 @@ def log_odds_of(classifier: FrozenClassifier, target: Tensor) -> Callable[[Tenso
 def direct_effect(
     classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, importance: Tensor, target: Tensor
 ) -> Tensor:
-    """Cosine of a concept's importances at the last stage with the mean gradient of the class's log-odds: (P,), double, in [-1, 1].
+    """Cosine of importances at the last stage with the spatial mean gradient of the class's log-odds: (P,), double, in [-1, 1].
 
     Args:
         classifier: the frozen classifier.
-        encoding: of the images.
+        encoding: encoding of the images.
         pairs: P pairs.
         importance: beta * z of the last stage (P, C).
-        target: the classes (B,).
+        target: class of each image (B,).
     """
     score = log_odds_of(classifier, target)
     gradient = pool(last_stage_gradient(classifier, encoding.output, encoding.images, score))

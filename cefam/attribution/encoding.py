@@ -1,4 +1,4 @@
-"""Networks and their Encoding: what classifier and translator compute for a batch of images, once for all pairs."""
+"""Networks (classifier, translator, concepts) and Encoding (their outputs for a batch of images, shared by all pairs)."""
 
 import math
 from collections.abc import Callable
@@ -15,22 +15,22 @@ from cefam.towers.types import ClassifierOutput
 from cefam.towers.wrapping import check_default_precision
 from cefam.translator import Translator
 
-ROUNDING = 1e-3  # by which floats in [0, 1] may exceed it
+ROUNDING = 1e-3  # tolerance for float images slightly outside [0, 1]
 
 
 def single_precision(device: torch.device) -> torch.autocast:
-    """A context in which autocast is off: the first pass of the towers may run in half precision, nothing after it.
+    """Context manager that disables autocast: only the first pass of the towers may run in half precision.
 
-    (Running the classifier on in bf16 moved associations by whole tenths: they are differences of small numbers.)
+    In bf16, associations change by tenths, because they are differences of small numbers.
     """
     return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the networks compute for a batch.
+    """Outputs of the networks for a batch of images.
 
-    ``images`` (B, 3, H, W); ``output`` of the classifier; ``pooled``: z, one (B, C_l) per stage; ``embedding``: h (B, D);
+    ``images`` (B, 3, H, W); ``output``: of the classifier; ``pooled``: z, one (B, C_l) per stage; ``embedding``: h (B, D);
     ``similarity``: S (B, T); ``pull_back``: see :meth:`cefam.translator.Translator.linearize`.
     """
 
@@ -43,15 +43,15 @@ class Encoding:
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of the tensors."""
         return self.embedding.device
 
 
 def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
-    """Refuse images that the classifier would take for others, or not take.
+    """Reject images with a shape or value range that the classifier does not accept.
 
     Raises:
-        CefamError: for another shape, floats that are not finite, or, where the classifier normalizes, floats outside [0, 1].
+        CefamError: for an invalid shape, values that are not finite, or values outside [0, 1] if the classifier normalizes.
     """
     channels = {classifier.input_channels, 3} if classifier.input_channels == 1 else {classifier.input_channels}
     if images.dim() != 4 or images.shape[1] not in channels:
@@ -71,10 +71,10 @@ def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
 
 
 class Networks:
-    """A frozen classifier, the translator trained for it, and concepts with embeddings: all that the method runs.
+    """A frozen classifier, the translator trained for it, and concepts with embeddings.
 
     Raises:
-        CefamError: where translator and classifier, or translator and embeddings, do not fit.
+        CefamError: if translator and classifier, or translator and embeddings, are incompatible.
     """
 
     def __init__(self, classifier: FrozenClassifier, translator: Translator, concepts: ConceptSet) -> None:
@@ -94,7 +94,7 @@ class Networks:
 
     @property
     def device(self) -> torch.device:
-        """Where the translator is."""
+        """Device of the translator."""
         return next((value.device for value in self.translator.parameters()), torch.device("cpu"))
 
     def text(self, device: torch.device) -> Tensor:
@@ -104,21 +104,21 @@ class Networks:
         return self._text
 
     def similarity(self, embedding: Tensor) -> Tensor:
-        """S of embeddings (..., D) with all concepts: (..., T)."""
+        """Similarity S of embeddings (..., D) with all concepts: (..., T)."""
         return similarity(embedding, self.text(embedding.device), self.concepts.logit_scale, self.concepts.logit_bias)
 
-    @torch.inference_mode(False)  # gradients are taken of what it gives, whatever the caller's mode
+    @torch.inference_mode(False)  # the result must support gradients even if the caller is in inference mode
     @torch.no_grad()
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the classifier (unless its output is given) and the translator.
 
         Args:
-            images: views (B, 3, H, W), uint8 or floats in [0, 1], which the classifier normalizes (one without ``preprocessing``
-                takes them as they are).
-            output: the classifier's output for them.
+            images: views (B, 3, H, W), uint8 or floats in [0, 1]; the classifier normalizes them if it has ``preprocessing``.
+            output: the classifier's output for ``images``, if already computed.
 
         Raises:
-            CefamError: without ``output``, for images of another shape or range; under another default precision.
+            CefamError: for images of an invalid shape or range (unless ``output`` is given), or if the default dtype is
+                not float32.
         """
         check_default_precision()
         if output is None:
@@ -131,7 +131,7 @@ class Networks:
             return Encoding(images, output, pooled, embedding, self.similarity(embedding), pull_back)
 
     def elements(self, encoding: Encoding, stage: int) -> int:
-        """Numbers that the classifier computes after a stage for one of these images (the probe's, scaled by area)."""
+        """Number of values that the classifier computes after a stage per image (known at ``input_size``, scaled by area)."""
         height, width = encoding.images.shape[-2:]
         probe = self.classifier.input_size[0] * self.classifier.input_size[1]
         return int(self.classifier.stages[stage].elements * max(height * width / probe, 1e-3)) + 1

@@ -1,4 +1,4 @@
-"""Putting an explanation together: which concepts, their regions, their contributions, and what the reader should know."""
+"""Assembly of explanations: selected concepts, their regions and contributions, and warnings for the reader."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,16 +26,16 @@ from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 
-CLASSES = 5  # most probable classes that an explanation names
+CLASSES = 5  # number of most probable classes listed in an explanation
 
 
 @dataclass(frozen=True)
 class ExplainOptions:
-    """What is explained, and how.
+    """Options of :func:`explain`.
 
-    ``top_k``: number of concepts of each image; ``candidates``: indices of those that may be explained, ``None``: all; ``every_stage``:
-    contributions at every stage; ``fused``: gives one map of all stages; ``vlm``: scores the concepts, too; ``doubts``: numbers of
-    concepts that should not be trusted, with the reason.
+    ``top_k``: number of concepts per image; ``candidates``: indices of the concepts that may be explained, ``None``: all;
+    ``every_stage``: compute contributions at every stage; ``fused``: computes one map over all stages; ``vlm``: adds the VLM's
+    own scores; ``doubts``: reasons not to trust concepts, by concept number.
     """
 
     settings: MethodSettings
@@ -50,7 +50,7 @@ class ExplainOptions:
 def explain(
     networks: Networks, images: Images, target: int | Tensor | None, options: ExplainOptions
 ) -> list[Explanation]:
-    """The explanations of a batch; :meth:`cefam.attribution.explainer.Explainer.explain`."""
+    """Explain a batch of images; see :meth:`cefam.attribution.explainer.Explainer.explain`."""
     photographs, views = _given(images, networks)
     if not photographs:
         return []
@@ -67,7 +67,7 @@ def explain(
     effects = _effects(networks, encoding, pairs, targets, regions, stage, options)
     teacher, baseline = _teacher(networks, options.vlm, views, best), encoding.similarity.mean(dim=1).tolist()
     parts = []
-    # Everything comes to the host at once, not number by number.
+    # Copy whole tensors to the host, not single values.
     score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
     maps = [each.cpu() for each in _with_fused(regions.maps, options.fused, encoding, pairs)]
     chosen, of_stages = stage.tolist(), associations.tolist()
@@ -102,7 +102,7 @@ def explain(
 
 
 def classes_of(classifier: FrozenClassifier, encoding: Encoding, target: int | Tensor | None) -> Tensor:
-    """The class of each image (B,): as given, or its most probable one.
+    """Class of each image (B,): ``target``, or the most probable class.
 
     Raises:
         CefamError: for a class that does not exist.
@@ -122,7 +122,7 @@ def _of_image(
     target: int,
     about: dict[str, Any],
 ) -> Explanation:
-    """The explanation of one image from its concepts and class probabilities (classes,)."""
+    """Build the explanation of one image from its concepts and class probabilities (classes,)."""
     name = networks.classifier.class_name
     leading = probabilities.topk(min(CLASSES, len(probabilities)))
     predicted = int(leading.indices[0])
@@ -142,10 +142,10 @@ def _of_image(
 
 
 def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
-    """The stages' maps and, where wanted, that of all stages together (P, h, w), as bright as its concept is present.
+    """The stages' maps, followed by the fused map (P, h, w) if ``fused`` is given.
 
-    Its highest density is what S is above the mean over concepts, at least 1. A gradient's size does not say it: it is small where the
-    translator is saturated, and so for what is seen best.
+    The fused map is scaled so that its maximum times its number of pixels is S minus the mean S over concepts, at least 1. (The
+    gradient's magnitude does not measure presence: it is small where the translator saturates, as for well-detected concepts.)
     """
     if fused is None:
         return maps
@@ -156,10 +156,10 @@ def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pai
 
 
 def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor]:
-    """Photographs, and their views on the device of the classifier.
+    """Photographs, and their views on the networks' device.
 
     Raises:
-        CefamError: for images of another kind.
+        CefamError: for images of an unsupported kind.
     """
     where = networks.device
     if isinstance(images, Tensor):
@@ -173,10 +173,10 @@ def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor
 
 
 def to_photograph(image: Picture, classifier: FrozenClassifier, name: str) -> Photograph:
-    """A picture or file as a photograph with the usual view for the classifier; a photograph as it is.
+    """Convert a picture or file to a photograph with the classifier's default view; a photograph is returned unchanged.
 
     Raises:
-        CefamError: for something else, or where the classifier does not take squares.
+        CefamError: for an unsupported type, or if the classifier's input is not square.
     """
     if isinstance(image, Photograph):
         return image
@@ -194,7 +194,7 @@ def to_photograph(image: Picture, classifier: FrozenClassifier, name: str) -> Ph
 
 
 def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tensor:
-    """Indices of the best-scoring concepts (B, k), among some or all."""
+    """Indices of the best-scoring concepts (B, k) among ``candidates``, or among all."""
     if top_k < 1:
         raise CefamError(f"top_k must be at least 1, got {top_k}.")
     if candidates is None:
@@ -214,7 +214,7 @@ def _effects(
     stage: Tensor,
     options: ExplainOptions,
 ) -> list[dict[str, Any]]:
-    """Direct effect, contribution and curve at the chosen stage of every pair, and, if wanted, contributions at all stages."""
+    """Direct effect, contribution and curve at the chosen stage of every pair; optionally contributions at all stages."""
     every_stage, importance = options.every_stage, regions.importance
     found_direct = direct_effect(networks.classifier, encoding, pairs, importance[-1], targets).tolist()
     direct = [None if math.isnan(value) else value for value in found_direct]
@@ -241,7 +241,7 @@ def _effects(
 
 
 def _teacher(networks: Networks, vlm: VisionLanguageModel | None, views: Tensor, best: Tensor) -> list[dict[str, Any]]:
-    """What the VLM itself says of the explained concepts (B, k) of the views, a row per pair; nothing where it is not at hand."""
+    """The VLM's own similarity and score of the explained concepts (B, k), a dict per pair; empty dicts without a VLM."""
     if vlm is None:
         return [{}] * best.numel()
     concepts = networks.concepts
@@ -254,7 +254,7 @@ def _teacher(networks: Networks, vlm: VisionLanguageModel | None, views: Tensor,
 
 
 def _warnings(networks: Networks, parts: Sequence[ConceptExplanation]) -> list[str]:
-    """What the reader of an explanation should know, in sentences."""
+    """Warnings for the reader of an explanation."""
     found = []
     count = len(networks.concepts)
     if networks.concepts.probability == "softmax" and count < FEW:

@@ -1,7 +1,7 @@
-"""Explainer: images -> concepts, their regions, and what they contribute. The method itself, without training or data.
+"""Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets.
 
-Everything after the scores works on (image, concept) pairs, ragged and batched. This file composes the steps; each one has a
-file of its own: ``encoding`` (run the networks), ``weights`` (regions), ``choice`` (which stage), ``contribution``.
+After scoring, all steps work on batches of (image, concept) pairs, with any number of pairs per image. This module composes the
+steps: ``encoding`` (run the networks), ``weights`` (regions), ``choice`` (stage selection), ``contribution``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,13 +40,13 @@ class Explainer:
         classifier: the frozen classifier.
         translator: trained for this classifier's stages.
         concepts: a concept set with embeddings.
-        vlm: only needed for :meth:`with_texts`, and to say what the VLM itself scores.
-        doubts: numbers of concepts that should not be trusted, with the reason (``cefam doctor``).
-        settings: how the method is computed; ``None``: the published defaults.
-        changes: settings that differ from these, by name (:class:`cefam.settings.MethodSettings`).
+        vlm: needed for :meth:`with_texts` and for the VLM's own scores.
+        doubts: reasons not to trust concepts, by concept number (from ``cefam doctor``).
+        settings: settings of the method; ``None``: the published defaults.
+        changes: settings to override, by name (:class:`cefam.settings.MethodSettings`).
 
     Raises:
-        CefamError: where translator and classifier, or translator and embeddings, do not fit.
+        CefamError: if translator and classifier, or translator and embeddings, are incompatible.
 
     >>> from cefam import load_classifier
     >>> classifier = load_classifier("brodenette")
@@ -87,16 +87,16 @@ class Explainer:
         probability: str = "softmax",
         **changes: Unpack[SettingsChanges],
     ) -> Self:
-        """An explainer for bare text embeddings (T, D); the concepts are called by their index."""
+        """An explainer for text embeddings (T, D) without words; each concept's word is its index."""
         named = ConceptSet.from_words([str(index) for index in range(len(text_embeddings))], start=0)
         concepts = ConceptSet(named.concepts, text_embeddings, float(logit_scale), float(logit_bias), probability)
         return cls(classifier, translator, concepts, **changes)
 
     def with_texts(self, texts: Sequence[str | Concept]) -> "Explainer":
-        """An explainer that also knows these words or concepts; their indices follow the stored concepts'.
+        """An explainer with these words or concepts added; their indices follow those of the existing concepts.
 
         Raises:
-            CefamError: without a vision-language model, or with another one than the translator's.
+            CefamError: without a vision-language model, or if it is not the one that the translator was trained for.
         """
         if self.vlm is None:
             raise CefamError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
@@ -104,7 +104,7 @@ class Explainer:
         return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that an explanation depends on beside its image and options; see :mod:`cefam.io.identity`."""
+        """Everything that determines an explanation besides its image and options; see :mod:`cefam.io.identity`."""
         return {
             "classifier": [self.classifier, self.classifier.class_names, self.classifier.outputs],
             "translator": self.translator,
@@ -129,7 +129,7 @@ class Explainer:
         settings = self.settings if derivative is None else self.settings.changed(derivative=derivative)
         return settings if num_channels is None else settings.changed(num_channels=num_channels)
 
-    @torch.inference_mode(False)  # gradients are needed, whatever the caller's mode
+    @torch.inference_mode(False)  # gradients are needed even if the caller is in inference mode
     @torch.no_grad()
     def regions(self, images: Tensor | Encoding, pairs: ConceptPairs, derivative: Derivative | None = None) -> Regions:
         """Regions of pairs at every stage (eq. 11, 12).
@@ -140,10 +140,10 @@ class Explainer:
             derivative: "total" or "branch"; ``None``: as in the settings.
 
         Returns:
-            Maps at every stage's own resolution, channel weights and importances.
+            Maps at each stage's resolution, channel weights and importances.
 
         Raises:
-            CefamError: for another derivative, or a pair of an image or concept that does not exist.
+            CefamError: for an unknown derivative, or a pair with an image or concept index out of range.
         """
         settings, encoding = self._with(derivative), self._encoded(images)
         check_range("image", pairs.image, len(encoding.images))
@@ -159,13 +159,13 @@ class Explainer:
         num_channels: int | None = None,
         regions: Regions | None = None,
     ) -> Tensor:
-        """How much each stage matters to each concept's score (section 3.3): (P, L), double.
+        """Association of each stage with each concept's score (section 3.3): (P, L), double.
 
         Args:
             images: (B, 3, H, W), or their encoding.
             pairs: P pairs.
-            num_channels: K; a stage with fewer channels masks all of them; ``None``: as in the settings.
-            regions: of the same pairs, if they are known; else they are computed.
+            num_channels: K; in a stage with fewer channels, all are masked; ``None``: as in the settings.
+            regions: regions of the same pairs; ``None``: they are computed.
 
         Raises:
             CefamError: for ``num_channels`` below 1.
@@ -186,21 +186,21 @@ class Explainer:
         stage: Tensor | None = None,
         regions: Regions | None = None,
     ) -> Contribution:
-        """How far the class probability falls while a concept's channels are masked in the classifier (section 3.4).
+        """Decrease of the class probability when a concept's channels are masked in the classifier (section 3.4).
 
         Args:
             images: (B, 3, H, W), or their encoding.
             pairs: P pairs.
             target: the class, one for all or (B,); ``None``: each image's most probable one.
             num_channels: K; ``None``: as in the settings.
-            stage: where to mask, (P,); ``None``: the stage of largest association.
-            regions: of the same pairs, if they are known.
+            stage: stage to mask (P,); ``None``: the stage with the largest association.
+            regions: regions of the same pairs; ``None``: they are computed.
 
         Returns:
-            Values, curves and the stages that were masked; a positive value: the concept speaks for the class.
+            Values, curves and masked stages; a positive value means that the concept supports the class.
 
         Raises:
-            CefamError: where a stage or class does not exist, a stage is not a cut of the network, or ``num_channels`` is below 1.
+            CefamError: for an unknown stage or class, a stage where the network cannot be resumed, or ``num_channels`` below 1.
         """
         settings, encoding = self._with(num_channels=num_channels), self._encoded(images)
         pairs = pairs.to(encoding.device)
@@ -226,8 +226,8 @@ class Explainer:
     ) -> Tensor:
         """Cosine of each concept's importances at the last stage with the gradient of the class's log-odds: (P,), double, in [-1, 1].
 
-        It takes one backward pass for all pairs; its sign agrees with the effects of edits more often than the paper's contribution
-        (docs/research/contributions.md). NaN where the classifier has no gradient. Arguments as for :meth:`contribution`.
+        One backward pass serves all pairs. The sign matches the effects of edits more often than the paper's contribution does
+        (docs/research/contributions.md). NaN if the classifier is not differentiable. Arguments as for :meth:`contribution`.
         """
         encoding = self._encoded(images)
         pairs = pairs.to(encoding.device)
@@ -252,23 +252,23 @@ class Explainer:
         """Explain a class of each image by concepts, their regions and contributions.
 
         Args:
-            images: a tensor (B, 3, H, W), uint8 (channels first or last) or floats in [0, 1]; or photographs, PIL images and paths, one
-                or several, which are cut the usual way, and whose names and sizes the explanations then have.
-            top_k: the number of best-scoring concepts that are explained, of each image.
+            images: a tensor (B, 3, H, W), uint8 (channels first or last) or floats in [0, 1]; or one or several photographs,
+                PIL images or paths. PIL images and paths get the default view; explanations keep names and sizes.
+            top_k: number of best-scoring concepts to explain per image.
             target: the class, one for all or (B,); ``None``: each image's most probable one.
-            concepts: which ones may be explained, as texts or indices; ``None``: all. New texts need the ``vlm``; they are scored
-                together with the stored ones.
+            concepts: concepts that may be explained, as texts or indices; ``None``: all. New texts need the ``vlm``; they are
+                scored together with the existing concepts.
             num_channels: K of association and contribution; ``None``: as in the settings.
-            derivative: of the regions; ``None``: as in the settings.
-            every_stage: whether contributions are computed at every stage, not at the chosen one alone.
-            fused: gives one map of all stages together, which is then the region (``BeyondRegions(...).maps``); ``None``: the region is
+            derivative: derivative used for the regions; ``None``: as in the settings.
+            every_stage: compute contributions at every stage, not only at the chosen one.
+            fused: computes one map over all stages, used as the region (``BeyondRegions(...).maps``); ``None``: the region is
                 the chosen stage's map.
 
         Returns:
-            One explanation per image; contributions are ``None`` where a stage is not a cut of the classifier.
+            One explanation per image; contributions are ``None`` unless the classifier can be resumed at every stage.
 
         Raises:
-            CefamError: for a class that does not exist, new texts without a VLM, ``top_k`` below 1, or images of another kind or range.
+            CefamError: for an unknown class, new texts without a VLM, ``top_k`` below 1, or images of an invalid kind or range.
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = self._with(derivative, num_channels)
@@ -290,20 +290,20 @@ class Explainer:
         """Compare the predicted class with another one (Fig. 7).
 
         Args:
-            photograph: one, or a PIL image or path.
-            other: a class that it was not taken for.
-            top_k: concepts with the largest effect that are shown for each class.
-            target: compared in place of the predicted class.
+            photograph: a photograph, PIL image or path.
+            other: the class to compare with, different from the predicted class or ``target``.
+            top_k: number of concepts shown per class, by size of the effect.
+            target: class to compare instead of the predicted one.
             concepts: as for :meth:`explain`.
             num_channels: as for :meth:`explain`.
             fused: as for :meth:`explain`.
 
         Returns:
-            Both explanations, and, for the concepts that speak most for the one rather than the other, how much of their region must
-            be hidden before the decision changes.
+            Both explanations and, for the concepts that most favor the predicted class over ``other``, how much of their region
+            must be masked to change the prediction.
 
         Raises:
-            CefamError: where both classes are the same, or one does not exist.
+            CefamError: if both classes are the same, or one does not exist.
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = self._with(num_channels=num_channels)
@@ -312,7 +312,7 @@ class Explainer:
         return why_not(explainer.networks, photograph, other, target, options)
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
-        """An explainer that knows these concepts, too, and the indices that they have there."""
+        """An explainer that includes these concepts, and their indices in it."""
         found, new = matched(self.concepts, concepts)
         explainer = self.with_texts(new) if new else self
         return explainer, list(dict.fromkeys([*found, *range(len(self.concepts), len(explainer.concepts))]))

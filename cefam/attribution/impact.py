@@ -1,7 +1,7 @@
-"""The masking engine: how far a score falls while a concept's most important channels are masked one by one.
+"""Masking: relative decrease of a score while a concept's most important channels are masked one by one.
 
-One mechanism serves the association of a stage (the score is the concept's, section 3.3) and the contribution of a
-concept (the score is the class's, section 3.4); what is run again after masking is the caller's matter.
+Used for the association of a stage (with the concept's score, section 3.3) and for the contribution of a concept (with
+the class's score, section 3.4); the caller reruns the network after masking.
 """
 
 from typing import NamedTuple
@@ -20,10 +20,10 @@ class Impact(NamedTuple):
 
 
 def leading_channels(importance: Tensor, num_channels: int) -> Tensor:
-    """Channels of largest SIGNED importance beta * z, descending: (P, C) -> (P, min(K, C)).
+    """Channels with the largest SIGNED importance beta * z, descending: (P, C) -> (P, min(K, C)).
 
-    Signed, and without a floor at 0: where fewer than K channels are positive, the least negative follow (published
-    program). Equal importances keep the order of the channels.
+    Importances are not clipped at 0: if fewer than K are positive, the least negative follow (published program). Ties
+    keep the order of the channels.
     """
     if num_channels < 1:
         raise CefamError(f"num_channels must be at least 1, got {num_channels}.")
@@ -31,14 +31,14 @@ def leading_channels(importance: Tensor, num_channels: int) -> Tensor:
 
 
 class Masking(NamedTuple):
-    """How the channels of P pairs are masked, both (P, C): ``place`` in the order (K: never), ``constant`` they are set to."""
+    """Masking of P pairs' channels, both (P, C): ``place`` in the masking order (K: never masked), ``constant``: new value."""
 
     place: Tensor
     constant: Tensor
 
 
 def masking(channels: Tensor, replacement: Tensor, num_channels: int) -> Masking:
-    """Mask ``channels`` (P, K) in their order, each by its ``replacement`` (P, K), in a stage of ``num_channels`` channels.
+    """Mask ``channels`` (P, K) of a stage with ``num_channels`` channels in order, replacing each by ``replacement`` (P, K).
 
     >>> masking(torch.tensor([[2, 0]]), torch.tensor([[5.0, 6.0]]), 3)
     Masking(place=tensor([[1, 2, 0]]), constant=tensor([[6., 0., 5.]]))
@@ -53,12 +53,12 @@ def masked(values: Tensor, how: Masking, steps: Tensor) -> Tensor:
     """A stage's output with the first channels replaced by constants.
 
     Args:
-        values: (V, C, ...), whatever follows the channels (positions of a map, prefix tokens).
-        how: with a row per row of ``values``.
-        steps: how many channels are masked in each row (V,).
+        values: (V, C, ...); the trailing dimensions are positions of a map or prefix tokens.
+        how: masking, one row per row of ``values``.
+        steps: number of masked channels per row (V,).
 
     Returns:
-        In the shape of ``values``.
+        Masked values, in the shape of ``values``.
     """
     shape = (*values.shape[:2], *(1,) * (values.dim() - 2))
     hidden = (how.place < steps.unsqueeze(1)).view(shape)
@@ -66,11 +66,11 @@ def masked(values: Tensor, how: Masking, steps: Tensor) -> Tensor:
 
 
 def impact(log_scores: Tensor) -> Impact:
-    """Impact of masking: curve n = (s_0 - s_n) / s_0, value = sum_n curve_n / K (golden rule of the published program).
+    """Impact of masking: curve n = (s_0 - s_n) / s_0, value = sum_n curve_n / K (as in the published program).
 
     Args:
-        log_scores: logarithms of the score with n = 0 .. K channels masked (P, K + 1); logarithms, so that a score
-            near zero does not become 0 / 0.
+        log_scores: logarithm of the score with n = 0 .. K channels masked (P, K + 1); logarithms avoid 0 / 0 for scores
+            near zero.
 
     >>> impact(torch.tensor([[1.0, 0.5, 0.25]], dtype=torch.double).log()).value
     tensor([0.6250], dtype=torch.float64)

@@ -15,11 +15,11 @@ def pool(activation: Tensor) -> Tensor:
 
 
 def similarity(embedding: Tensor, text: Tensor, logit_scale: float, logit_bias: float) -> Tensor:
-    """Similarity S of embeddings (..., D) with concepts (T, D), as the VLM scales it: (..., T).
+    """Similarity S of embeddings (..., D) with concepts (T, D), in the VLM's logit scale: (..., T).
 
-    ``S = logit_scale * cos(embedding, text) + logit_bias`` (eq. 6 as the published program reads it).
+    ``S = logit_scale * cos(embedding, text) + logit_bias`` (eq. 6 as implemented in the published program).
     """
-    # Added by the product, where there is one: (..., T) is large, and each time it is gone through costs.
+    # Add the bias inside the matrix product: an extra pass over (..., T) is slow.
     bias = text.new_full(text.shape[:1], logit_bias) if logit_bias else None
     return F.linear(logit_scale * F.normalize(embedding, dim=-1), F.normalize(text, dim=-1), bias)
 
@@ -27,12 +27,12 @@ def similarity(embedding: Tensor, text: Tensor, logit_scale: float, logit_bias: 
 def log_probability(scores: Tensor, probability: str, concept: Tensor | None = None) -> Tensor:
     """Logarithm of the concept prediction score: softmax over concepts (CLIP) or sigmoid (SigLIP).
 
-    In double precision: a ratio of two tiny probabilities must not become 0 / 0.
+    Double precision keeps ratios of two tiny probabilities from becoming 0 / 0.
 
     Args:
         scores: similarities with all concepts (P, ..., T).
         probability: "softmax" or "sigmoid".
-        concept: the one that is wanted in each row (P,); ``None``: all of them.
+        concept: concept index of each row (P,); ``None``: all concepts.
 
     Returns:
         (P, ..., T), or (P, ...) for one concept in each row.
@@ -42,7 +42,7 @@ def log_probability(scores: Tensor, probability: str, concept: Tensor | None = N
         place = concept.view(-1, *(1,) * (scores.dim() - 1)).expand(*scores.shape[:-1], 1)
         wanted = scores.gather(-1, place)
     if probability == "softmax":
-        # Only the sum over all concepts stays in single precision; its terms are at most 1.
+        # Only the sum over concepts is in single precision; its terms are at most 1.
         largest = scores.amax(dim=-1, keepdim=True)
         total = (scores - largest).exp_().sum(dim=-1, keepdim=True)
         logs = wanted.double() - largest - total.double().log()

@@ -1,4 +1,4 @@
-"""What the Explainer computes for pairs: regions and contributions. Data only."""
+"""Types of the Explainer: its inputs, and the regions and contributions of pairs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from cefam.attribution.encoding import Encoding
 from cefam.explanations.photograph import Photograph
 from cefam.pairs import ConceptPairs
 
-# One picture or file, or several, or their views as a tensor (B, 3, H, W).
+# Input images: one or several pictures or files, or a tensor of views (B, 3, H, W).
 Picture = Photograph | Image.Image | str | Path
 Images = Tensor | Picture | Sequence[Picture]
-# Maps (P, h, w) of pairs, one for all stages together, not negative.
+# Computes non-negative maps (P, h, w), one per pair over all stages.
 Fused = Callable[[Encoding, ConceptPairs], Tensor]
 
 
 @dataclass(frozen=True)
 class Regions:
-    """One entry per stage, first dimension P: ``maps`` (P, H_l, W_l), ``weights`` beta and ``importance`` beta * z (P, C_l)."""
+    """Regions of P pairs, an entry per stage: ``maps`` (P, H_l, W_l), ``weights`` beta and ``importance`` beta * z (P, C_l)."""
 
     maps: list[Tensor]
     weights: list[Tensor]
@@ -29,7 +29,7 @@ class Regions:
 
 
 class Contribution(NamedTuple):
-    """``value`` (P,): signed contribution; ``curve`` (P, K + 1): relative decrease of p^c; ``stage`` (P,): masked, from 0."""
+    """``value`` (P,): signed contribution; ``curve`` (P, K + 1): relative decrease of p^c; ``stage`` (P,): masked stage."""
 
     value: Tensor
     curve: Tensor

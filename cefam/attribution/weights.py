@@ -65,16 +65,16 @@ def total_gradients(
     """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
 
     Args:
-        classifier: that the maps come from.
-        activations: maps of all stages for B images, each (B, C_l, H_l, W_l), still connected by autograd.
-        sources: the tensors to derive by, ancestors of the later activations, one per stage wanted.
+        classifier: the frozen classifier that computed the maps.
+        activations: maps of all stages for B images, each (B, C_l, H_l, W_l), attached to the autograd graph.
+        sources: tensors to differentiate with respect to, one per requested stage; ancestors of the later activations.
         pooled_gradients: dS/dz through the translator for S concepts of each image, one (S, B, C_l) per stage of
             ``activations``.
 
     Returns:
-        One gradient per entry of ``sources``, in its shape after S.
+        One gradient per entry of ``sources``, of shape (S, *source.shape).
     """
-    # One forward pass serves all concepts of an image, and one backward all pairs: in eval mode no image touches another.
+    # One forward pass serves all concepts, one backward pass all pairs: in eval mode images do not interact.
     with torch.enable_grad():
         pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
     return classifier.gradients(pooled, sources, pooled_gradients)
@@ -83,7 +83,7 @@ def total_gradients(
 def _total_weights(
     networks: Networks, encoding: Encoding, layout: PairTable, pooled_gradients: Sequence[Tensor], memory_limit: float
 ) -> list[Tensor]:
-    """Total derivative at all stages but the last, (P, C_l) each; groups of images keep to the memory limit."""
+    """Total derivative at all stages but the last, (P, C_l) each; images are grouped to respect the memory limit."""
     classifier, image, slot = networks.classifier, layout.image, layout.slot
     weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
     largest = max(activation[0].numel() for activation in encoding.output.activations)
@@ -111,7 +111,7 @@ def _total_weights(
 def _before_norm(
     networks: Networks, encoding: Encoding, image: Tensor, stage: int, weights: Tensor, memory_limit: float
 ) -> Tensor:
-    """Weights taken before the final LayerNorm where the map is taken after it (published rule for ViT)."""
+    """Weights before the final LayerNorm, for stages whose map is taken after it (published rule for ViT)."""
     before = encoding.output.context[stage].before_norm
     if before is None:
         return weights
@@ -130,15 +130,15 @@ def fuse(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
 
 
 def fuse_signed(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
-    """The map sum_k beta_k A_k for ragged pairs, without copying a map per pair.
+    """The map sum_k beta_k A_k of every pair, without copying activations per pair.
 
     Args:
         activation: maps of one stage (B, C, H, W).
         weights: beta of every pair (P, C).
-        layout: of the pairs.
+        layout: table of the pairs.
 
     Returns:
-        (P, H, W)
+        Signed maps (P, H, W).
     """
     images, _, height, width = activation.shape
     at = (layout.image, layout.slot)

@@ -1,4 +1,4 @@
-"""What must be hidden for a decision to change: a region masked patch by patch (Fig. 7)."""
+"""Comparison of two classes: mask a concept's region patch by patch until the prediction changes (Fig. 7)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,18 +15,18 @@ from cefam.explanations import ConceptExplanation, Photograph
 from cefam.explanations.comparison import Comparison, Flip, differences
 from cefam.images.views import resize_regions
 
-GRID = 14  # patches a side: 16 pixels at 224
-STEPS = 20  # in which they are hidden, at most
-DRAWS = 5  # of random patches
-POOL = 32  # best-scoring concepts among which those with the largest effect are sought
-SHOWN = 3  # concepts whose region is hidden
+GRID = 14  # patches per side, each 16 x 16 pixels at 224
+STEPS = 20  # maximum number of masking steps
+DRAWS = 5  # repetitions of the control with random patches
+POOL = 32  # number of best-scoring concepts that are ranked by effect
+SHOWN = 3  # number of concepts whose region is masked
 MEGABYTE = 2**20
 
 
 def why_not(
     networks: Networks, photograph: Photograph, other: int, target: int | None, options: ExplainOptions
 ) -> Comparison:
-    """The comparison of two classes; :meth:`cefam.attribution.explainer.Explainer.why_not`."""
+    """Compare two classes; see :meth:`cefam.attribution.explainer.Explainer.why_not`."""
     among = networks.concepts.concepts if options.candidates is None else options.candidates
     pool = max(options.top_k, min(POOL, len(among)))
     chosen = explain(networks, [photograph], target, replace(options, top_k=pool))[0]
@@ -46,9 +46,9 @@ def why_not(
 def flip(
     networks: Networks, photograph: Photograph, part: ConceptExplanation, classes: tuple[int, int], memory_limit: float
 ) -> Flip:
-    """Hide a concept's region in its view, the strongest patches first, until another class comes first.
+    """Mask a concept's region in its view, strongest patches first, until the predicted class changes.
 
-    A hidden patch has the mean color of the view. (The classifier has hardly seen such pictures: random patches stand beside.)
+    Masked patches get the mean color of the view. Masked images are out of distribution, so random patches serve as a control.
     """
     where, (predicted, other) = networks.device, classes
     view = photograph.view.to(where)
@@ -82,7 +82,7 @@ def flip(
 
 
 def _changed(probabilities: Tensor, predicted: int) -> tuple[int | None, int | None]:
-    """At which step another class comes first, and which."""
+    """First step at which another class is predicted, and that class; ``None`` if there is none."""
     first = probabilities.argmax(dim=1)
     changed = (first != predicted).nonzero().flatten()
     return (int(changed[0]), int(first[changed[0]])) if len(changed) else (None, None)
@@ -96,7 +96,7 @@ def _hidden(
     grid: tuple[int, int],
     memory_limit: float,
 ) -> Tensor:
-    """Probabilities of all classes with this many of the first patches hidden (S, classes), double."""
+    """Class probabilities with the first ``counts[s]`` patches of ``order`` masked: (S, classes), double."""
     classifier = networks.classifier
     size = 4 * classifier.stages[0].elements
     fit = max_pairs(memory_limit, size, max(size, MEGABYTE), view.device)
@@ -109,7 +109,7 @@ def _hidden(
 
 
 def _masked(view: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Views with patches hidden: (3, h, w), (V, n) -> (V, 3, h, w)."""
+    """Views with patches masked: (3, h, w), (V, n) -> (V, 3, h, w)."""
     hidden = torch.zeros(len(patches), grid[0] * grid[1]).to(view.device).scatter_(1, patches, 1.0)
     mask = F.interpolate(hidden.view(-1, 1, *grid), view.shape[-2:], mode="nearest") > 0
     mean = view.float().mean(dim=(-2, -1), keepdim=True).to(view.dtype)

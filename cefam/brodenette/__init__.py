@@ -1,8 +1,8 @@
-"""Brodenette, the embedded miniature world: a drawn Broden in which everything is known.
+"""Brodenette: a small synthetic version of Broden with complete ground truth.
 
-``vocabulary`` (what there is), ``rules`` (the classes), ``scenes`` (a scene as a value), ``drawing`` (pixels and masks),
-``captions``, ``broden`` (Broden's on-disk format); none of these knows torch. ``towers`` holds the two networks that were
-trained on this world and come with the package.
+``vocabulary`` (objects, backgrounds, colors, materials), ``rules`` (classes), ``scenes`` (scene descriptions), ``drawing``
+(pixels and masks) and ``captions`` do not import torch. ``towers`` holds the networks trained on this data; their weights are
+shipped with the package.
 """
 
 from cefam.brodenette.captions import caption

@@ -1,4 +1,4 @@
-"""What can be said of a scene, and captions that say some of it."""
+"""Captions of scenes, and all phrases that they may contain."""
 
 from collections.abc import Iterator
 from random import Random
@@ -7,7 +7,7 @@ from cefam.brodenette.rules import uncaptioned
 from cefam.brodenette.scenes import Element, Scene
 from cefam.brodenette.vocabulary import BACKGROUNDS, PATCH
 
-Caption = tuple[str, ...]  # phrases, to be joined by "and"
+Caption = tuple[str, ...]  # phrases to join with "and"
 
 
 def _a(words: str) -> str:
@@ -15,7 +15,7 @@ def _a(words: str) -> str:
 
 
 def _phrases_of(element: Element) -> Iterator[str]:
-    """True phrases about one element. What :func:`uncaptioned` keeps back is never said."""
+    """True phrases about one element, without the colored parts that :func:`uncaptioned` excludes."""
     if element.kind in BACKGROUNDS:
         yield f"{element.color} {element.kind}"
         return
@@ -30,12 +30,12 @@ def _phrases_of(element: Element) -> Iterator[str]:
 
 
 def phrases(scene: Scene) -> list[list[str]]:
-    """All that the captions of a scene may say, per element."""
+    """All phrases that the captions of a scene may contain, per element."""
     return [list(_phrases_of(element)) for element in scene.elements]
 
 
 def caption(scene: Scene, variant: int = 0) -> Caption:
-    """One of a scene's captions: one or two phrases about different elements, to be joined by "and"."""
+    """A caption of a scene: one or two phrases about different elements."""
     stream = Random(f"{scene.name}/caption{variant}")
     about = phrases(scene)
     chosen = stream.sample(range(len(about)), stream.randint(1, 2))

@@ -1,7 +1,7 @@
-"""Scenes -> pixels and masks, in whole numbers.
+"""Draws scenes as pixels and masks, in integer arithmetic.
 
-All shapes go into ONE index map (each shape has the number of its part in the scene); the picture and the four masks are
-looked up from it. So a mask and its picture can never disagree.
+All shapes are drawn into one index map, with the number of their part in the scene. Image and masks are looked up from it, so
+they always agree.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 from cefam.brodenette.scenes import FULL, Element, Scene
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, NUMBER, OBJECTS, PATCHES, SIZE, Points
 
-MIN_PIXELS = 16  # a label that shows fewer pixels in a scene is left out of its mask
-CATEGORIES = ("color", "object", "part", "material")  # Broden's; "composition" (colored parts) comes on top
-TILE = 128  # a texture repeats after so many half pixels
-SPAN = TILE + FULL  # stored so wide that no cut needs a modulo
+MIN_PIXELS = 16  # labels with fewer visible pixels are removed from the mask
+CATEGORIES = ("color", "object", "part", "material")  # as in Broden; "composition" (colored parts) is an additional one
+TILE = 128  # period of a texture in half pixels
+SPAN = TILE + FULL  # stored side of a texture: crops need no modulo
 
-# cos and sin of k / 64 of a radian, k = 0 .. 32, in 1024ths.
+# cos and sin of k / 64 radians, k = 0 .. 32, times 1024.
 _COS = (1024, 1024, 1024, 1023, 1022, 1021, 1020, 1018, 1016, 1014, 1012, 1009, 1006, 1003, 1000, 996, 992,
         988, 984, 979, 974, 969, 964, 958, 953, 947, 940, 934, 927, 920, 913, 906, 899)  # fmt: skip
 _SIN = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 159, 175, 191, 207, 222, 238, 253,
@@ -28,10 +28,10 @@ _SIN = (0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 159, 175, 191, 207, 222, 238, 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn scene: ``image`` (SIZE, SIZE, 3), uint8; ``masks``: label numbers (SIZE, SIZE) per category, 0 is none.
+    """A drawn scene: ``image`` (SIZE, SIZE, 3), uint8; ``masks``: label numbers (SIZE, SIZE) per category, 0 = none.
 
-    ``parts`` (FULL, FULL): which part of the scene shows in every half pixel (positions in the order of drawing, from 0),
-    and ``owners``: the element that each of them belongs to.
+    ``parts`` (FULL, FULL): index of the visible part in each half pixel, in drawing order from 0; ``owners``: the element of
+    each part.
     """
 
     image: np.ndarray
@@ -40,7 +40,7 @@ class Drawing:
     owners: tuple[int, ...]
 
     def visible(self, position: int) -> np.ndarray:
-        """Pixels (SIZE, SIZE), boolean, in which an element shows, be it in a quarter of the pixel."""
+        """Boolean mask (SIZE, SIZE) of the pixels in which an element is at least partly visible."""
         halves = np.isin(self.parts, [part for part, owner in enumerate(self.owners) if owner == position])
         return np.asarray(halves.reshape(SIZE, 2, SIZE, 2).any(axis=(1, 3)))
 
@@ -58,7 +58,7 @@ def place(points: Points, element: Element) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Table:
-    """What every number of the index map stands for, in the order of drawing."""
+    """Element, color, texture and labels of each number in the index map, in drawing order."""
 
     owners: list[int]
     colors: list[tuple[int, int, int]]
@@ -106,7 +106,7 @@ def draw(scene: Scene) -> Drawing:
 
 
 def _mask(labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Label numbers of a category, without those that show too few pixels."""
+    """Label numbers of a category, without labels of fewer than ``MIN_PIXELS`` pixels."""
     mask = labels[parts]
     counts = np.bincount(mask.ravel(), minlength=1)
     rare = (counts > 0) & (counts < MIN_PIXELS)
@@ -114,10 +114,10 @@ def _mask(labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def _shade(index: np.ndarray, table: _Table, scene: Scene) -> np.ndarray:
-    """Color times texture, averaged over 2 x 2 half pixels, under the scene's light, with noise."""
+    """Pixels (SIZE, SIZE, 3): color times texture, averaged over 2 x 2 half pixels, times light, plus noise."""
     grain = np.take(textures(), np.array(table.textures, np.int32)[index] + _positions())
     color = np.array(table.colors, np.uint16)[index]  # 255 * 255 fits
-    lifted = ((grain.astype(np.int16) - 128) >> 2)[..., None]  # black has a texture too
+    lifted = ((grain.astype(np.int16) - 128) >> 2)[..., None]  # makes texture visible on black
     full = ((color * grain[..., None]) >> 7).astype(np.int16) + lifted
     np.clip(full, 0, 255, out=full)
     pixels = (full[::2, ::2] + full[::2, 1::2] + full[1::2, ::2] + full[1::2, 1::2]).astype(np.int32) >> 2
@@ -130,7 +130,7 @@ def _shade(index: np.ndarray, table: _Table, scene: Scene) -> np.ndarray:
 
 
 def random_bytes(name: str, count: int) -> np.ndarray:
-    """Uniform bytes from a name. Raw output of PCG64: NumPy promises to keep that, unlike its distributions."""
+    """Uniform bytes seeded by a name: raw output of PCG64, which NumPy guarantees to be stable, unlike its distributions."""
     seed = int.from_bytes(name.encode(), "little")
     raw = np.random.PCG64(seed).random_raw((count + 7) // 8)
     return raw.astype("<u8").view(np.uint8)[:count]
@@ -142,14 +142,14 @@ def _positions() -> np.ndarray:
 
 
 def _texture_offset(kind: str, cut: int) -> int:
-    """Where a cut of a texture begins in the bank; ``cut`` is any number."""
+    """Start of a texture crop in the flattened bank; ``cut`` is any integer."""
     mixed = (cut * 2654435761) & 0xFFFFFFFF
     return (_KINDS.index(kind) * SPAN + (mixed >> 8) % TILE) * SPAN + (mixed >> 18) % TILE
 
 
 @cache
 def textures() -> np.ndarray:
-    """All textures (kinds, SPAN, SPAN), uint8; 128 leaves a color as it is."""
+    """All textures (kinds, SPAN, SPAN), uint8; 128 leaves a color unchanged."""
     bank = [np.clip(_TEXTURES[kind](kind), 0, 255).astype(np.uint8) for kind in _KINDS]
     reach = np.arange(SPAN) % TILE
     return np.stack([tile[reach][:, reach] for tile in bank])
@@ -171,7 +171,7 @@ def _wave(phase: np.ndarray, period: int) -> np.ndarray:
 
 _Y, _X = np.mgrid[0:TILE, 0:TILE]
 
-# One tile per material, and per background that has none; noise is drawn from the texture's own name.
+# One tile per material, and per background without materials; the noise is seeded by the texture's name.
 _TEXTURES: dict[str, Callable[[str], np.ndarray]] = {
     "brick": lambda name: (
         np.where((_Y % 16 < 3) | ((_X + 16 * (_Y // 16 % 2)) % 32 < 3), 205, 112) + _noise(name, 3, 3) // 8

@@ -1,6 +1,6 @@
-"""The classes, as data: a class is a kind of object whose parts have certain colors or materials.
+"""The classes as data: a class is a kind of object whose parts have certain colors or materials.
 
-No two rules hold for one object (a test proves it). What an object's other parts look like does not matter.
+No object follows two rules (tested). The look of an object's other parts is arbitrary.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cefam.brodenette.vocabulary import COLORS, MATERIALS, OBJECTS
 
 @dataclass(frozen=True)
 class Rule:
-    """A class: name, kind, and what its parts must be."""
+    """A class: name, kind, and the required colors and materials of its parts."""
 
     name: str
     kind: str
@@ -58,12 +58,11 @@ _MATERIAL = {name: index for index, name in enumerate(MATERIALS)}
 
 
 def held_out(kind: str, color: str, material: str) -> bool:
-    """Whether this look of an object's main part is kept from everything but the evaluation: one combination in nine."""
+    """Whether this look of an object's main part is reserved for the evaluation: one combination in nine."""
     return (4 * _KIND[kind] + 5 * _COLOR[color] + 7 * _MATERIAL[material]) % 9 == 0
 
 
-# Zero-shot: these words stand in the captions that the vision-language model learned from, but in none of the concept
-# prompts that it was trained with.
+# Zero-shot: these words occur in the training captions of the vision-language model, but not in its training prompts.
 CAPTION_ONLY: tuple[tuple[str, str], ...] = (
     ("object", "boat"),
     ("object", "lamp"),
@@ -75,5 +74,5 @@ CAPTION_ONLY: tuple[tuple[str, str], ...] = (
 
 
 def uncaptioned(color: str, part: str) -> bool:
-    """Whether no caption ever names a part of this color: one composition in five ("a blue wing")."""
+    """Whether a part of this color ("a blue wing") is excluded from all captions: one composition in five."""
     return (_COLOR[color] + 2 * sum(map(ord, part))) % 5 == 0

@@ -1,7 +1,7 @@
-"""Scenes as values: described by seeded draws, edited, and drawn elsewhere (:mod:`cefam.brodenette.drawing`).
+"""Scenes as immutable descriptions: sampled with a seed, and edited. :mod:`cefam.brodenette.drawing` draws them.
 
-Every element of a scene has a random stream of its own, so that a change of one leaves the others alone; all draws are
-uniform, all numbers whole. Lengths are in half pixels: a scene is drawn at twice its size and averaged.
+Each element of a scene has its own random stream, so that changing one does not affect the others. All random numbers are
+uniform integers. Lengths are in half pixels: a scene is drawn at twice its size and averaged.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from cefam.brodenette.rules import CLASSES, RULES, Rule, held_out
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, OBJECTS, PATCH, PATCHES, SIZE
 from cefam.errors import CefamError, near
 
-FULL = 2 * SIZE  # half pixels in a side
+FULL = 2 * SIZE  # side of a scene in half pixels
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a part looks like: its color, the shade of it (added to red, green and blue), and its material, if any."""
+    """Look of a part: color, shade (added to red, green and blue), and material, if any."""
 
     color: str
     material: str | None
@@ -27,19 +27,19 @@ class Look:
 
 @dataclass(frozen=True)
 class Element:
-    """One thing in a scene.
+    """One element of a scene.
 
     Args:
         kind: an object, a background, or "patch".
         looks: one per part, in the order of the kind's parts; backgrounds and patches have one.
-        x: center, in half pixels; of a background: where it begins.
-        y: as ``x``.
+        x: center in half pixels; for a background, its left edge.
+        y: center in half pixels; for a background, its upper edge.
         width: half of the width, in half pixels.
         height: half of the height.
         turn: rotation in steps of 1/64 of a radian.
         flip: mirrored.
         variant: shape of a patch.
-        texture: where the material's texture is cut out.
+        texture: seed of the texture crop.
         missing: names of parts that are not drawn.
     """
 
@@ -57,7 +57,7 @@ class Element:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts, the main one first; none for backgrounds and patches."""
+        """Names of the parts, the main part first; empty for backgrounds and patches."""
         return OBJECTS[self.kind].parts if self.kind in OBJECTS else ()
 
     @property
@@ -83,7 +83,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Light:
-    """Brightness in 256ths at the center, and its change from edge to edge, rightwards and downwards."""
+    """Brightness at the center, and its change from left to right and from top to bottom, in 1/256."""
 
     level: int = 256
     right: int = 0
@@ -97,9 +97,9 @@ class Scene:
     Args:
         name: split and index, "train/000012"; seeds the noise.
         elements: back to front.
-        light: of the whole scene.
-        noise: largest change of a pixel's brightness, in 255ths.
-        label: class of the one object that follows a rule, or ``None``.
+        light: light of the whole scene.
+        noise: maximum change of a pixel value, in 1/255.
+        label: class of the only object that follows a rule, or ``None``.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Scene:
         """The same scene with another color or material of one element, or of one part of it.
 
         Raises:
-            CefamError: for a color, material or part that there is not.
+            CefamError: for an unknown color, material or part.
         """
         for given, known, what in ((color, COLORS, "color"), (material, MATERIALS, "material")):
             if given is not None and given not in known:
@@ -136,7 +136,7 @@ class Scene:
         return self.with_element(position, replace(element, looks=looks))
 
     def with_element(self, position: int, element: Element) -> "Scene":
-        """The same scene with another element in this place; its class is that of the objects that are then there."""
+        """The same scene with one element replaced and the class updated."""
         elements = (*self.elements[:position], element, *self.elements[position + 1 :])
         return replace(self, elements=elements, label=label_of(elements))
 
@@ -156,12 +156,12 @@ class Scene:
 
 
 def follows(element: Element, rule: Rule) -> bool:
-    """Whether an element is an instance of a class; a part that is missing cannot be what a rule wants."""
+    """Whether an element follows a rule; a missing part does not meet a requirement."""
     return not {*rule.colors, *rule.materials} & set(element.missing) and compatible(element, rule)
 
 
 def compatible(element: Element, rule: Rule) -> bool:
-    """Whether nothing that can be seen of an element speaks against a class."""
+    """Whether the visible parts of an element are compatible with a rule."""
     return (
         element.kind == rule.kind
         and set(element.parts) != set(element.missing)
@@ -170,23 +170,23 @@ def compatible(element: Element, rule: Rule) -> bool:
     )
 
 
-@lru_cache(maxsize=4096)  # edits ask for the same elements again and again
+@lru_cache(maxsize=4096)  # edits look up the same elements repeatedly
 def class_of(element: Element) -> str | None:
     """Class of an object, or ``None``."""
     return next((rule.name for rule in RULES if follows(element, rule)), None)
 
 
 def label_of(elements: Sequence[Element]) -> str | None:
-    """Class of a scene: that of its one object of a class; ``None`` where there is none, or several."""
+    """Class of a scene: that of its only object with a class; ``None`` if there is none, or several."""
     found = [name for name in map(class_of, elements) if name is not None]
     return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class Split:
-    """A kind of scenes: "class" scenes show one object of a class, "free" ones any objects.
+    """A data split: "class" scenes show exactly one object with a class, "free" scenes any objects.
 
-    ``held_out``: none of the looks kept for the evaluation ("never"), or at least one ("always").
+    ``held_out``: scenes show no look that is reserved for the evaluation ("never"), or at least one ("always").
     """
 
     name: str
@@ -198,31 +198,31 @@ class Split:
 SPLITS: dict[str, Split] = {
     split.name: split
     for split in (
-        Split("train", "class", "never", "the classifier and the translator learn from it"),
-        Split("val", "class", "never", "the translator's validation, early stopping"),
-        Split("test", "class", "never", "the classifier's accuracy"),
-        Split("captioned", "free", "never", "the vision-language model learns from it, and from train"),
-        Split("retrieval", "free", "never", "the vision-language model's quality"),
-        Split("evaluation", "free", "always", "regions are measured on it"),
-        Split("development", "class", "never", "contributions may be looked at on it as often as one likes"),
-        Split("confirmation", "class", "never", "finalists, named before, are looked at once"),
+        Split("train", "class", "never", "training of the classifier and the translator"),
+        Split("val", "class", "never", "validation and early stopping of the translator"),
+        Split("test", "class", "never", "accuracy of the classifier"),
+        Split("captioned", "free", "never", "training of the vision-language model, together with train"),
+        Split("retrieval", "free", "never", "quality of the vision-language model"),
+        Split("evaluation", "free", "always", "evaluation of regions"),
+        Split("development", "class", "never", "development of contributions"),
+        Split("confirmation", "class", "never", "a single evaluation of finalists that were fixed before"),
         Split("final", "class", "never", "the table of contributions"),
-        Split("regions_development", "free", "always", "region methods may be looked at on it as often as one likes"),
-        Split("regions_confirmation", "free", "always", "finalists, named before, are looked at once"),
-        Split("regions_fresh", "free", "always", "a first table of region methods that go beyond the paper"),
-        Split("regions_final", "free", "always", "a second one, with smaller windows for coarse stages"),
-        Split("regions_last", "free", "always", "a third one, with directions from a regression"),
+        Split("regions_development", "free", "always", "development of region methods"),
+        Split("regions_confirmation", "free", "always", "a single evaluation of finalists that were fixed before"),
+        Split("regions_fresh", "free", "always", "first table of region methods that go beyond the paper"),
+        Split("regions_final", "free", "always", "second table, with smaller windows for coarse stages"),
+        Split("regions_last", "free", "always", "third table, with directions from a regression"),
         Split("regions_fourth", "free", "always", "the table of region methods that go beyond the paper"),
-        Split("tuning", "free", "always", "the clutter was chosen on it, with rows that know nothing"),
+        Split("tuning", "free", "always", "choice of the clutter, with uninformed baselines"),
     )
 }
 
 
 def describe(split: str, index: int) -> Scene:
-    """The scene of a split with this index, always the same.
+    """The scene of a split with this index; deterministic.
 
     Raises:
-        CefamError: for an unknown split, with the near names.
+        CefamError: for an unknown split.
     """
     if split not in SPLITS:
         raise CefamError(f"Brodenette has no split {split!r}.{near(split, SPLITS)} It has {', '.join(SPLITS)}.")
@@ -239,7 +239,7 @@ def describe(split: str, index: int) -> Scene:
         stream = Random(f"{name}/object{slot}")
         objects.append(_object(stream, x, y, size, _allowed(split, slot, wanted), wanted, any_class=not is_class))
     if is_class:
-        # The object of the class stands in front, or has one smaller thing before it.
+        # The object of the class is in front, or second behind one smaller object.
         main, others = objects[0], sorted(objects[1:], key=lambda element: element.y)
         objects = [*others, main] if layout.randrange(2) else [*others[:-1], main, others[-1]]
     else:
@@ -250,7 +250,7 @@ def describe(split: str, index: int) -> Scene:
 
 
 def _places(layout: Random, horizon: int, is_class: bool) -> list[tuple[int, int, int]]:
-    """Center and half size of every object; of a class scene: the object of the class first, larger."""
+    """Center and half size of every object; in class scenes, the object of the class comes first and is larger."""
     count = layout.randint(2, 4) if is_class else layout.randint(3, 5)
     slots = list(range(count))
     layout.shuffle(slots)
@@ -264,7 +264,7 @@ def _places(layout: Random, horizon: int, is_class: bool) -> list[tuple[int, int
 
 
 def _allowed(split: str, slot: int, rule: Rule | None) -> Callable[[Element], bool]:
-    """Which looks an object may have: those kept for the evaluation, the class rules and the split decide."""
+    """Predicate: whether an object may appear in the split, by held-out looks and class rules."""
     is_class, wants = SPLITS[split].kind == "class", SPLITS[split].held_out
 
     def allowed(element: Element) -> bool:
@@ -279,7 +279,7 @@ def _allowed(split: str, slot: int, rule: Rule | None) -> Callable[[Element], bo
 def _object(
     stream: Random, x: int, y: int, size: int, allowed: Callable[[Element], bool], rule: Rule | None, any_class: bool
 ) -> Element:
-    """Draw an object until it is allowed. In free scenes two of five follow a rule, so that classes occur there too."""
+    """Sample objects until one is allowed. In free scenes, two of five samples follow a rule, so that classes occur."""
     turn, flip, texture = stream.randint(-14, 14), bool(stream.randrange(2)), stream.getrandbits(30)
     width, height = size * stream.randint(86, 114) // 100, size * stream.randint(86, 114) // 100
     while True:
@@ -294,7 +294,7 @@ def _object(
 
 
 def _looks(stream: Random, parts: Sequence[str], rule: Rule | None) -> tuple[Look, ...]:
-    """Looks of an object's parts: each its own color or (one in three) the main one's, mostly of the main material."""
+    """Looks of an object's parts; a part takes the main part's color with probability 1/3, its material with 3/5."""
     main = _look(stream)
     looks = []
     for part in parts:
@@ -325,7 +325,7 @@ def _patch(stream: Random, horizon: int) -> Element:
 
 
 def _backgrounds(stream: Random, horizon: int) -> tuple[Element, Element]:
-    """The upper and the lower background, in their usual colors three times of four."""
+    """The upper and the lower background, in their usual colors with probability 3/4."""
     found = []
     for upper in (True, False):
         choice = [background for background in BACKGROUNDS.values() if background.upper == upper]

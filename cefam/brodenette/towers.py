@@ -1,8 +1,9 @@
 """The towers of Brodenette, shipped with the package: small classifiers and a small open_clip model.
 
-:func:`cefam.load_classifier` loads "brodenette" (a ResNet) and "brodenette_vit"; with "_edited" at the end, the same networks trained
-on edited scenes, too. :func:`cefam.load_vlm` loads "brodenette" (softmax, as CLIP) and, the same weights
-read with a bias and a sigmoid, as SigLIP's are, "brodenette_sigmoid". They were trained by ``examples/brodenette_recipe``.
+:func:`cefam.load_classifier` loads "brodenette" (a ResNet) and "brodenette_vit"; the suffix "_edited" selects the same
+networks, additionally trained on edited scenes. :func:`cefam.load_vlm` loads "brodenette" (softmax, like CLIP) and
+"brodenette_sigmoid" (the same weights with a bias and a sigmoid, like SigLIP). They were trained by
+``examples/brodenette_recipe``.
 """
 
 from collections import OrderedDict
@@ -24,12 +25,12 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def weights_folder() -> Path:
-    """Where the shipped weights lie: a file per classifier, and folders as open_clip's "local-dir:" wants them."""
+    """Folder of the shipped weights: one file per classifier, and folders in the layout of open_clip's "local-dir:"."""
     return Path(str(files("cefam.brodenette") / "weights"))
 
 
 def build_resnet() -> nn.Module:
-    """A ResNet of four basic blocks: (B, 3, 96, 96) -> (B, classes), maps of 48, 24, 12 and 6 a side."""
+    """A ResNet of four basic blocks: (B, 3, 96, 96) -> (B, classes), maps of side 48, 24, 12 and 6."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2, bias=False), bn1=nn.BatchNorm2d(WIDTHS[0]), relu=nn.ReLU()
     )
@@ -40,12 +41,12 @@ def build_resnet() -> nn.Module:
         layers[STAGES[stage]] = BasicBlock(before, width, 1 if before == width else 2, shortcut)
     layers.update(avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(WIDTHS[-1], len(CLASSES)))
     network = nn.Sequential(layers)
-    network.image_size = SIZE  # type: ignore[assignment]  # what it is probed with, and photographs are cut to
+    network.image_size = SIZE  # type: ignore[assignment]  # input size, also for probing the stages
     return network
 
 
 def build_vit() -> nn.Module:
-    """A vision transformer of four blocks with a convolutional stem: (B, 3, 96, 96) -> (B, classes), maps of 12 a side."""
+    """A vision transformer of four blocks with a convolutional stem: (B, 3, 96, 96) -> (B, classes), maps of side 12."""
     stem = [ConvStemConfig(width, kernel_size=3, stride=2) for width in (24, 48, 96)]
     network: nn.Module = VisionTransformer(
         SIZE, 8, num_layers=4, num_heads=3, hidden_dim=96, mlp_dim=192, num_classes=len(CLASSES), conv_stem_configs=stem
@@ -62,6 +63,6 @@ CLASSIFIERS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 
 
 def classifier_weights(name: str, folder: Path | None = None) -> Path:
-    """The file of a classifier's weights, in the package or in another folder."""
+    """Path of a classifier's weights, in the package or in ``folder``."""
     stem = {"brodenette": "classifier"}.get(name, name.removeprefix("brodenette_"))
     return (folder or weights_folder()) / f"{stem}.safetensors"

@@ -1,7 +1,6 @@
-"""What there is in Brodenette: kinds of objects with their parts and shapes, backgrounds, colors, materials.
+"""The vocabulary of Brodenette: kinds of objects with their parts and shapes, backgrounds, colors, materials.
 
-Shapes are polygons in a square of -64 .. 64, y downwards, drawn in the order in which they stand. Everything is data, in
-whole numbers.
+Shapes are polygons with integer coordinates in the square -64 .. 64, y downwards, drawn in the listed order.
 """
 
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ MATERIALS = ("brick", "fabric", "fur", "glass", "metal", "paper", "stone", "wood
 
 Points = tuple[tuple[int, int], ...]
 
-# A circle of radius 64 in sixteen steps; ellipses are this polygon, stretched.
+# A circle of radius 64 as a polygon of sixteen corners, scaled to draw ellipses.
 CIRCLE: Points = (
     *((64, 0), (59, 24), (45, 45), (24, 59), (0, 64), (-24, 59), (-45, 45), (-59, 24)),
     *((-64, 0), (-59, -24), (-45, -45), (-24, -59), (0, -64), (24, -59), (45, -45), (59, -24)),
@@ -34,7 +33,7 @@ CIRCLE: Points = (
 
 
 def ellipse(x: int, y: int, half_width: int, half_height: int) -> Points:
-    """A polygon of sixteen corners around (x, y)."""
+    """An ellipse around (x, y) as a polygon of sixteen corners."""
     return tuple((x + half_width * a // 64, y + half_height * b // 64) for a, b in CIRCLE)
 
 
@@ -45,7 +44,7 @@ def box(left: int, top: int, right: int, bottom: int) -> Points:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of object: its parts (the first is the main one, which gives the object its color), and its shapes."""
+    """A kind of object: its parts (the first is the main part, whose color is the object's), and its shapes."""
 
     name: str
     parts: tuple[str, ...]
@@ -243,7 +242,7 @@ OBJECTS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Background:
-    """What fills the upper or the lower part of a scene: usual colors, and materials (none: a texture of its own)."""
+    """Background of the upper or lower part of a scene, with usual colors and materials (none: it has its own texture)."""
 
     name: str
     upper: bool
@@ -265,7 +264,7 @@ BACKGROUNDS: dict[str, Background] = {
     )
 }
 
-PATCH = "patch"  # a shape that is no object: it has a color and a material
+PATCH = "patch"  # a shape with color and material that is not an object
 PATCHES: tuple[Points, ...] = (
     box(-60, -60, 60, 60),
     ellipse(0, 0, 62, 62),
@@ -298,7 +297,7 @@ LABELS: tuple[Label, ...] = tuple(
         start=1,
     )
 )
-# What the labels do not name by itself: a part of a color ("blue wing"). For zero-shot questions; no part of Broden.
+# Colored parts ("blue wing"), for zero-shot queries; not a category of Broden.
 COMPOSITIONS: tuple[Label, ...] = tuple(
     Label(number, f"{color} {part}", "composition")
     for number, (color, part) in enumerate(

@@ -1,4 +1,4 @@
-"""Batches in a fixed order: what is evaluated. Photographs with their masks among them."""
+"""Batches in a fixed order, for evaluation; with or without masks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -23,15 +23,15 @@ T = TypeVar("T")
 class Batches(IterableDataset[Any]):
     """Batches of a folder of shards, every sample exactly once over all processes and workers; nothing is padded or dropped.
 
-    Batch k holds the samples k x ``batch_size`` and following, whatever the number of processes and workers. Each process takes
-    consecutive batches, and so does each of its workers, so that a shard is read by one of them, or two. A process may get fewer than
-    another, or none: evaluation makes no collective call per step, so no process waits.
+    Batch k starts with sample k x ``batch_size``, for any number of processes and workers. Each process, and each of its
+    workers, takes consecutive batches, so that few shards are read more than once. Processes may get different numbers of
+    batches, or none: evaluation makes no collective call per step, so no process waits.
 
     Args:
-        manifest: of the folder.
-        folder: of shards.
+        manifest: manifest of the folder.
+        folder: folder of shards.
         batch_size: samples in a batch; the last one may have fewer.
-        make: makes a batch of samples and the batch's number, in a data worker.
+        make: builds a batch from samples and the batch number, in a data worker.
         masks: whether masks are read.
     """
 
@@ -45,7 +45,7 @@ class Batches(IterableDataset[Any]):
     ) -> None:
         self.shards, self.total, self.batch_size = manifest.placed(folder), manifest.num_samples, batch_size
         self.make, self.masks = make, masks
-        # Shared out here: a data worker that is not forked knows of no other process.
+        # Computed here, since a spawned data worker has no process group.
         self.share = part(range(count_of(manifest, batch_size)), *world())
 
     def __iter__(self) -> Iterator[Any]:
@@ -59,10 +59,10 @@ class Batches(IterableDataset[Any]):
 
 
 def count_of(manifest: Manifest, batch_size: int) -> int:
-    """How many batches there are, of all processes.
+    """Number of batches over all processes.
 
     Raises:
-        CefamError: where ``batch_size`` is below 1.
+        CefamError: if ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
@@ -70,7 +70,7 @@ def count_of(manifest: Manifest, batch_size: int) -> int:
 
 
 def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
-    """One of so many consecutive parts that are nearly equal.
+    """Part ``place`` of ``places`` consecutive, nearly equal parts.
 
     >>> [list(part(range(5), place, 3)) for place in range(3)]
     [[0], [1, 2], [3, 4]]
@@ -79,14 +79,14 @@ def part(every: Sequence[int], place: int, places: int) -> Sequence[int]:
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many items; the last one may be shorter."""
+    """Lists of ``size`` items; the last one may be shorter."""
     every = iter(items)
     while batch := list(islice(every, size)):
         yield batch
 
 
 def stacked(views: Sequence[Tensor]) -> Tensor:
-    """Views as a contiguous batch (B, 3, h, w): decoders leave channels last, which not every classifier takes."""
+    """Views as a contiguous batch (B, 3, h, w); decoders return channels-last tensors, which some classifiers reject."""
     return torch.stack([view.contiguous() for view in views])
 
 
@@ -118,16 +118,16 @@ def region_loader(
     """Photographs with their masks from shards, every one exactly once over all processes.
 
     Args:
-        folder: of shards with masks.
-        view: cut of the photographs.
+        folder: folder of shards with masks.
+        view: view of the photographs.
         batch_size: photographs in a batch.
         num_workers: data workers per process.
-        view_masks: whether the masks are cut like the photographs (masks of the photograph's own size, ImageNet-S) or
-            already belong to the view (Broden).
-        manifest: of the folder, if it was read already.
+        view_masks: true: resize and crop the masks like the photographs (masks of the photograph's size, ImageNet-S);
+            false: the masks already match the view (Broden).
+        manifest: manifest of the folder, if already read.
 
     Raises:
-        CefamError: where the shards hold no masks; when read, for masks that would not lie where the view is.
+        CefamError: if the shards hold no masks; while reading, if masks do not match the view.
     """
     manifest = manifest or Manifest.read(folder)
     if not manifest.num_pairs:
@@ -141,7 +141,7 @@ def region_batch(
 ) -> RegionBatch:
     """A batch of photographs and their masks.
 
-    The pairs are those of the whole photograph: one whose mask the view leaves out is undefined, and is counted.
+    The pairs are those of the whole photograph: a pair whose mask lies outside the view is undefined, and is counted.
     """
     images = [_viewed(view, view_masks, sample) for sample in samples]
     maps, owner, category, pair_mask, pair_label = [], [], [], [], []

@@ -1,16 +1,17 @@
-"""The sample contract: photographs and their masks, and how they are stored in tar shards. Writers and readers use this file.
+"""The sample contract: photographs with masks, and their format in tar shards, for both writers and readers.
 
 A folder of shards, local or behind a URL, holds ``manifest.json`` and ``shard-000000.tar`` ... In a tar, a sample KEY has
 
-* ``KEY.<jpg|png|...>``: the photograph, its original bytes;
+* ``KEY.<jpg|png|...>``: the original bytes of the photograph;
 * ``KEY.json``: ``{"id": ..., "label": class index or null, "masks": [{"category": ..., "labels": [...]}, ...], "crc32": ...}``,
-  and ``"present": [label numbers]`` where the labels of the whole photograph are known;
+  and ``"present": [label numbers]`` if the image-level labels are known;
 * ``KEY.mask0.png``, ``KEY.mask1.png`` ...: one index map per entry of ``masks``, 16-bit, 0 = no label, 65535 = not measured.
 
-``crc32`` is that of the photograph, the masks, and the rest of the json, in this order: a flipped byte is found, and its sample named.
+``crc32`` covers the photograph, the masks and the rest of the json, in this order, so that a damaged sample can be named.
 
-The manifest holds all counts: the length of an epoch is known without opening a tar. One of ``layout`` "webdataset" describes the
-shards of others, where they lie (``root``): a photograph, and its class in ``KEY.cls`` or in ``label`` or ``cls`` of ``KEY.json``.
+The manifest holds all counts, so the length of an epoch is known without opening a tar. A manifest with ``layout`` "webdataset"
+describes existing shards in the folder ``root``, with a photograph and its class in ``KEY.cls``, or ``label`` or ``cls`` of
+``KEY.json``.
 """
 
 import io
@@ -42,23 +43,23 @@ ShardLayout = Literal["cefam", "webdataset"]
 
 @dataclass(frozen=True)
 class Mask:
-    """One index map (H, W) of whole numbers: 0 is no label, 65535 is not measured."""
+    """One index map (H, W) of integers: 0 = no label, 65535 = not measured."""
 
     category: str
     index_map: np.ndarray
 
     @property
     def labels(self) -> list[int]:
-        """The label numbers that occur in it, ascending."""
+        """Label numbers in the index map, ascending."""
         return [int(value) for value in np.unique(self.index_map) if value not in (0, IGNORED)]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One photograph: ``image`` its original bytes, ``suffix`` their kind (".jpg"), ``label`` its class, if known.
+    """One photograph: ``image`` holds the original bytes, ``suffix`` the file type (".jpg"), ``label`` the class, if known.
 
-    ``present`` are the numbers of the labels that hold for the whole photograph, where all of them are known (AwA2's attributes).
-    ``where`` is the shard and key that it was read from, for messages.
+    ``present`` lists the numbers of the image-level labels, if all of them are known (AwA2's attributes). ``where`` names
+    the shard and key for messages.
     """
 
     id: str
@@ -73,7 +74,7 @@ class Sample:
         """The decoded photograph, upright.
 
         Raises:
-            CefamError: where it cannot be decoded.
+            CefamError: if it cannot be decoded.
         """
         return open_picture(self.image, self._name)
 
@@ -81,7 +82,7 @@ class Sample:
         """The pixels of the photograph, upright, uint8 (3, H, W).
 
         Raises:
-            CefamError: where it cannot be decoded.
+            CefamError: if it cannot be decoded.
         """
         return read_pixels(self.image, self._name)
 
@@ -92,7 +93,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar: ``place`` a path or a URL, ``layout`` of its members, and, if known, ``count`` its samples and ``sha256`` its checksum."""
+    """A tar at the path or URL ``place``, with its number of samples (-1: unknown) and checksum ("": unknown)."""
 
     place: str
     count: int = -1
@@ -102,10 +103,10 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """What a folder of shards holds; the counts are exact.
+    """Contents of a folder of shards; the counts are exact.
 
-    ``mask_size`` is ``None`` where masks have several sizes. ``mask_cut`` is how masks are cut with their photographs:
-    "nearest", or "cover": what a label covers in part is inside (the published reading of ImageNet-S).
+    ``mask_size`` is ``None`` if the masks differ in size. ``mask_cut`` tells how masks are resized with their photographs:
+    "nearest", or "cover", where partly covered pixels count as inside (the published reading of ImageNet-S).
     """
 
     source: str
@@ -125,8 +126,8 @@ class Manifest:
         """Read the manifest of a folder, local or behind a URL.
 
         Raises:
-            MissingError: where the folder has none, or a shard that it lists is missing.
-            CefamError: where it is something else, or of another version.
+            MissingError: if the manifest, or a shard that it lists, is missing.
+            CefamError: if it has another format or version.
         """
         manifest = cls.find(folder)
         if manifest is None:
@@ -135,7 +136,7 @@ class Manifest:
 
     @classmethod
     def find(cls, folder: str | Path) -> Self | None:
-        """As :meth:`read`; ``None`` where the folder has no manifest."""
+        """As :meth:`read`, but ``None`` if the folder has no manifest."""
         place = storage.join(folder, MANIFEST)
         try:
             text = storage.read_bytes(place)
@@ -164,7 +165,7 @@ class Manifest:
         return counted and hashed and within and named and known
 
     def write(self, folder: Path) -> None:
-        """Write it; it comes last, so a folder without one is unfinished."""
+        """Write the manifest; it is written last, so a folder without a manifest is unfinished."""
         write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1))
 
     def placed(self, folder: str | Path) -> list[Shard]:
@@ -174,10 +175,10 @@ class Manifest:
 
 
 def check(sample: Sample) -> None:
-    """Refuse a sample that cannot be stored, or would be read differently.
+    """Reject a sample that cannot be stored without loss.
 
     Raises:
-        CefamError: for a mask that is not (H, W) whole numbers of 16 bits, or masks of several sizes.
+        CefamError: for a mask that is not (H, W) unsigned 16-bit integers, or masks of different sizes.
     """
     for mask in sample.masks:
         if mask.index_map.ndim != 2 or mask.index_map.dtype.kind not in "iub":
@@ -191,7 +192,7 @@ def check(sample: Sample) -> None:
 
 
 def encode(sample: Sample, key: str) -> dict[str, Any]:
-    """A sample as the members of a tar."""
+    """Convert a sample to the members of a tar."""
     masks = [{"category": mask.category, "labels": mask.labels} for mask in sample.masks]
     about: dict[str, Any] = {"id": sample.id, "label": sample.label, "masks": masks}
     if sample.present is not None:
@@ -223,11 +224,11 @@ def decode(members: Mapping[str, Any], layout: ShardLayout = "cefam", with_masks
 
     Args:
         members: contents by suffix, with ``__key__`` and ``__url__``.
-        layout: of the members.
+        layout: format of the members.
         with_masks: whether masks are decoded.
 
     Raises:
-        CefamError: where a member is missing or damaged, with shard and key.
+        CefamError: if a member is missing or damaged; the message names shard and key.
     """
     where = f"{members.get('__url__', 'a shard')}, key {members['__key__']}"
     suffix = next((s for s in IMAGE_SUFFIXES if s.lstrip(".") in members), None)
@@ -261,7 +262,7 @@ def decode(members: Mapping[str, Any], layout: ShardLayout = "cefam", with_masks
 
 
 def _label(members: Mapping[str, Any], where: str) -> int | None:
-    """The class of a sample of others: a number in ``cls``, or in ``label`` or ``cls`` of the json; ``None``: there is none."""
+    """Class of a webdataset sample, from ``cls``, or ``label`` or ``cls`` of the json; ``None`` if there is none."""
     try:
         if "cls" in members:
             return int(members["cls"])

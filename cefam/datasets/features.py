@@ -1,9 +1,9 @@
-"""The feature cache: what the two frozen towers compute for every view, once, to train from many times.
+"""The feature cache: outputs of both frozen towers for every view, computed once and reused in training.
 
 A folder holds ``manifest.json`` and ``features.npy``, one row per view: the pooled maps of all stages, shallow to deep, and the
-embedding, (N, C_1 + .. + C_L + D), in float32, float16 or (stored as int16, which NumPy can name) bfloat16. A view is one random crop of
-one photograph; several views per photograph stand in for the fresh crops of every epoch. The file is mapped into memory: the
-processes of a machine share it, and it may be larger than memory.
+embedding, (N, C_1 + .. + C_L + D), in float32, float16 or bfloat16 (stored as int16, since NumPy lacks bfloat16). A view is one
+random crop of a photograph; several views per photograph replace the new crops of every epoch. The file is memory-mapped: the
+processes of a machine share it, and it may exceed the main memory.
 """
 
 import json
@@ -37,7 +37,7 @@ STORED: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "bfloat1
 
 @dataclass
 class FeatureManifest:
-    """What a feature cache holds and what it was computed with."""
+    """Contents of a feature cache, and the towers and views it was computed with."""
 
     classifier: dict[str, Any]
     vlm: dict[str, Any]
@@ -54,7 +54,7 @@ class FeatureManifest:
 
         Raises:
             MissingError: if it does not exist.
-            CefamError: where it is something else, or of another version.
+            CefamError: if it has another format or version.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
@@ -68,7 +68,7 @@ class FeatureManifest:
 
     @property
     def widths(self) -> list[int]:
-        """Columns of each stage, and of the embedding."""
+        """Number of columns of each stage and of the embedding."""
         return [*self.classifier["channels"], self.vlm["embedding_dim"]]
 
 
@@ -86,27 +86,27 @@ def compute_features(
     device: str = "auto",
     precision: Precision = "float32",
 ) -> FeatureManifest:
-    """Cache what both towers compute for the photographs of a folder or of shards.
+    """Cache the outputs of both towers for the photographs of a folder or of shards.
 
-    A stopped run is taken up where it stopped: parts that came from the same photographs are kept. Under ``torchrun`` the processes
-    share the photographs; the result is the same.
+    An interrupted run is resumed: finished parts of unchanged photographs are kept. Under ``torchrun``, the photographs are
+    distributed over the processes; the result is the same.
 
     Args:
         classifier: the frozen classifier.
         vlm: the teacher.
         images: a folder of images, or of shards.
-        folder: where the cache goes.
+        folder: output folder.
         views: random training views per photograph; 0: one evaluation view (for validation).
         size: side of a view.
         resize: short side before the central crop of the evaluation view.
-        seed: of the random views.
+        seed: seed of the random views.
         batch_size: views per forward pass.
-        num_workers: processes that decode photographs; the result does not depend on it.
+        num_workers: decoding processes; the result does not depend on their number.
         device: "auto", "cpu", "cuda" ...
-        precision: of the numbers on disk: "float32", "float16" (half the size) or "bfloat16" (the range of float32).
+        precision: number format on disk: "float32", "float16" (half the size) or "bfloat16" (the range of float32).
 
     Raises:
-        CefamError: where the folder holds a cache of other towers or views, or a finished one of other photographs.
+        CefamError: if the folder holds a cache of other towers or views, or a finished cache of other photographs.
     """
     if views < 0:
         raise CefamError(f"views must be 0 (one evaluation view) or more, got {views}.")
@@ -164,7 +164,7 @@ def _finish(folder: Path, manifest: FeatureManifest, entries: Sequence[dict[str,
 
 
 def _merge(folder: Path, parts: Sequence[Path], manifest: FeatureManifest) -> str:
-    """Write the parts into one file, one after the other, and give its checksum."""
+    """Concatenate the parts in one file and return its checksum."""
     from safetensors.torch import load_file
 
     shape = manifest.num_rows, sum(manifest.widths)
@@ -182,10 +182,10 @@ def _merge(folder: Path, parts: Sequence[Path], manifest: FeatureManifest) -> st
 
 
 def _finished(folder: Path, photographs: str) -> bool:
-    """Whether the folder holds a finished cache of these photographs; they may change only until it is finished.
+    """Whether the folder holds a finished cache of these photographs.
 
     Raises:
-        CefamError: where the folder holds a finished cache of other photographs, or something else.
+        CefamError: if the folder holds a finished cache of other photographs, or other data.
     """
     if not (folder / MANIFEST).exists():
         return False
@@ -215,11 +215,11 @@ def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Te
 
 
 class Features:
-    """The rows of a cache: ``matrix`` (N, W), mapped into memory or on a device, in the precision of the file.
+    """The rows of a cache: ``matrix`` (N, W), memory-mapped or on a device, in the precision of the file.
 
     Args:
         matrix: the rows.
-        widths: columns of each stage, and of the embedding.
+        widths: number of columns of each stage and of the embedding.
     """
 
     def __init__(self, matrix: Tensor, widths: Sequence[int]) -> None:
@@ -238,26 +238,26 @@ class Features:
         return {"pooled": pooled, "embedding": embedding}
 
     def __getitem__(self, name: str) -> Tensor:
-        """A column group of all rows, float32: "embedding", or "pooled.0" ..."""
+        """Columns of all rows in float32, by name: "embedding", or "pooled.0" ..."""
         every = self.split(self.matrix)
         found: Tensor = every["embedding"] if name == "embedding" else every["pooled"][int(name.partition(".")[2])]
         return found
 
 
 def load_features(folder: str | Path) -> Features:
-    """Map a cache into memory.
+    """Memory-map a cache.
 
     Raises:
-        MissingError: where the cache is unfinished.
-        CefamError: where its file is broken, or does not fit the manifest.
+        MissingError: if the cache is unfinished.
+        CefamError: if its file is broken or does not match the manifest.
     """
     manifest, path = FeatureManifest.read(folder), Path(folder) / FILE
     again = "copy it again, or make it again with `cefam features`."
     try:
-        stored = np.load(path, mmap_mode="c", allow_pickle=False)  # never written to; torch wants it to be possible
+        stored = np.load(path, mmap_mode="c", allow_pickle=False)  # copy-on-write: torch requires a writable array
     except FileNotFoundError as error:
         raise MissingError(f"{folder} has no {FILE}: {again}") from error
-    except Exception as error:  # NumPy parses the header as Python, with all errors of that
+    except Exception as error:  # NumPy parses the header as Python, which raises various exceptions
         raise CefamError(f"{path} cannot be read ({error}): {again}") from error
     expected = (manifest.num_rows, sum(manifest.widths)), np.dtype(STORED[manifest.precision])
     if (stored.shape, stored.dtype) != expected:

@@ -1,4 +1,4 @@
-"""The photographs that a pass runs over, in groups that become one file each: those of a folder, or of shards."""
+"""The photographs of a folder or of shards, in groups that a pass processes together."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ from cefam.errors import CefamError
 from cefam.images.pictures import read_pixels
 from cefam.images.views import drawn
 
-Pictures = list[Callable[[], Tensor]]  # each decodes a photograph: its pixels (3, H, W), uint8
+Pictures = list[Callable[[], Tensor]]  # each call decodes one photograph: pixels (3, H, W), uint8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Photographs that are worked on together: a digest of them, their number, and ``open``, which lists them undecoded."""
+    """Photographs that are processed together: ``digest``, ``count``, and ``open``, which lists them undecoded."""
 
     digest: str
     count: int
@@ -33,7 +33,7 @@ class Group:
 
 
 class _Views(Dataset[Tensor]):
-    """Views of a list of pictures; each has its own random stream, so the number of workers does not matter."""
+    """Views of a list of pictures; each has its own random stream, independent of the number of workers."""
 
     def __init__(self, pictures: Pictures, first: int, seed: int, view: Any) -> None:
         self.pictures, self.first, self.seed, self.view = pictures, first, seed, view
@@ -53,22 +53,22 @@ def views_of(
     batch_size: int,
     num_workers: int,
 ) -> DataLoader[Tensor]:
-    """Batches of views; a random view depends on ``stream`` and the number of its photograph alone.
+    """Batches of views; the randomness of a view depends only on ``stream`` and the index of its photograph.
 
     Args:
-        pictures: of a group.
-        view: cut of every photograph.
+        pictures: photographs of a group.
+        view: view of each photograph.
         stream: number of the random stream.
-        first: number of the group's first photograph.
+        first: index of the group's first photograph.
         batch_size: views in a batch.
-        num_workers: processes that decode.
+        num_workers: decoding processes.
     """
     return DataLoader(_Views(pictures, first, stream, view), batch_size=batch_size, num_workers=num_workers)
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """The photographs of a folder or of shards: ``groups`` in order, their number ``count``, and a ``digest`` of all."""
+    """The photographs of a folder or of shards: ``groups`` in order, total ``count``, and a ``digest`` of all."""
 
     groups: list[Group]
     count: int
@@ -76,9 +76,9 @@ class Photographs:
 
     @classmethod
     def read(cls, source: str | Path, size: int = 256) -> "Photographs":
-        """List the photographs of a folder, ``size`` to a group, or of shards, one shard to a group.
+        """List the photographs of a folder (``size`` per group) or of shards (one group per shard).
 
-        Shards are identified by their content, files by name and length: reading them all would take as long as the work itself.
+        Shards are identified by checksum, files only by name and size, since reading all files would be slow.
         """
         manifest = Manifest.find(source)
         if manifest is not None:
@@ -105,10 +105,10 @@ def _listed(source: str | Path, paths: Sequence[Path]) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """A device by its name; "auto": a GPU where there is one, each process of a machine another one.
+    """Device of this name; "auto": the GPU of ``LOCAL_RANK`` if CUDA is available, else the CPU.
 
     Raises:
-        CefamError: where it does not exist.
+        CefamError: if the device does not exist.
     """
     try:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -1,4 +1,4 @@
-"""Which rows each process gets, and in what order."""
+"""Samplers that distribute rows over processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +10,12 @@ from cefam.errors import CefamError
 
 
 class StripedSampler(DistributedSampler[Any]):
-    """Every n-th index for each process, without repeating one to make the shares equal.
+    """Every n-th index for each process, without padding.
 
-    Raises a ``CefamError`` where a process would have none: it could not take part in the validation.
+    ``DistributedSampler`` pads, and padded samples count twice in averages. Lightning does not replace a subclass of it.
 
-    (torch's own sampler pads, and a padded sample counts twice in every average. Being one of its kind, this one is not
-    replaced by Lightning.)
+    Raises:
+        CefamError: if a process would get no row.
     """
 
     def __init__(self, length: int, what: str) -> None:
@@ -33,12 +33,12 @@ class StripedSampler(DistributedSampler[Any]):
 
 
 class ShuffledSampler(DistributedSampler[Any]):
-    """A new order every epoch, from seed and epoch alone, in equal shares; a resumed run sees what it would have seen.
+    """A new order every epoch in equal shares; it depends only on seed and epoch, so a resumed run gets the same order.
 
     Args:
         length: number of rows.
-        seed: of the order.
-        draws: give numbers of draws (epoch x length + index) instead of indices, for :class:`RandomViews`.
+        seed: seed of the order.
+        draws: yield draw numbers (epoch x length + index) instead of indices, for :class:`RandomViews`.
     """
 
     def __init__(self, length: int, seed: int, draws: bool = False) -> None:

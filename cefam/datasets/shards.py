@@ -1,4 +1,4 @@
-"""Writing and reading shards, by the sample contract."""
+"""Write and read shards that follow the sample contract."""
 
 import tarfile
 import zlib
@@ -16,15 +16,15 @@ from cefam.io.files import locked, replacing
 
 
 def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, Any]:
-    """Write one shard, completely or not at all.
+    """Write one shard atomically.
 
     Args:
-        path: of the tar.
-        samples: in order.
-        first: number of the first sample in the data set; names its keys.
+        path: path of the tar.
+        samples: samples in order.
+        first: index of the first sample in the data set; the keys are numbered from it.
 
     Returns:
-        Its entry in the manifest: file, samples, pairs, mask sizes, sha256.
+        The manifest entry of the shard: file, samples, pairs, mask sizes, sha256.
 
     Raises:
         CefamError: for a sample that cannot be stored.
@@ -49,7 +49,7 @@ def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, 
 
 
 def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Manifest:
-    """Write the manifest of shards that are complete.
+    """Write the manifest of complete shards.
 
     Raises:
         CefamError: if there is no shard.
@@ -66,10 +66,10 @@ def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Ma
 
 
 def new_folder(folder: str | Path) -> Path:
-    """A folder for shards, created.
+    """Create a folder for shards.
 
     Raises:
-        ExistsError: where it already holds a finished set.
+        ExistsError: if it already holds a finished set.
     """
     folder = Path(folder)
     if (folder / MANIFEST).exists():
@@ -84,17 +84,17 @@ def shard_name(index: int) -> str:
 
 
 class ShardWriter:
-    """Write samples of your own into shards; a context manager. The manifest comes last.
+    """Context manager that writes samples into shards, and the manifest at the end.
 
     Args:
-        folder: where to; created. It must not hold a finished set.
-        source: what the data is, for the manifest.
-        samples_per_shard: a data worker reads whole shards, so make at least ranks x workers of them.
+        folder: output folder, created if needed; must not hold a finished set.
+        source: description of the data, for the manifest.
+        samples_per_shard: samples in a shard; data workers read whole shards, so write at least ranks x workers shards.
         labels: the vocabulary of the index maps: dicts with number, name and category.
-        mask_cut: how masks are cut with their photographs; see :class:`cefam.datasets.contract.Manifest`.
+        mask_cut: how masks are resized with their photographs; see :class:`cefam.datasets.contract.Manifest`.
 
     Raises:
-        ExistsError: where the folder already holds a finished set.
+        ExistsError: if the folder already holds a finished set.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         self._lock.enter_context(locked(self.folder))
-        new_folder(self.folder)  # another writer may have finished since
+        new_folder(self.folder)  # another writer may have finished in the meantime
         return self
 
     def write(self, sample: Sample) -> None:
@@ -149,21 +149,21 @@ class ShardWriter:
 
 
 def check_size(samples_per_shard: int) -> None:
-    """Refuse shards of nothing.
+    """Reject sizes below 1.
 
     Raises:
-        CefamError: where the number is not positive.
+        CefamError: if the size is not positive.
     """
     if samples_per_shard < 1:
         raise CefamError(f"samples_per_shard must be positive, got {samples_per_shard}.")
 
 
 def read_members(shard: Shard) -> Iterator[dict[str, Any]]:
-    """The samples of a shard as webdataset reads them: contents by suffix, with ``__key__`` and ``__url__``; before :func:`decode`.
+    """Undecoded samples of a shard, as read by webdataset: contents by suffix, with ``__key__`` and ``__url__``.
 
     Raises:
-        CefamError: where the shard is no complete tar, or holds another number of samples than its manifest says: a copy that was
-            cut between two samples is a complete tar.
+        CefamError: if the tar is damaged, or its number of samples differs from the manifest (a tar truncated between two
+            samples is valid).
     """
     import webdataset as wds
 
@@ -173,7 +173,7 @@ def read_members(shard: Shard) -> Iterator[dict[str, Any]]:
             for members in wds.tarfile_to_samples()([{"url": str(path.absolute())}]):
                 count += 1
                 yield {**members, "__url__": shard.place}
-        except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:  # of a tar that is damaged
+        except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:  # damaged tar
             raise CefamError(f"The shard {shard.place} cannot be read ({error.args[0]}): {again}") from error
     if count != shard.count >= 0:
         raise CefamError(f"{shard.place} holds {count} samples, its manifest says {shard.count}: {again}")
@@ -191,7 +191,7 @@ def read_samples(shards: Sequence[Shard], first: int, stop: int, masks: bool = T
     for shard in shards:
         after = before + shard.count
         if first < after and before < stop:
-            # Read to the end, a shard is compared with its manifest.
+            # Reading a shard to its end also checks its number of samples.
             members = islice(read_members(shard), max(0, first - before), None if stop >= after else stop - before)
             yield from (decode(each, shard.layout, masks) for each in members)
         before = after

@@ -1,8 +1,8 @@
-"""Where data lies: a local folder, or anything that fsspec can read (``https://``, ``s3://`` ...). Places are strings.
+"""Access to data by local path, or by a URL that fsspec can read (``https://``, ``s3://`` ...).
 
-A remote file is always fetched whole and compared with its checksum before it is read: a connection that is cut, or an answer that is
-short, is another attempt, never a short epoch. ``CEFAM_CACHE`` names a folder that keeps what was fetched; several processes may
-share it. Without one, a file is fetched to a temporary place and forgotten after it was read.
+A remote file is downloaded completely, and its checksum verified, before it is read; a failed or truncated download is retried.
+``CEFAM_CACHE`` names a folder for downloaded files, which several processes may share. Without it, files are downloaded to a
+temporary folder and deleted after use.
 """
 
 import errno
@@ -23,7 +23,7 @@ from cefam.io.files import replacing
 
 CACHE = "CEFAM_CACHE"
 ATTEMPTS = 5
-WAIT = 0.5  # seconds before the second attempt; twice as long before each further one
+WAIT = 0.5  # seconds before the first retry; doubled for each further one
 BLOCK = 2**20
 
 
@@ -33,15 +33,15 @@ def is_url(place: str | Path) -> bool:
 
 
 def join(folder: str | Path, name: str) -> str:
-    """The place of a file in a folder."""
+    """Path or URL of a file in a folder."""
     return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
 def exists(place: str | Path) -> bool:
-    """Whether there is a file (a small one: it is asked for its contents, since `exists` of fsspec says no where nobody answers).
+    """Whether a small file exists; a URL is read, since fsspec's ``exists`` returns False when the host is unreachable.
 
     Raises:
-        CefamError: where nobody answers.
+        CefamError: if the host is unreachable.
     """
     if not is_url(place):
         return Path(place).is_file()
@@ -53,11 +53,11 @@ def exists(place: str | Path) -> bool:
 
 
 def read_bytes(place: str | Path) -> bytes:
-    """What a small file holds.
+    """Contents of a small file.
 
     Raises:
-        MissingError: where there is none.
-        CefamError: where it cannot be fetched.
+        MissingError: if it does not exist.
+        CefamError: if it cannot be downloaded.
     """
     if is_url(place):
         return bytes(_attempts(place, lambda filesystem, path: filesystem.cat_file(path)))
@@ -69,15 +69,15 @@ def read_bytes(place: str | Path) -> bytes:
 
 @contextmanager
 def local(place: str | Path, sha256: str = "") -> Iterator[Path]:
-    """The file itself, or a copy of a remote one.
+    """Path of a local file, or of a downloaded copy of a remote one.
 
     Args:
         place: a path or a URL.
-        sha256: of a remote file; "": it is not known, so the copy is not compared and not kept.
+        sha256: checksum of a remote file; "" if unknown: the copy is then neither verified nor cached.
 
     Raises:
-        MissingError: where there is none.
-        CefamError: where it cannot be fetched, or is another one than it should be.
+        MissingError: if it does not exist.
+        CefamError: if it cannot be downloaded, or its checksum differs.
     """
     if not is_url(place):
         if not Path(place).is_file():
@@ -92,9 +92,9 @@ def local(place: str | Path, sha256: str = "") -> Iterator[Path]:
             yield path
 
 
-@cache  # compared once in every process
+@cache  # verified once per process
 def _cached(place: str, sha256: str, folder: str) -> Path:
-    """The copy in the cache, named by its checksum; fetched by one process, the others wait for it."""
+    """Path of the cached copy, named by its checksum; one process downloads it while the others wait."""
     path = Path(folder).expanduser() / sha256[:2] / sha256
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -122,11 +122,11 @@ def _fetch(place: str | Path, target: Path, sha256: str) -> None:
 
 
 def _attempts(place: str | Path, act: Callable[[Any, str], Any]) -> Any:
-    """Do something with a remote file; an attempt that fails is made again, after a while.
+    """Call ``act`` on a remote file; failures are retried with exponential backoff.
 
     Raises:
-        MissingError: where there is no such file.
-        CefamError: where the last attempt fails, too.
+        MissingError: if the file does not exist.
+        CefamError: if the last attempt fails.
     """
     import fsspec
 
@@ -136,11 +136,11 @@ def _attempts(place: str | Path, act: Callable[[Any, str], Any]) -> Any:
             return act(filesystem, path)
         except FileNotFoundError as error:
             raise MissingError(f"There is no file {place}.") from error
-        except (ImportError, ValueError) as error:  # a protocol that is not installed, or not known
+        except (ImportError, ValueError) as error:  # the protocol is unknown, or its package is not installed
             raise CefamError(f"{place} cannot be read: {error}.") from error
-        except Exception as error:  # every protocol has errors of its own
+        except Exception as error:  # exception types differ between protocols
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-                raise  # of the local disk
+                raise  # error of the local disk
             if attempt == ATTEMPTS:
                 raise CefamError(
                     f"{place} cannot be fetched: {type(error).__name__}: {error} (attempt {attempt} of {ATTEMPTS})."

@@ -1,6 +1,6 @@
 """Training batches of random views: from files through torch's DataLoader, from shards through a webdataset pipeline.
 
-What an epoch holds depends on the seed, the number of the epoch and the process alone, not on the number of data workers.
+The contents of an epoch depend only on seed, epoch number and process rank, not on the number of data workers.
 """
 
 import multiprocessing
@@ -25,12 +25,12 @@ from cefam.errors import CefamError, CefamWarning
 from cefam.images.pictures import read_pixels
 from cefam.images.views import drawn
 
-Draw = Callable[[Tensor], Tensor]  # a random view (3, h, w) of the pixels of a photograph (3, H, W), uint8
-SHUFFLED = 1000  # views that wait in the shuffle buffer
+Draw = Callable[[Tensor], Tensor]  # pixels of a photograph (3, H, W), uint8 -> a random view (3, h, w)
+SHUFFLED = 1000  # views in the shuffle buffer
 
 
 def count_batches(rows: int, batch_size: int, folder: str) -> int:
-    """How many full training batches each process gets.
+    """Number of full training batches per process.
 
     Raises:
         CefamError: if there is no full batch, or ``batch_size`` is below 1.
@@ -46,10 +46,10 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
 
 
 class Skipped:
-    """Counts the training samples of an epoch that cannot be read, in this process.
+    """Counts the unreadable training samples of an epoch in this process.
 
     Args:
-        limit: how many may be left out.
+        limit: maximum number of skipped samples per epoch.
     """
 
     def __init__(self, limit: int) -> None:
@@ -61,7 +61,7 @@ class Skipped:
         """Count samples, and warn with the reason for each.
 
         Raises:
-            CefamError: where they are more than allowed.
+            CefamError: if the limit is exceeded.
         """
         if epoch != self.epoch:
             self.epoch, self.count = epoch, 0
@@ -75,9 +75,9 @@ class Skipped:
 
 
 class RandomViews(Dataset[dict[str, Any]]):
-    """Random views of photographs given by path; the view depends on the number of the draw alone.
+    """Random views of photographs given by path; the randomness depends only on seed and draw number.
 
-    Where ``may_skip``, the next photograph that can be read replaces one that cannot.
+    With ``may_skip``, an unreadable photograph is replaced by the next readable one.
     """
 
     def __init__(self, paths: Sequence[Path], view: Draw, seed: int, may_skip: bool) -> None:
@@ -101,7 +101,7 @@ class RandomViews(Dataset[dict[str, Any]]):
 
 
 def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Items of :class:`RandomViews` as a batch: ``image`` (B, 3, h, w), and why other photographs are missing."""
+    """Items of :class:`RandomViews` as a batch: ``image`` (B, 3, h, w), and ``reasons`` for skipped photographs."""
     return {
         "image": stacked([item["image"] for item in items]),
         "reasons": [reason for item in items for reason in item["reasons"]],
@@ -111,7 +111,7 @@ def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def file_loader(
     paths: Sequence[Path], view: Draw, batch_size: int, num_workers: int, seed: int, may_skip: bool
 ) -> DataLoader[Any]:
-    """Batches of random views of photographs given by path; what is left at the end of an epoch is dropped."""
+    """Batches of random views of photographs given by path; the last incomplete batch is dropped."""
     return DataLoader(
         RandomViews(paths, view, seed, may_skip),
         batch_size=batch_size,
@@ -127,19 +127,19 @@ def file_loader(
 class EpochShards(IterableDataset[tuple[Shard, str]]):
     """The shards that a process reads in an epoch, each with the name of its random stream.
 
-    Shards come in an order drawn from seed and epoch. Every process takes every n-th one, and goes on with another order at the end,
-    until it has enough samples: all processes get equally many batches, however many shards there are.
+    The order of the shards depends on seed and epoch. Each of n processes takes every n-th shard, and continues with a new
+    order at the end of the list, until it has enough samples, so all processes get the same number of batches.
 
     Args:
-        shards: all of them.
-        seed: of the order.
-        samples: that a process needs.
+        shards: all shards.
+        seed: seed of the order.
+        samples: number of samples per process.
     """
 
     def __init__(self, shards: Sequence[Shard], seed: int, samples: int) -> None:
         self.shards, self.seed, self.samples = shards, seed, samples
         self.rank, self.ranks = world()
-        self.epoch = multiprocessing.Value("q", 0)  # persistent workers see it, too
+        self.epoch = multiprocessing.Value("q", 0)  # shared with persistent workers
 
     def __iter__(self) -> Iterator[tuple[Shard, str]]:
         stream, missing = f"{self.seed}/{self.epoch.value}", self.samples
@@ -155,9 +155,9 @@ class EpochShards(IterableDataset[tuple[Shard, str]]):
 
 
 class ShardViews:
-    """A shard -> one random view of each of its photographs (N, 3, h, w), and why others are missing.
+    """Maps a shard to a random view of each photograph (N, 3, h, w), and the reasons for skipped ones.
 
-    Whole shards are the items that data workers return, so the order of the views does not depend on the number of workers.
+    Data workers return whole shards, so the order of the views does not depend on the number of workers.
     """
 
     def __init__(self, view: Draw, may_skip: bool) -> None:
@@ -192,10 +192,10 @@ class ShardLoader:
         shards: in any layout.
         view: random view of a photograph.
         batch_size: views in a batch.
-        batches: in an epoch, of each process.
+        batches: batches per epoch and process.
         num_workers: data workers.
-        seed: of orders and views.
-        skipped: counts what cannot be read.
+        seed: seed of shard orders and views.
+        skipped: counter of unreadable samples.
     """
 
     def __init__(
@@ -220,18 +220,18 @@ class ShardLoader:
 
     @property
     def sampler(self) -> Self:
-        """The object whose ``set_epoch`` a Trainer calls; an attribute would be a cycle, and workers would outlive their loader."""
+        """The object whose ``set_epoch`` the Trainer calls; an attribute would be a reference cycle and keep workers alive."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that comes next."""
+        """Set the epoch of the next iteration."""
         self.shards.epoch.value = epoch
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A Trainer creates the first iterator of a resumed run before it sets the epoch: workers begin with the first batch.
+        # A resuming Trainer creates the iterator before it sets the epoch, so workers start only at the first batch.
         self.reasons.clear()
         rng = random.Random(f"{self.shards.seed}/{self.shards.epoch.value}/{self.shards.rank}")
         views = wds.shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(self._views())
@@ -244,7 +244,7 @@ class ShardLoader:
         for views, reasons in self.loader:
             self.skipped.add(reasons, self.shards.epoch.value)
             self.reasons += reasons
-            # Copied: a view in the shuffle buffer would keep the shared memory of its whole shard.
+            # Clone: otherwise a buffered view keeps the shared memory of its whole shard alive.
             yield from (view.clone() for view in (() if views is None else views))
 
 

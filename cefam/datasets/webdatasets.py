@@ -1,4 +1,4 @@
-"""Shards of others: a manifest that says where they lie and what they hold. Nothing is copied."""
+"""Existing webdataset shards, used in place: only a manifest is written."""
 
 import json
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from cefam.io.passes import Pass, Unit, workers
 
 
 def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifest:
-    """Read existing shards once, and write the manifest of them.
+    """Read existing shards once and write their manifest.
 
     Args:
         source: a folder, or a pattern of paths or URLs.
-        target: where the manifest goes.
-        work: the pass, so that a stopped run is taken up.
-        num_workers: processes that read.
+        target: folder of the manifest.
+        work: the pass, which can resume an interrupted run.
+        num_workers: reading processes.
 
     Raises:
-        MissingError: where there is no shard.
-        CefamError: where one holds no photographs.
+        MissingError: if there is no shard.
+        CefamError: if a shard holds no photographs.
     """
     root, names = _listed(source)
     units = [_unit(number, storage.join(root, name), name) for number, name in enumerate(names)]
@@ -40,7 +40,7 @@ def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifes
 
 
 def _unit(number: int, place: str, name: str) -> Unit:
-    """The work of one shard; a local one that was changed is read again."""
+    """Unit of work for one shard; a local shard is read again if its size has changed."""
     length = "" if storage.is_url(place) else Path(place).stat().st_size
     return Unit(f"shard-{number:06d}.json", f"{place} {length}", 1, partial(_read, place, name))
 
@@ -51,17 +51,17 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def shards_of_others(source: str) -> list[Shard]:
-    """The shards of a folder or pattern, which have not been read: their numbers of samples are not known.
+    """Shards of a folder or pattern that were not read, so with unknown numbers of samples.
 
     Raises:
-        MissingError: where there is none.
+        MissingError: if there is none.
     """
     root, names = _listed(source)
     return [Shard(storage.join(root, name), layout="webdataset") for name in names]
 
 
 def _listed(source: str) -> tuple[str, list[str]]:
-    """The folder of the shards, and their names below it."""
+    """Folder of the shards, and their paths relative to it."""
     from braceexpand import braceexpand
 
     root, _, pattern = source.rpartition("/") if not Path(source).is_dir() else (source, "", "*.tar")
@@ -82,7 +82,7 @@ def _matching(root: str, pattern: str) -> Iterator[str]:
 
 
 def _read(place: str, name: str, target: Path) -> dict[str, Any]:
-    """Count the samples of a shard, and write its entry of the manifest."""
+    """Count the samples of a shard and write its manifest entry."""
     with storage.local(place) as path:
         digest, count = storage.digest_of(path), 0
         for members in read_members(Shard(str(path))):

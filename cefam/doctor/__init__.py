@@ -1,1 +1,1 @@
-"""Which concepts to trust."""
+"""Checks of the reliability of concepts."""

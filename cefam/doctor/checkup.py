@@ -1,4 +1,4 @@
-"""What is wrong with concepts: those that cannot be told apart, that the translator did not learn, or that are seen where they are not."""
+"""Find unreliable concepts: indistinguishable ones, ones that the translator did not learn, and false positives."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from cefam.errors import CefamError
 from cefam.explanations.text import percent
 from cefam.towers.vlm import encode_images
 
-ALIKE = 0.95  # correlation over images from which two concepts are one
-LEARNED = 0.3  # correlation with the VLM below which a concept was not learned
-FALSE = 0.5  # share of images without it in which a concept may be called present,
-GAIN = 0.2  # unless it is called so in this much more of those with it
-FEWEST = 10  # images that a correlation or a rate needs
+ALIKE = 0.95  # correlation over images above which two concepts are indistinguishable
+LEARNED = 0.3  # correlation with the VLM below which a concept counts as not learned
+FALSE = 0.5  # maximum false positive rate of a concept,
+GAIN = 0.2  # unless its true positive rate is higher by at least this much
+FEWEST = 10  # minimum number of images for a correlation or a rate
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Measured:
     """Similarities over images.
 
     Args:
-        explainer: that was asked.
+        explainer: the explainer that was measured.
         said: S minus its mean over the concepts, (N, T).
-        vlm: the same of the VLM, or ``None``.
-        there: 1 where a concept is in an image, 0 where it is not, -1 where that is not known, (N, T), or ``None``.
+        vlm: the same for the VLM, or ``None``.
+        there: ground truth (N, T): 1 = concept present, 0 = absent, -1 = unknown; or ``None``.
     """
 
     explainer: Explainer
@@ -39,19 +39,19 @@ class Measured:
     problems: dict[int, list[str]] = field(default_factory=dict)
 
     def doubt(self, index: int, reason: str) -> None:
-        """Add a reason not to trust a concept."""
+        """Add a reason to doubt a concept."""
         self.problems.setdefault(self.explainer.concepts.numbers[index], []).append(reason)
 
 
 def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Measured:
-    """Ask an explainer, and its VLM where it is at hand.
+    """Compute similarities with an explainer, and with its VLM if it is loaded.
 
     Args:
-        explainer: with its concepts.
-        batches: views (B, 3, h, w), and which concepts are in them (B, T), as in :class:`Measured`, or ``None``.
+        explainer: the explainer, with its concepts.
+        batches: views (B, 3, h, w), and ground truth (B, T) as in :class:`Measured`, or ``None``.
 
     Raises:
-        CefamError: for fewer than ten images: nothing can be said from them.
+        CefamError: for fewer than ten images.
     """
     concepts, said, vlm, there = explainer.concepts, [], [], []
     text = concepts.require_embeddings()
@@ -69,19 +69,19 @@ def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]
 
 
 def _centered(similarities: Tensor) -> Tensor:
-    """Over the average concept of each image: that is what presence is judged by."""
+    """Similarities minus their mean over the concepts of each image; a concept counts as present from 0 on."""
     return (similarities - similarities.mean(dim=1, keepdim=True)).cpu()
 
 
 def called(said: Tensor, there: Tensor) -> tuple[float, float]:
-    """Share of the concepts called present that are there, and of those called absent that are there (1 - recall)."""
+    """Precision, and false omission rate: the share of concepts called absent that are present."""
     known = there >= 0
     shares = [float((there[called & known] == 1).double().mean()) for called in (said >= 0, said < 0)]
     return shares[0], shares[1]
 
 
 def judge(measured: Measured) -> dict[int, str]:
-    """Reasons not to trust a concept, by number."""
+    """Reasons to doubt concepts, by concept number."""
     _equal_prompts(measured)
     _alike(measured)
     if measured.vlm is not None:
@@ -91,7 +91,7 @@ def judge(measured: Measured) -> dict[int, str]:
     if measured.there is not None:
         false, true = called_present(measured.said, measured.there)
         for index, (without, having) in enumerate(zip(false.tolist(), true.tolist(), strict=True)):
-            if without > FALSE and not having - without >= GAIN:  # NaN: hardly any image has it
+            if without > FALSE and not having - without >= GAIN:  # NaN: too few images have it
                 rates = f"{percent(without)} of the photographs without it, and in {percent(having)} of those with it"
                 measured.doubt(index, f"it is called present in {rates}")
     return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items())}
@@ -106,7 +106,7 @@ def _equal_prompts(measured: Measured) -> None:
 
 
 def _alike(measured: Measured, rows: int = 512) -> None:
-    """Concepts whose similarities rise and fall together; the closeness of their texts alone says little."""
+    """Find concepts whose similarities are strongly correlated; similar text embeddings alone are not evidence."""
     unit = _unit(measured.said)
     words, prompts = measured.explainer.concepts.words, measured.explainer.concepts.prompts
     for start in range(0, unit.shape[1], rows):
@@ -120,7 +120,7 @@ def _alike(measured: Measured, rows: int = 512) -> None:
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Columns without their mean, of length 1."""
+    """Columns centered and normalized to length 1."""
     moved = values.double() - values.double().mean(dim=0)
     unit: Tensor = moved / moved.norm(dim=0).clamp_min(1e-12)
     return unit
@@ -132,7 +132,7 @@ def correlations(one: Tensor, other: Tensor) -> Tensor:
 
 
 def called_present(said: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the images without and of those with a concept in which it is called present (T,), (T,); NaN for fewer than ten."""
+    """False positive rate (T,) and true positive rate (T,) of each concept; NaN for fewer than ten images."""
     rates = []
     for state in (0, 1):
         chosen = there == state

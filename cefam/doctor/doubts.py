@@ -1,4 +1,4 @@
-"""Doubts: concepts of an artefact that should not be trusted, found by ``cefam doctor``, and read wherever it explains."""
+"""Doubts: unreliable concepts of an artefact, found by ``cefam doctor`` and loaded together with the artefact."""
 
 import json
 import warnings
@@ -17,12 +17,12 @@ ADVICE = "run `cefam doctor` again, or remove it"
 
 @dataclass(frozen=True)
 class Doubts:
-    """What was found wrong with concepts.
+    """Unreliable concepts of an artefact.
 
     Args:
-        of: key of what was judged (:func:`key_of`).
-        reasons: why not to trust a concept, by its number (a string, as in JSON).
-        measured: how it was measured, in plain types.
+        of: key of the artefact (:func:`key_of`).
+        reasons: reasons for doubt by concept number (a string, as in JSON).
+        measured: settings of the measurement, JSON-serializable.
     """
 
     of: dict[str, str]
@@ -37,21 +37,21 @@ class Doubts:
 
 
 def key_of(classifier: Any, translator: Any, concepts: Any) -> dict[str, str]:
-    """The key of doubts: an artefact that is trained again, at the same place, has none."""
+    """Key of an artefact by content, so that doubts do not apply to a retrained artefact at the same path."""
     return identity(classifier=classifier, translator=translator, concepts=concepts)
 
 
 def place_of(artefact: str | Path) -> Path:
-    """Where the doubts about an artefact lie: in its folder, or beside its checkpoint."""
+    """Path of the doubts about an artefact: in its folder, or next to its checkpoint."""
     path = Path(artefact)
     return path / "doubts.json" if path.is_dir() else path.with_name(f"{path.name}.doubts.json")
 
 
 def read(artefact: str | Path, key: dict[str, str]) -> dict[int, str]:
-    """The doubts about an artefact's concepts, by number; none where nothing was measured, and, with a warning, where something else was.
+    """Doubts about an artefact by concept number; empty if there are none, or, with a warning, if they belong to another one.
 
     Raises:
-        CefamError: where the file is something else.
+        CefamError: if the file has another format.
     """
     place = place_of(artefact)
     if not place.is_file():

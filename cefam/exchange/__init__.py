@@ -1,1 +1,1 @@
-"""Artefacts of other programs, in and out, without running anything that is in them."""
+"""Import and export artefacts of other programs, without executing code in them."""

@@ -1,7 +1,7 @@
-"""Reading pickles without running them: a fixed list of classes becomes inert records, everything else is refused.
+"""Read pickles without executing them: a fixed list of classes is converted to plain records, everything else is rejected.
 
-A pickle is a program. The classes that it names are never imported: arrays, tensors, parameters and plain layers are rebuilt here, by
-their name, from their numbers.
+Unpickling can execute arbitrary code, so the classes that a pickle names are never imported; arrays, tensors, parameters and
+plain layers are rebuilt here from their data.
 """
 
 import io
@@ -25,12 +25,12 @@ STORAGES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4",
     "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1", "BoolStorage": "?",
 }  # fmt: skip
-LARGEST = 2**33  # bytes in a file that is read
+LARGEST = 2**33  # maximum uncompressed size of a .pth file, in bytes
 
 
 @dataclass
 class Layer:
-    """A layer as a record: the name of its class, and what it held."""
+    """A layer as a record: class name and state."""
 
     kind: str
     state: dict[str, Any] = field(default_factory=dict)
@@ -42,14 +42,14 @@ class Layer:
 
 
 class _Dict(dict[Any, Any]):
-    """A dict; attributes that it is given (torch's ``_metadata``) are dropped."""
+    """A dict that drops pickled attributes (torch's ``_metadata``)."""
 
     def __setstate__(self, state: Any) -> None: ...
 
 
 @dataclass
 class _DType:
-    """A NumPy type by its code."""
+    """A NumPy dtype by type code and byte order."""
 
     code: str
     order: str = "<"
@@ -72,7 +72,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if kind.code.startswith("O"):
-            self.value = data  # a list of what the array holds
+            self.value = data  # list of the objects in the array
         else:
             self.value = np.frombuffer(data, kind.numpy()).reshape(shape, order="F" if fortran else "C")
 
@@ -86,7 +86,7 @@ def _scalar(kind: _DType, data: bytes) -> Any:
 
 
 def _latin(text: str, encoding: str) -> bytes:
-    """Bytes as pickles of an early protocol write them."""
+    """Bytes in the encoding of early pickle protocols."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in {encoding!r}")
     return text.encode("latin1")
@@ -119,11 +119,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _known(module: str, name: str) -> Any:
-    """What stands for a class or function of a pickle; ``None`` where it is not on the list."""
+    """Replacement for a class or function of a pickle; ``None`` if it is not listed."""
     if (module, name) in _ALLOWED:
         return _ALLOWED[module, name]
     if name == TRANSLATOR or (module.startswith("torch.nn.modules.") and name in LAYERS):
-        # A type, since pickles make objects by calling it or by its __new__.
+        # A type, since pickles create objects by calling it or its `__new__`.
         return type(name, (Layer,), {"__init__": lambda self, *_: None, "__new__": lambda cls, *_: _blank(cls, name)})
     return None
 
@@ -135,14 +135,14 @@ def _blank(cls: type, name: str) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """A pickle whose classes are looked up in a list."""
+    """An unpickler that takes classes from a fixed list."""
 
     def __init__(self, data: bytes, path: Path, storage: Callable[[str, str], np.ndarray] | None = None) -> None:
         super().__init__(io.BytesIO(data))
         self.path, self.storage = path, storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up a name; nothing is imported."""
+        """Look up a name without importing it."""
         found = _known(module, name)
         if found is None:
             raise CefamError(
@@ -152,20 +152,20 @@ class _Unpickler(pickle.Unpickler):
         return found
 
     def persistent_load(self, pid: Any) -> Any:
-        """A storage of torch."""
+        """Load a torch storage."""
         if self.storage is None or not isinstance(pid, tuple) or len(pid) < 4 or pid[1] not in STORAGES:
             raise pickle.UnpicklingError(f"an unknown reference {pid!r:.60}")
         return self.storage(STORAGES[pid[1]], str(pid[2]))
 
 
 def read_pickle(path: str | Path) -> Any:
-    """What a pickle holds, in plain types, arrays and :class:`Layer` records.
+    """Contents of a pickle as plain types, arrays and :class:`Layer` records.
 
-    ``.pth`` files of torch (a zip with a pickle and the numbers of its tensors) are read, too.
+    Also reads torch's ``.pth`` files (a zip with a pickle and the tensor data).
 
     Raises:
-        MissingError: where there is no such file.
-        CefamError: where it holds anything but numbers, texts, containers and plain layers, or is damaged.
+        MissingError: if the file does not exist.
+        CefamError: if it holds anything other than numbers, strings, containers and plain layers, or is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -185,14 +185,14 @@ def read_pickle(path: str | Path) -> Any:
             return _plain(_Unpickler(archive.read(about), path, storage).load())
     except CefamError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # damaged pickles raise arbitrary exceptions
         raise CefamError(
             f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged, or no pickle."
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    """Arrays in place of their records, everywhere inside."""
+    """Replace array records by arrays, recursively."""
     if isinstance(value, _Array):
         return _plain(value.value) if isinstance(value.value, list) else value.value
     if isinstance(value, dict):

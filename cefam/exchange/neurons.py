@@ -1,4 +1,4 @@
-"""Associations of CLIP-Dissect (``descriptions.csv``) and WWW (pickles of names and weights), in and out."""
+"""Import and export associations of CLIP-Dissect (``descriptions.csv``) and WWW (pickles of words and weights)."""
 
 import csv
 import io
@@ -21,12 +21,12 @@ COLUMNS = ("layer", "unit", "description", "similarity")
 
 
 def read_descriptions(path: str | Path, context: MethodContext) -> Associations:
-    """CLIP-Dissect's ``descriptions.csv``: one description per neuron, units from 0.
+    """Read CLIP-Dissect's ``descriptions.csv``: one description per neuron, units from 0.
 
-    Layers that the classifier has no stage of are left out (the published evaluation leaves out conv1, too).
+    Layers that are not stages of the classifier are skipped (the published evaluation also skips conv1).
 
     Raises:
-        CefamError: for a word that is not in the concept set, a unit that the stage does not have, or another file.
+        CefamError: for an unknown word, an invalid unit, or another file format.
     """
     path = Path(path)
     names, words, channels = context.classifier.stage_names, _words(context), context.classifier.channels
@@ -49,14 +49,14 @@ def read_descriptions(path: str | Path, context: MethodContext) -> Associations:
 
 
 def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associations:
-    """WWW's pickles, one per stage: lists, per neuron, of words and of their weights.
+    """Read WWW's pickles, one per stage: lists of words and weights per neuron.
 
     Args:
-        paths: by the name of the stage.
-        context: with classifier and concepts.
+        paths: paths by stage name.
+        context: context with classifier and concepts.
 
     Raises:
-        CefamError: for a stage, a word or a number of neurons that does not fit.
+        CefamError: for an unknown stage or word, or a wrong number of neurons.
     """
     names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)
@@ -78,7 +78,7 @@ def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associa
 
 
 def _words(context: MethodContext) -> dict[str, list[int]]:
-    """Positions of all concepts with a word, lower case."""
+    """Concept indices by lower-case word."""
     words: dict[str, list[int]] = {}
     for index, word in enumerate(context.concepts.words):
         words.setdefault(word.lower(), []).append(index)
@@ -86,7 +86,7 @@ def _words(context: MethodContext) -> dict[str, list[int]]:
 
 
 def _concepts(word: str, known: Mapping[str, Sequence[int]], where: str) -> Sequence[int]:
-    """All concepts that a word means; the programs write Broden's colors as "red-c"."""
+    """Indices of all concepts with this word; both programs write Broden's colors as "red-c"."""
     name = word.strip().lower()
     for candidate in (name, name.removesuffix("-c")):
         if candidate in known:
@@ -107,7 +107,7 @@ def _associations(
 
 
 def write_descriptions(associations: Associations, path: str | Path) -> None:
-    """Write ``descriptions.csv``: a line for every neuron and word, by stage and unit."""
+    """Write ``descriptions.csv``: one line per neuron and word, sorted by stage and unit."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""CE-FAM's published translator (a pickled module, .pth) as weights of ours."""
+"""Import CE-FAM's published translator (a pickled module, .pth)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from cefam.translator import Translator
 
 
 def read_translator(path: str | Path, channels: list[int]) -> tuple[Translator, dict[str, Any]]:
-    """The translator of a .pth file, and what it says of the VLM: ``scale``, ``bias``, ``model_type``.
+    """Translator of a .pth file, and its VLM settings ``scale``, ``bias`` and ``model_type``.
 
     Args:
         path: the file.
-        channels: of the classifier's stages, shallow to deep.
+        channels: number of channels of the classifier's stages, shallow to deep.
 
     Raises:
-        CefamError: where it holds something else, or does not fit the stages.
+        CefamError: if the file holds no translator, or it does not fit the stages.
     """
     found = read_pickle(path)
     if isinstance(found, Layer) and found.kind == TRANSLATOR:

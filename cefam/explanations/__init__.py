@@ -1,8 +1,8 @@
-"""Explanations as values, and how they are shown and stored: text, pages, pictures, files. Data in, never a network.
+"""Explanation data and its output formats: text, pages, figures, files. No neural network is run here.
 
-``photograph`` (a picture and the view of it), ``types`` (what is found), ``maps`` (regions as small images), ``text``
-(the terminal), ``page`` (one self-contained HTML file), ``figure`` (for print), ``stored`` (JSON, CSV, arrays), ``explanation`` (all of
-these), ``comparison`` (two classes).
+``photograph`` (a picture and its view), ``types`` (data classes), ``maps`` (regions as small images), ``text`` (terminal
+output), ``page`` (one self-contained HTML file), ``figure`` (for print), ``stored`` (JSON, CSV, arrays), ``explanation``
+(all formats), ``comparison`` (two classes), ``overview`` (many images).
 """
 
 from cefam.explanations.explanation import Explanation

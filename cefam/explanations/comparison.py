@@ -1,4 +1,4 @@
-"""Why one class and not another: two explanations side by side, and what must be hidden for the decision to change."""
+"""Comparison of two classes: both explanations side by side, and what must be hidden to change the decision."""
 
 import json
 from dataclasses import dataclass, field
@@ -20,20 +20,20 @@ from cefam.io.files import write_text
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """A concept's region, hidden patch by patch, the strongest first, in some steps.
+    """Result of hiding a concept's region patch by patch, strongest patches first.
 
     Args:
         part: the concept.
-        counts: how many patches are hidden at every step, from 0 to N.
-        probabilities: of the predicted and of the other class at every step (S, 2).
-        patches: N, those where the region is not 0; of ``grid`` in all.
-        grid: patches of the view.
-        at: how many were hidden when another class came first, or ``None``.
-        becomes: the class that then came first.
-        view: the view with these patches hidden, or with all N (3, h, w).
-        random: how many of the same number of random patches it took, on average over the draws in which it happened; ``None``: it never
-            happened.
-        random_share: in what share of the draws it happened.
+        counts: number of hidden patches at every step, from 0 to N.
+        probabilities: probabilities of the predicted and of the other class at every step (S, 2).
+        patches: N, the number of patches where the region is not 0.
+        grid: number of patches of the view.
+        at: number of hidden patches at which the decision changes; ``None`` if it never does.
+        becomes: the new predicted class.
+        view: the view (3, h, w) with ``at`` patches hidden, or with all N if the decision never changes.
+        random: mean number of random patches that change the decision, over the draws in which it changes; ``None`` if it
+            never does.
+        random_share: share of the random draws in which the decision changes.
     """
 
     part: ConceptExplanation
@@ -49,7 +49,7 @@ class Flip:
 
     @property
     def sentence(self) -> str:
-        """What happened."""
+        """The result in words."""
         word = self.part.concept.word
         last = -1 if self.at is None else self.counts.index(self.at)
         before, after = (percent(float(self.probabilities[step, 0])) for step in (0, last))
@@ -61,18 +61,20 @@ class Flip:
         else:
             found = f"{word}: with {self.at} of {self.grid} patches hidden the decision becomes {self.becomes} ({before} -> {after})."
         if self.random is None:
-            return f"{found} As many random patches never change it."
-        return f"{found} Of random draws of as many patches {100 * self.random_share:.0f} % change it, after {self.random:.0f} on average."
+            return f"{found} The same number of random patches never changes it."
+        share = f"{100 * self.random_share:.0f} % of the random draws of the same number of patches"
+        return f"{found} {share} change it, after {self.random:.0f} on average."
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The predicted class beside another one.
+    """Explanations of the predicted class and of another class.
 
     Args:
-        predicted: explanation of the class that the classifier chose.
-        other: explanation of the class that it did not choose, by the same concepts.
-        flips: of the concepts that speak most for the one rather than the other; the one that changes the decision soonest comes first.
+        predicted: explanation of the predicted class.
+        other: explanation of the other class, with the same concepts.
+        flips: results for the concepts that most favor the predicted over the other class; the concept that changes the
+            decision with the fewest hidden patches comes first.
     """
 
     predicted: Findings
@@ -84,7 +86,7 @@ class Comparison:
         return "\n".join([*found, *(f"  {flip.sentence}" for flip in self.flips)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain types but the pictures."""
+        """All fields except the pictures, in plain types."""
         return {
             "predicted": plain(self.predicted),
             "other": plain(self.other),
@@ -110,11 +112,11 @@ class Comparison:
 
         Args:
             path: a .html file.
-            overwrite: replace one that is there.
+            overwrite: replace an existing file.
 
         Raises:
-            ExistsError: where it exists.
-            CefamError: for another extension.
+            ExistsError: if the file exists.
+            CefamError: for any other extension.
         """
         place = Path(path)
         if place.suffix.lower() != ".html":
@@ -126,14 +128,14 @@ class Comparison:
 
 
 def differences(predicted: Findings, other: Findings) -> list[tuple[ConceptExplanation, ConceptExplanation]]:
-    """The same concept in both explanations, those first that speak most for the one rather than the other."""
+    """Concepts present in both explanations, sorted by contribution to ``predicted`` minus ``other``, descending."""
     theirs = {part.concept.number: part for part in other}
     both = [(part, theirs[part.concept.number]) for part in predicted if part.concept.number in theirs]
     return sorted(both, key=lambda pair: -((pair[0].contribution or 0.0) - (pair[1].contribution or 0.0)))
 
 
 def page(compared: Comparison) -> str:
-    """The page of two classes side by side."""
+    """Render the page with both classes side by side."""
     photograph = compared.predicted.photograph
     sides = []
     for explanation in (compared.predicted, compared.other):
@@ -158,7 +160,7 @@ def page(compared: Comparison) -> str:
 
 
 def _steps(probabilities: list[list[float]]) -> list[str]:
-    """Two curves as points in a square of 100."""
+    """The two probability curves as SVG points in a 100 x 100 square."""
     last = max(len(probabilities) - 1, 1)
     return [
         " ".join(f"{100 * n / last:.1f},{100 - 100 * row[side]:.1f}" for n, row in enumerate(probabilities))

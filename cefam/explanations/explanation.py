@@ -1,4 +1,4 @@
-"""Explanation: what was found in one image, and the forms that it takes."""
+"""Explanation of one image, with its output formats."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from cefam.io.files import replacing, write_text
 
 
 class Explanation(Findings):
-    """One image: a class, its probability, and the concepts that speak for or against it; fields as of its base class.
+    """A class of one image, its probability, and the concepts for and against it; fields as in the base class.
 
     ``str()`` is a summary for a terminal, ``_repr_html_`` one for a notebook; :meth:`save` writes files.
     """
@@ -27,26 +27,26 @@ class Explanation(Findings):
         return notebook(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain types; regions as run lengths of their masks, on a photograph of at most 128 pixels."""
+        """All fields in plain types; regions as run-length encoded masks of the photograph reduced to 128 pixels."""
         return plain(self)
 
     def arrays(self) -> dict[str, Any]:
-        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w), which lie
-        on the view as Quantus wants them, and per concept ``numbers``, ``scores``, ``contributions``; ``target``.
+        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w)
+        on the view, as Quantus expects; per concept ``numbers``, ``scores`` and ``contributions``; ``target``.
         """  # noqa: D205
         return arrays(self)
 
     def save(self, path: str | Path, overwrite: bool = False, **options: Any) -> Path:
-        """Write a file; its kind is its extension: .html, .png, .svg, .json, .csv or .npz.
+        """Write a file in the format of its extension: .html, .png, .svg, .json, .csv or .npz.
 
         Args:
-            path: the file.
-            overwrite: replace one that is there.
-            options: of the page: ``colormap``.
+            path: output file.
+            overwrite: replace an existing file.
+            options: options of the page: ``colormap``.
 
         Raises:
-            ExistsError: where it exists.
-            CefamError: for another extension.
+            ExistsError: if the file exists.
+            CefamError: for an unknown extension.
         """
         place = Path(path)
         check_place(place, overwrite)
@@ -60,7 +60,7 @@ def _save_arrays(explanation: Findings, path: Path) -> None:
 
 
 def _save_figure(explanation: Findings, path: Path) -> None:
-    from cefam.explanations.figure import draw  # matplotlib takes half a second
+    from cefam.explanations.figure import draw  # importing matplotlib takes half a second
 
     with replacing(path) as temporary:
         draw(explanation).savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
@@ -81,10 +81,10 @@ KINDS: dict[str, Callable[..., None]] = {
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before anything is computed for it.
+    """Check that a file can be written, before anything is computed.
 
     Raises:
-        ExistsError: where it exists.
+        ExistsError: if the file exists and ``overwrite`` is false.
         CefamError: for an unknown extension.
     """
     if path.suffix.lower() not in KINDS:

@@ -7,12 +7,15 @@ from cefam.explanations.maps import density, scale
 from cefam.explanations.text import signed, title
 from cefam.explanations.types import ConceptExplanation, Findings
 
-FOR, AGAINST = "#2166ac", "#e08214"  # blue and orange: told apart by everyone, and in grey by the sign
+FOR, AGAINST = (
+    "#2166ac",
+    "#e08214",
+)  # blue and orange: safe for color blindness; in grayscale, the sign distinguishes them
 REGIONS, BARS = 4, 12
 
 
 def draw(explanation: Findings, regions: int = REGIONS) -> Figure:
-    """Photograph and bars in the first row, the regions of the first concepts in the second, all on one scale."""
+    """Draw photograph and bars in the first row and the regions of the first concepts in the second, on one scale."""
     shown = explanation.concepts[:regions]
     columns = max(len(shown), 3)
     figure = Figure(figsize=(2.1 * columns, 4.8), layout="constrained")
@@ -39,7 +42,7 @@ def draw(explanation: Findings, regions: int = REGIONS) -> Figure:
 
 
 def _bars(axes: Axes, parts: list[ConceptExplanation]) -> None:
-    """A bar per concept with its number; hatched where it speaks against the class."""
+    """Draw one bar per concept, labeled with its contribution; negative bars are hatched."""
     values = [part.contribution or 0.0 for part in parts]
     places = range(len(parts))
     drawn = axes.barh(places, values, color=[AGAINST if value < 0 else FOR for value in values])

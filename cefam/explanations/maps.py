@@ -1,4 +1,4 @@
-"""Maps as they are shown: one scale per image, 8-bit images at the maps' own resolution, colors that are even to the eye."""
+"""Rendering of maps: one scale per image, 8-bit images at the maps' resolution, perceptually uniform colors."""
 
 import base64
 import io
@@ -13,15 +13,16 @@ from cefam.errors import CefamError, near
 from cefam.explanations.photograph import Photograph
 from cefam.explanations.types import ConceptExplanation, Findings
 
-COLORMAPS = ("viridis", "cividis", "inferno", "grey")  # lightness grows evenly in all of them
-PHOTOGRAPH_SIDE = 1024  # of the picture in a page
+COLORMAPS = ("viridis", "cividis", "inferno", "grey")  # all have evenly increasing lightness
+PHOTOGRAPH_SIDE = 1024  # longest side of the photograph in a page, in pixels
 
 
 def density(part: ConceptExplanation, stage: int, baseline: float) -> Tensor:
-    """A map in units that all stages share: the similarity S of a view that looked like this place everywhere (H_l, W_l).
+    """A map (H_l, W_l) in units common to all stages: the similarity S of a view that looks like this cell everywhere.
 
-    A map's values are shares of S per cell, so they are multiplied by the number of cells. The map of a concept below the average one
-    is dimmed by exp(S - baseline), how much less probable it is: what is absent must not light up.
+    A map's values are shares of S per cell, so they are multiplied by the number of cells. The map of a concept with S below
+    the baseline (the average concept) is dimmed by exp(S - baseline), the ratio of their probabilities, so that absent
+    concepts stay dark.
     """
     dimmed = math.exp(min(0.0, part.similarity - baseline))
     region = part.maps[stage].float()
@@ -29,13 +30,13 @@ def density(part: ConceptExplanation, stage: int, baseline: float) -> Tensor:
 
 
 def scale(explanation: Findings) -> float:
-    """The largest density of the shown maps, which all are drawn against; above 0."""
+    """The largest density of the shown maps, the maximum of their common color scale; above 0."""
     largest = max((float(density(part, part.shown, explanation.baseline).max()) for part in explanation), default=0.0)
     return largest if largest > 0 else 1.0
 
 
 def grey(values: Tensor, largest: float) -> Image.Image:
-    """A map as an 8-bit image: 255 is ``largest``, and what is above it."""
+    """A map as an 8-bit image; ``largest`` and larger values become 255."""
     return Image.fromarray((values * (255 / largest)).round().clamp(0, 255).byte().cpu().numpy())
 
 
@@ -48,10 +49,10 @@ def colored(values: Tensor, largest: float, colormap: str) -> Image.Image:
 
 @cache
 def palette(colormap: str) -> np.ndarray:
-    """The colors of a map, (256, 3), uint8.
+    """The colors of a color map, (256, 3), uint8.
 
     Raises:
-        CefamError: for an unknown one.
+        CefamError: for an unknown color map.
     """
     if colormap not in COLORMAPS:
         raise CefamError(
@@ -65,12 +66,12 @@ def palette(colormap: str) -> np.ndarray:
 
 
 def png(picture: Image.Image) -> str:
-    """A picture as a data URI, without loss."""
+    """A picture as a PNG data URI."""
     return _uri(picture, "png", optimize=True)
 
 
 def jpeg(photograph: Photograph) -> str:
-    """The photograph as a data URI, at most ``PHOTOGRAPH_SIDE`` long."""
+    """The photograph as a JPEG data URI, at most ``PHOTOGRAPH_SIDE`` pixels a side."""
     picture = photograph.picture.copy()
     picture.thumbnail((PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE))
     return _uri(picture, "jpeg", quality=88)

@@ -1,4 +1,4 @@
-"""Many explanations together: the concepts that carry a class or a set, the stages that hold them, and what goes wrong."""
+"""Overview of many explanations: the most important concepts of a class or a set, their stages, and misclassified images."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from cefam.explanations.page import as_data, environment, text_of
 from cefam.explanations.text import percent, signed
 from cefam.explanations.types import Findings
 
-LEADING = 3  # concepts of a class that the table of classes names
-Example = tuple[str, str, str]  # name of a photograph, picture as a data URI, what it shows
+LEADING = 3  # concepts per class in the table of classes
+Example = tuple[str, str, str]  # caption, picture as a data URI, alternative text
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class ConceptSummary:
     """A concept over many images.
 
     Args:
-        number: of the concept.
-        word: of it.
-        category: of it.
-        images: in how many it was among the explained ones.
-        share: of all images.
-        mean: of its contributions in them.
-        spread: their standard deviation.
-        stages: how often each stage held it.
-        largest: photographs with its largest contributions.
+        number: number of the concept.
+        word: its word.
+        category: its category.
+        images: number of images in which it was explained.
+        share: ``images`` as a share of all images.
+        mean: mean of its contributions in these images.
+        spread: standard deviation of these contributions.
+        stages: number of images per stage.
+        largest: names of the photographs with its largest absolute contributions.
     """
 
     number: int
@@ -46,7 +46,7 @@ class ConceptSummary:
 
 
 def record(name: str, explanation: Findings, label: int | None) -> dict[str, Any]:
-    """What an overview needs of one explanation, in plain types."""
+    """The fields of an explanation that an overview uses, in plain types."""
     return {
         "name": name,
         "label": label,
@@ -67,9 +67,9 @@ def record(name: str, explanation: Findings, label: int | None) -> dict[str, Any
 
 
 def leading_concepts(records: Sequence[Mapping[str, Any]], examples: int = 4) -> list[ConceptSummary]:
-    """The concepts of these images, by mean absolute contribution over ALL of them, descending.
+    """Summarize the concepts of these images, sorted by mean absolute contribution over all images, descending.
 
-    An image in which a concept is not among the explained ones counts as 0 for the order; means and spreads are of those in which it is.
+    For the order, an image in which a concept was not explained counts as 0; means and spreads exclude such images.
     """
     found: dict[int, list[tuple[float, str, str]]] = {}
     about: dict[int, tuple[str, str]] = {}
@@ -103,10 +103,10 @@ class Overview:
     """An overview of a set of images.
 
     Args:
-        title: what was summarized.
+        title: title of the page.
         records: one per image (:func:`record`).
-        class_names: by index.
-        notes: what the reader should know.
+        class_names: class names by index.
+        notes: notes for the reader.
     """
 
     title: str
@@ -116,12 +116,12 @@ class Overview:
 
     @property
     def leading(self) -> list[ConceptSummary]:
-        """Concepts over all images."""
+        """Summaries of the concepts over all images."""
         return leading_concepts(self.records)
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """A row per explained class: images, how many are right (where labels are known), and its leading concepts."""
+        """One row per explained class: number of images, number correctly classified (if known), and leading concepts."""
         rows = []
         for target in sorted({each["target"] for each in self.records}):
             mine = [each for each in self.records if each["target"] == target]
@@ -140,7 +140,7 @@ class Overview:
 
     @property
     def wrong(self) -> list[dict[str, Any]]:
-        """Images with a known label that were taken for another class, the surest first."""
+        """Misclassified images with a known label, by probability, descending."""
         found = [r for r in self.records if r["label"] is not None and r["predicted"] != r["label"]]
         return [
             {
@@ -154,7 +154,7 @@ class Overview:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """The overview in plain types."""
         return {
             "format": "cefam overview",
             "version": 1,
@@ -167,7 +167,7 @@ class Overview:
         }
 
     def to_csv(self) -> str:
-        """A line per concept."""
+        """CSV with one line per concept."""
         written = io.StringIO()
         columns = ["number", "word", "category", "images", "share", "mean", "spread", "stages"]
         writer = csv.DictWriter(written, columns, lineterminator="\n", extrasaction="ignore")
@@ -177,11 +177,11 @@ class Overview:
         return written.getvalue()
 
     def page(self, examples: Mapping[int, Sequence[Example]], largest: int) -> str:
-        """The HTML page.
+        """Render the HTML page.
 
         Args:
-            examples: pictures by the number of their concept.
-            largest: how many concepts get a card.
+            examples: pictures by concept number.
+            largest: number of concepts shown as cards.
         """
         shown = self.leading[:largest]
         most = max((abs(each.mean) for each in shown), default=0.0) or 1.0

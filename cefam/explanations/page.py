@@ -1,4 +1,4 @@
-"""An explanation as one HTML file: complete without scripts, and asking nothing of any network."""
+"""An explanation as one self-contained HTML file, which is complete without scripts and loads nothing."""
 
 import base64
 import hashlib
@@ -21,16 +21,16 @@ from cefam.explanations.text import percent, signed, title
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
 FIGURES = 8  # concepts whose region is shown without a script
-STOPS = 17  # of a color scale
-ALPHA = "0 .6 .85 .95 1"  # opacity of a map over its value: nothing is drawn where nothing is seen
+STOPS = 17  # color stops of a color map
+ALPHA = "0 .6 .85 .95 1"  # opacity as a function of the map's value, transparent at 0
 THUMBNAIL = 128  # pixels, in a notebook
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 
 
 @cache
 def environment() -> Environment:
-    """The templates; everything that is filled in is escaped."""
-    # Pages hold data of a user: a name that is missing is an error here, not an empty place.
+    """The template environment, with autoescaping."""
+    # StrictUndefined: a missing variable is an error, not an empty string.
     found = Environment(loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined)
     found.globals |= {
         "version": __version__,
@@ -44,36 +44,36 @@ def environment() -> Environment:
 
 @cache
 def text_of(name: str) -> Markup:
-    """A style sheet or script of ours, which is not escaped."""
+    """A style sheet or script of this package, unescaped."""
     return Markup((files("cefam.explanations") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def fingerprint(script: str) -> str:
-    """What a Content-Security-Policy names a script by."""
+    """The hash that allows a script in a Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def as_data(value: Any) -> Markup:
-    """JSON that cannot end the element it stands in."""
+    """JSON that is safe inside a script element."""
     return Markup(
         json.dumps(value, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     )
 
 
 def data_uri(text: str, kind: str) -> Markup:
-    """A file inside the page."""
+    """A text file as a data URI."""
     return Markup(f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
 
 
 def page(explanation: Findings, colormap: str = "viridis") -> str:
-    """The page of an explanation.
+    """Render the page of an explanation.
 
     Args:
-        explanation: of one image.
-        colormap: that the page opens with, "viridis", "cividis", "inferno" or "grey".
+        explanation: explanation of one image.
+        colormap: initial color map: "viridis", "cividis", "inferno" or "grey".
 
     Raises:
-        CefamError: for another color map.
+        CefamError: for an unknown color map.
     """
     largest = maps.scale(explanation)
     parts = [_part(part, explanation, largest) for part in explanation]
@@ -121,10 +121,10 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
 
 
 def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> dict[str, Any]:
-    """What the page says of a concept; its maps as images."""
+    """Template variables of one concept, with its maps as images."""
     densities = [maps.density(part, stage, explanation.baseline) for stage in range(len(part.maps))]
     tops = [float(values.max()) or 1.0 for values in densities]
-    # Each image has all of its 256 shades; the page darkens it to the common scale.
+    # Each image uses the full 8-bit range; the page scales its brightness to the common scale.
     pictures = [maps.png(maps.grey(values, top)) for values, top in zip(densities, tops, strict=True)]
     most = max((abs(other.contribution or 0.0) for other in explanation), default=0.0) or 1.0
     return {
@@ -153,7 +153,7 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
 
 
 def where(part: ConceptExplanation) -> str:
-    """A region in words, for those who do not see it."""
+    """Describe a region in words, as alternative text."""
     found = part.maps[part.shown].cpu().numpy()
     if not found.max() > 0:
         return "nowhere"
@@ -163,7 +163,7 @@ def where(part: ConceptExplanation) -> str:
 
 
 def _tables(colormap: str) -> list[str]:
-    """Red, green and blue of a color map as an SVG filter takes them."""
+    """Red, green and blue of a color map, as table values of an SVG filter."""
     shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)] / 255
     return [" ".join(f"{value:.3f}" for value in shades[:, channel]) for channel in range(3)]
 
@@ -201,7 +201,7 @@ def _row(part: ConceptExplanation, explanation: Findings, largest: float, most: 
 
 
 def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Image.Image:
-    """The photograph, small, with a region over it."""
+    """A thumbnail of the photograph, with a region overlaid if ``part`` is given."""
     photograph = explanation.photograph
     small = photograph.picture.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -216,6 +216,6 @@ def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, lar
 
 
 def index(heading: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
-    """A page that links others: a row per entry, whose "link" is under its first column."""
+    """Render an index page: one row per entry, whose first column links to ``entry["link"]``."""
     template = environment().get_template("index.html")
     return template.render(title=heading, entries=entries, columns=columns)

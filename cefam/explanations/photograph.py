@@ -1,4 +1,4 @@
-"""Photograph: a picture, the view of it that the networks see, and where that view lies."""
+"""Photograph: a picture, the view that is passed to the networks, and the view's position in the picture."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from cefam.errors import CefamWarning
 from cefam.images.pictures import open_picture, to_pixels
 from cefam.images.views import EvaluationView, Placement, to_photograph, usual_view
 
-LONG_SIDE = 4096  # of a photograph that is explained; a larger one is reduced first
+LONG_SIDE = 4096  # pixels; larger photographs are reduced first
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +22,10 @@ class Photograph:
     """A picture to be explained.
 
     Args:
-        name: for people.
-        pixels: (3, H, W), uint8.
-        view: what the networks see, (3, h, w): uint8, or as the classifier wants it.
-        placement: where the view lies in the picture.
+        name: display name.
+        pixels: the picture (3, H, W), uint8.
+        view: network input (3, h, w): uint8, or preprocessed for the classifier.
+        placement: position of the view in the picture.
 
     >>> photograph = Photograph.of(Image.new("RGB", (64, 48)), EvaluationView(32, 32), "grey")
     >>> tuple(photograph.pixels.shape), tuple(photograph.view.shape), photograph.to_size(torch.ones(1, 4, 4)).shape
@@ -39,12 +39,13 @@ class Photograph:
 
     @classmethod
     def of(cls, picture: Image.Image, view: EvaluationView | int, name: str) -> "Photograph":
-        """A picture that is open already.
+        """Create a photograph from an open picture.
 
         Args:
-            picture: of any size; one of more than 4,096 pixels a side is reduced, with a warning.
-            view: how it is cut; a number: the usual way, to this many pixels a side (:func:`cefam.images.views.usual_view`).
-            name: for people.
+            picture: a picture of any size; one of more than 4,096 pixels a side is reduced, with a warning.
+            view: how the view is cut; a number: the usual view of this many pixels a side
+                (:func:`cefam.images.views.usual_view`).
+            name: display name.
         """
         view = usual_view(picture, view) if isinstance(view, int) else view
         if max(picture.size) > LONG_SIDE:
@@ -58,13 +59,13 @@ class Photograph:
 
     @classmethod
     def open(cls, path: str | Path, view: EvaluationView | int, name: str | None = None) -> "Photograph":
-        """A file; of an animation, its first frame. Its name, if none is given, is that of the file.
+        """Read a file (the first frame of an animation); ``name`` defaults to the file's name.
 
         Raises:
-            CefamError: where it cannot be read.
+            CefamError: if the file cannot be read.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # it is reduced, and that is said
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``of`` reduces it, with a warning
             picture = open_picture(Path(path), str(path))
             with Image.open(path) as stored:
                 frames = getattr(stored, "n_frames", 1)
@@ -75,7 +76,7 @@ class Photograph:
 
     @classmethod
     def of_view(cls, view: Tensor, name: str) -> "Photograph":
-        """A view (3, h, w) whose photograph is not known: it is its own. Values beyond [0, 1] are normalized ones."""
+        """Use a view (3, h, w) as its own photograph; values outside [0, 1] are rescaled for display."""
         pixels = view.detach().cpu()
         if pixels.is_floating_point():
             low, high = float(pixels.min()), float(pixels.max())
@@ -98,7 +99,7 @@ class Photograph:
         return Image.fromarray(self.pixels.permute(1, 2, 0).numpy())
 
     def to_size(self, regions: Tensor, limit: int | None = None) -> Tensor:
-        """Regions of the view (P, h, w) on the photograph (P, H, W), or on one reduced to ``limit`` pixels; 0 outside the view."""
+        """Map regions of the view (P, h, w) to the photograph (P, H, W), reduced to ``limit`` pixels; 0 outside the view."""
         share = min(1.0, limit / max(self.size)) if limit else 1.0
         size = [max(1, round(share * side)) for side in self.size]
         return to_photograph(regions, Placement(*(share * value for value in self.placement)), size)

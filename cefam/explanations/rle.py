@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Rle(TypedDict):
-    """A mask in COCO's run-length encoding: ``size`` (H, W); ``counts`` of 0s and 1s in turn, down the columns."""
+    """A mask in COCO's run-length encoding: ``size`` (H, W); ``counts``: alternating runs of 0s and 1s, column by column."""
 
     size: list[int]
     counts: list[int]

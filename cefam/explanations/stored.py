@@ -1,4 +1,4 @@
-"""Explanations in other forms: plain types, JSON, CSV, NumPy arrays."""
+"""Serialization of explanations: plain types, JSON, CSV, NumPy arrays."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
-MASK_SIDE = 128  # pixels of the masks in a description: more than twice what a map has
+MASK_SIDE = 128  # longest side of stored masks, in pixels: more than twice that of a map
 FORMAT, VERSION = "cefam explanation", 1
 
 
 def plain(explanation: Findings) -> dict[str, Any]:
-    """An explanation in plain types; :meth:`Explanation.to_dict`."""
+    """An explanation in plain types; see :meth:`Explanation.to_dict`."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -39,7 +39,7 @@ def plain(explanation: Findings) -> dict[str, Any]:
 
 
 def row(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
-    """A concept without its region and curve."""
+    """A concept in plain types, without its region and curve."""
     return {
         "number": part.concept.number,
         "word": part.concept.word,
@@ -65,7 +65,7 @@ def as_json(explanation: Findings) -> str:
 
 
 def as_csv(explanation: Findings) -> str:
-    """A line per concept; an association and, where it is known, a contribution per stage in columns of their own."""
+    """CSV with one line per concept; associations and, if known, contributions have one column per stage."""
     written = io.StringIO()
     rows = []
     for part in explanation:
@@ -82,7 +82,7 @@ def as_csv(explanation: Findings) -> str:
 
 
 def arrays(explanation: Findings) -> dict[str, np.ndarray]:
-    """NumPy arrays; :meth:`Explanation.arrays`."""
+    """NumPy arrays; see :meth:`Explanation.arrays`."""
     photograph = explanation.photograph
     size = (photograph.view.shape[-2], photograph.view.shape[-1])
     on_view = [

@@ -1,10 +1,10 @@
-"""An explanation in a terminal: a line per concept, with a bar to the right of its sign."""
+"""Terminal summary of an explanation: one line per concept, with its contribution as a number and a bar."""
 
 from cefam.explanations.types import ConceptExplanation, Findings
 
 BAR = 16  # cells of the longest bar
 WIDTH = 80
-FOR, AGAINST = "█", "▒"  # told apart without color
+FOR, AGAINST = "█", "▒"  # distinguishable without color
 
 
 def summary(explanation: Findings, width: int = WIDTH) -> str:
@@ -13,11 +13,11 @@ def summary(explanation: Findings, width: int = WIDTH) -> str:
 
 
 def lines(explanation: Findings, width: int = WIDTH) -> list[tuple[str, str]]:
-    """The lines of a summary, each with what it is: "title", "for", "against", "absent" or ""."""
+    """The lines of a summary, each with its kind: "title", "for", "against", "absent" or ""."""
     found = [(_cut(title(explanation), width), "title")]
     largest = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
     longest = max((len(part.concept.word) for part in explanation), default=0)
-    # Sign, number and score need 27 places; a narrow terminal loses the bar first, then the ends of the words.
+    # Sign, number and score need 27 characters; in a narrow terminal, first the bar is shortened, then the words.
     bar = max(0, min(BAR, width - 28 - min(longest, 12)))
     room = max(4, min(longest, width - 28 - bar))
     for part in explanation:
@@ -28,7 +28,7 @@ def lines(explanation: Findings, width: int = WIDTH) -> list[tuple[str, str]]:
 
 
 def title(explanation: Findings) -> str:
-    """The explained class; where another one is more probable, that, too."""
+    """The photograph's name and the explained class, and the predicted class if it is another one."""
     words = f"{explanation.name}: {explanation.target_name} ({percent(explanation.probability)})"
     if explanation.target != explanation.predicted:
         words += f", predicted {explanation.predicted_name} ({percent(explanation.classes[0][1])})"
@@ -36,7 +36,7 @@ def title(explanation: Findings) -> str:
 
 
 def percent(share: float) -> str:
-    """A probability in percent, with the digits that it needs.
+    """Format a probability in percent, with one decimal.
 
     >>> percent(0.1234), percent(0.00001), percent(1.0)
     ('12.3 %', '< 0.1 %', '100.0 %')
@@ -45,7 +45,7 @@ def percent(share: float) -> str:
 
 
 def signed(value: float | None) -> str:
-    """A contribution with its sign, or a dash.
+    """Format a contribution with its sign; ``None`` as a dash.
 
     >>> signed(0.25), signed(-1.5), signed(None)
     ('+0.250', '-1.500', '-')

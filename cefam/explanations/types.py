@@ -1,4 +1,4 @@
-"""What an explanation holds: a class, and the concepts that speak for or against it, each with its region. Data only."""
+"""Data classes of explanations: a class and the concepts for and against it, each with its region."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from cefam.concepts.vocabularies import Concept
 from cefam.explanations.photograph import Photograph
 from cefam.explanations.rle import Rle, run_lengths
 
-ALL_STAGES = "all stages"  # name of the map that is made of all stages together
-HALF = 0.5  # a region's pixels are those above this share of its largest value, where a mask is wanted
+ALL_STAGES = "all stages"  # name of the map that combines all stages
+HALF = 0.5  # default threshold of masks, as a share of the region's maximum
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,23 +19,23 @@ class ConceptExplanation:
     """One concept in one image.
 
     Args:
-        concept: what it is.
+        concept: the concept.
         score: its probability, in [0, 1].
-        similarity: S^t, as the VLM scales it.
-        stage: from 0, the one with the largest association.
-        association: L values, how much each stage matters to the score.
-        maps: R^l, one (H_l, W_l) per stage, not negative; a last one of all stages together, where a method made it.
-        contribution: signed share of the class probability, masked at ``stage``; positive: the concept speaks for the class.
-            ``None`` where a stage is by-passed.
-        curve: share of the class probability that is lost after 0 .. K masked channels.
-        contributions: at every stage, where that was asked for.
-        direct: cosine of the concept's importances at the last stage with the gradient of the class's log-odds: of the rules tried its
-            sign agrees best with what edits of concepts do. ``None`` where the classifier has no gradient.
-        vlm_similarity: what the VLM itself says, where it is at hand.
-        vlm_score: its probability.
-        present: whether the image is at least as similar to this concept as to the average one.
+        similarity: S^t, on the VLM's scale.
+        stage: index of the stage with the largest association, from 0.
+        association: association of the score with each stage, L values.
+        maps: R^l, one (H_l, W_l) per stage, non-negative; optionally a last one that combines all stages.
+        contribution: signed share of the class probability, from masking at ``stage``; positive: in favor of the class.
+            ``None`` if a stage is bypassed.
+        curve: share of the class probability lost after masking 0 .. K channels.
+        contributions: contributions at every stage, if requested.
+        direct: cosine of the concept's importances at the last stage with the gradient of the class's log-odds. ``None`` if
+            the classifier has no gradient.
+        vlm_similarity: similarity according to the VLM itself, if available.
+        vlm_score: probability according to the VLM itself, if available.
+        present: whether the image is at least as similar to this concept as to the average concept.
         distrust: why this concept should not be trusted, or "".
-        photograph: that the maps belong to.
+        photograph: the photograph to which the maps belong.
     """
 
     concept: Concept
@@ -56,7 +56,7 @@ class ConceptExplanation:
 
     @property
     def shown(self) -> int:
-        """Which of the maps is the region: that of all stages, where there is one, or that of the chosen stage."""
+        """Index of the map used as the region: the combined map if there is one, otherwise the map of ``stage``."""
         return len(self.association) if len(self.maps) > len(self.association) else self.stage
 
     @property
@@ -65,32 +65,32 @@ class ConceptExplanation:
         return self.photograph.to_size(self.maps[self.shown].unsqueeze(0))[0]
 
     def mask(self, threshold: float = HALF, limit: int | None = None) -> Tensor:
-        """Where the region is above a share of its largest value: (H, W), boolean; ``limit``: of a reduced photograph."""
+        """Where the region exceeds ``threshold`` times its maximum (H, W), boolean; ``limit`` reduces the photograph."""
         region = self.photograph.to_size(self.maps[self.shown].unsqueeze(0), limit)[0]
         return region > threshold * max(float(region.max()), 1e-30)
 
     def rle(self, threshold: float = HALF, limit: int | None = None) -> Rle:
-        """:meth:`mask` in COCO's uncompressed run-length encoding; its "size" says how large the mask is."""
+        """:meth:`mask` in COCO's uncompressed run-length encoding; "size" is the size of the mask."""
         return run_lengths(self.mask(threshold, limit))
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What is found in one image; :class:`cefam.Explanation` adds how it is shown.
+    """Explanation data of one image; :class:`cefam.Explanation` adds the output formats.
 
     Args:
         target: the explained class.
-        target_name: its name, or its number where names are not known.
-        probability: of that class.
-        concepts: by absolute contribution, descending; where there is none, by score.
+        target_name: its name, or its number if names are unknown.
+        probability: its probability.
+        concepts: concepts by absolute contribution, descending; by score if there is no contribution.
         photograph: the picture.
         predicted: the most probable class.
         predicted_name: its name.
         classes: names and probabilities of the most probable classes.
         stages: names of the stages.
-        settings: how it was computed, in plain types.
-        baseline: similarity of the image with the average concept: what is below it is called absent.
-        warnings: what the reader should know, in sentences.
+        settings: settings of the computation, in plain types.
+        baseline: similarity of the image with the average concept; concepts below it are marked absent.
+        warnings: warnings for the reader, as sentences.
     """
 
     target: int
@@ -113,7 +113,7 @@ class Findings:
 
     @property
     def map_names(self) -> list[str]:
-        """Of the entries of a concept's ``maps``, and of the one that may stand behind them."""
+        """Names of a concept's ``maps``, including the optional combined map."""
         return [*self.stages, ALL_STAGES]
 
     def __iter__(self) -> Iterator[ConceptExplanation]:

@@ -1,4 +1,4 @@
-"""One interface, many methods: what can give a region for an (image, concept) pair."""
+"""Region methods: compute regions for (image, concept) pairs behind one interface."""
 
 from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
 from cefam.methods.base import Activated, MethodContext, MethodFactory, RegionMethod

@@ -1,4 +1,4 @@
-"""Associations: which neurons stand for which concepts, as CLIP-Dissect, WWW and Network Dissection find them; an artefact."""
+"""Associations of neurons with concepts, as computed by CLIP-Dissect, WWW and Network Dissection; stored as an artefact."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CONFIG, TENSORS = "associations.json", "associations.safetensors"
 
 @dataclass(frozen=True)
 class AssociationsAbout:
-    """What associations belong to: method and options, classifier, concepts, and the probe with its VLM, by content."""
+    """Provenance of associations: method and options, and identities of classifier, concepts, and the probe with its VLM."""
 
     method: str
     options: dict[str, Any]
@@ -36,7 +36,7 @@ class AssociationsAbout:
 
 
 class Neurons(NamedTuple):
-    """The best neurons of every concept, each (T, Q): ``stage``, ``channel``, ``score``, and ``valid`` where there is one."""
+    """The best neurons of every concept, each (T, Q): ``stage``, ``channel``, ``score``, and ``valid``: entry exists."""
 
     stage: Tensor
     channel: Tensor
@@ -46,7 +46,7 @@ class Neurons(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Associations:
-    """M associations of a neuron with a concept, in any order: ``stage``, ``channel``, ``concept`` and ``score`` (M,)."""
+    """M associations of neurons with concepts, in any order: ``stage``, ``channel``, ``concept`` and ``score`` (M,)."""
 
     about: AssociationsAbout
     stage: Tensor
@@ -56,28 +56,28 @@ class Associations:
 
     @classmethod
     def of_stages(cls, about: AssociationsAbout, found: Sequence[tuple[int, Tensor, Tensor, Tensor]]) -> Self:
-        """Associations found stage by stage: each (stage, channel, concept, score)."""
+        """Concatenate the associations of several stages, each (stage, channel, concept, score)."""
         stage = torch.cat([torch.full_like(channel, number) for number, channel, _, _ in found])
         channel, concept, score = (torch.cat(column) for column in zip(*(entry[1:] for entry in found), strict=True))
         return cls(about, stage, channel, concept, score.double())
 
     def check(self, context: MethodContext) -> None:
-        """Refuse associations of another classifier or concept set.
+        """Reject associations of another classifier or concept set.
 
         Raises:
-            CefamError: with the first thing that differs.
+            CefamError: names the first difference.
         """
         check_identity("classifier", self.about.classifier, context.classifier.identity(), CLASSIFIER_KEYS)
         given = {"identity": context.concepts.identity}
         check_identity("concept set", {"identity": self.about.concepts}, given, ("identity",))
 
     def best(self, count: int, across: Across = "raw", stages: Sequence[int] | None = None) -> Neurons:
-        """The neurons of every concept, best first; equal ones from shallow to deep.
+        """The best neurons of every concept, in descending order of score; ties from shallow to deep.
 
         Args:
-            count: Q, at most so many.
-            across: how scores of several stages are compared: "raw" (as published), "zscore" or "rank" within the stage.
-            stages: only these.
+            count: maximum number of neurons per concept, Q.
+            across: normalization of scores across stages: "raw" (as published), "zscore" or "rank" within the stage.
+            stages: indices of the stages to use; ``None``: all.
         """
         if across not in get_args(Across):
             raise CefamError(f"across must be {', '.join(map(repr, get_args(Across)))}, got {across!r}.")
@@ -87,7 +87,7 @@ class Associations:
             if across == "zscore":
                 score[mine] = (score[mine] - score[mine].mean()) / score[mine].std(correction=0).clamp_min(1e-12)
             else:
-                every = score[mine].sort().values  # the rank: the share that is not higher
+                every = score[mine].sort().values  # rank: share of the scores that are not higher
                 score[mine] = torch.searchsorted(every, score[mine], right=True).double() / len(every)
         among = torch.ones_like(self.stage, dtype=torch.bool)
         if stages is not None:
@@ -112,7 +112,7 @@ class Associations:
         """Write ``associations.safetensors`` and ``associations.json``.
 
         Raises:
-            ExistsError: where the folder holds associations.
+            ExistsError: if the folder already contains associations.
         """
         folder = Path(folder)
         if (folder / CONFIG).exists():
@@ -124,11 +124,11 @@ class Associations:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read a written folder.
+        """Read associations from a folder.
 
         Raises:
-            MissingError: where it holds none.
-            CefamError: where it is damaged.
+            MissingError: if it contains none.
+            CefamError: if the files are damaged.
         """
         from safetensors.torch import load_file
 
@@ -142,18 +142,18 @@ class Associations:
         about = read_description(place.read_bytes(), AssociationsAbout, place, advice)
         try:
             return cls(about, **load_file(folder / TENSORS))
-        except Exception as error:  # safetensors has errors of its own
+        except Exception as error:  # safetensors raises its own exception types
             raise CefamError(f"{folder / TENSORS} cannot be read ({error}): {advice}.") from error
 
 
 def prompts_of(concepts: ConceptSet, prompt: str | None) -> tuple[list[str], Tensor]:
-    """The different prompts of a concept set, and which of them each concept has (T,).
+    """The distinct prompts of a concept set, and the index of each concept's prompt (T,).
 
-    Equal prompts would be equal columns, which share the mass of a softmax and waste candidates.
+    Duplicate prompts would be duplicate columns, which split the softmax probability and waste candidates.
 
     Args:
-        concepts: the set.
-        prompt: with one ``{}`` for the word; ``None``: each concept's own prompt.
+        concepts: the concept set.
+        prompt: prompt template, with one ``{}`` for the word; ``None``: each concept's own prompt.
     """
     if prompt is not None and prompt.count("{}") != 1:
         raise CefamError(f"prompt must hold one {{}} for the concept's word, got {prompt!r}.")
@@ -164,7 +164,7 @@ def prompts_of(concepts: ConceptSet, prompt: str | None) -> tuple[list[str], Ten
 
 
 def per_concept(channel: Tensor, prompt: Tensor, score: Tensor, of_concept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Associations with prompts as associations with all concepts that have the prompt: channel, concept, score."""
+    """Expand associations with prompts to all concepts that have the prompt: channel, concept, score."""
     matches = (prompt.unsqueeze(1) == of_concept).nonzero()
     row, concept = matches[:, 0], matches[:, 1]
     return channel[row], concept, score[row]

@@ -1,7 +1,7 @@
-"""Saliency methods of the class score or the concept score: Integrated Gradients, Grad-CAM++, Score-CAM, RISE.
+"""Saliency methods for the class score or the concept score: Integrated Gradients, Grad-CAM++, Score-CAM, RISE.
 
-The first two are captum's and grad-cam's, the extra "methods" (``pip install 'cefam[methods]'``). The other two score masked images;
-they are ours, so that the masked images of an image serve all its concepts.
+The first two come from captum and grad-cam (extra "methods": ``pip install 'cefam[methods]'``). The other two score masked
+images; they are implemented here so that all concepts of an image share its masked images.
 """
 
 from functools import partial
@@ -21,9 +21,9 @@ class IntegratedGradientsRegions(ScoreMapRegions):
     """Integrated Gradients (Sundararajan et al., ICML 2017) from a black image, absolute values summed over the channels.
 
     Args:
-        context: with the classifier, and the translator for concept scores.
+        context: provides the classifier, and the trained translator for concept scores.
         of: "class" or "concept".
-        steps: of the integral.
+        steps: number of integration steps.
     """
 
     def __init__(self, context: MethodContext, of: Of = "concept", steps: int = 32) -> None:
@@ -43,7 +43,7 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
     """Grad-CAM++ (Chattopadhay et al., WACV 2018) at the last stage.
 
     Args:
-        context: with the classifier, and the translator for concept scores.
+        context: provides the classifier, and the trained translator for concept scores.
         of: "class" or "concept".
     """
 
@@ -63,16 +63,18 @@ class GradCAMPlusPlusRegions(ScoreMapRegions):
         targets = [self.library.utils.model_targets.ClassifierOutputTarget(int(index)) for index in target]
         layers = [self.view.last_stage]
         with self.library.GradCAMPlusPlus(self.view, target_layers=layers, reshape_transform=as_map) as cam:
-            found = cam(input_tensor=images.requires_grad_(), targets=targets)  # the weights are frozen
+            found = cam(
+                input_tensor=images.requires_grad_(), targets=targets
+            )  # weights are frozen: inputs need gradients
         return torch.from_numpy(found).to(images.device)
 
 
 class MaskedScoreRegions(ScoreMapRegions):
-    """Sums of masks, weighted by the scores of the masked images. Subclasses define :meth:`masks` and :meth:`weights`."""
+    """Sum of masks weighted by the scores of the masked images. Subclasses define :meth:`masks` and :meth:`weights`."""
 
     mask_key: tuple[
         float, ...
-    ] = ()  # what makes the masks: rows with the same ones share the scores of the masked images
+    ] = ()  # identifies the masks: methods with equal keys share the scores of the masked images
 
     def masks(self, images: Tensor) -> Tensor:
         """Masks of every image, in [0, 1]: (B, N, H, W)."""
@@ -83,14 +85,14 @@ class MaskedScoreRegions(ScoreMapRegions):
         raise NotImplementedError
 
     def weighted(self, images: Tensor) -> Tensor:
-        """What is summed with the weights (B, N, h, w)."""
+        """Maps that are summed with the weights (B, N, h, w); by default the masks."""
         return self.masks(images)
 
     @torch.no_grad()
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
-        """See :meth:`ScoreMapRegions.maps`; an image is masked once for all its pairs.
+        """See :meth:`ScoreMapRegions.maps`; each image is masked once for all its pairs.
 
-        One image after another: Score-CAM's masks of one are a quarter of a gigabyte (1,280 channels at 224).
+        Images are processed one at a time: Score-CAM's masks of one image take 0.25 GB (1,280 channels at 224).
         """
         found, images = list[Tensor](), floats(activated)
         order = image.argsort(stable=True)
@@ -102,22 +104,22 @@ class MaskedScoreRegions(ScoreMapRegions):
         return torch.cat(found)[order.argsort()].relu()
 
     def _outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and similarities of a masked image (1, 3, H, W): (N, classes), (N, T)."""
+        """Logits (N, classes) and similarities (N, T) of the masked versions of an image (1, 3, H, W)."""
         parts = torch.split(self.masks(image)[0], 64)
         every = [self.explainer.encode(image * part.unsqueeze(1)) for part in parts]
         return torch.cat([each.output.logits for each in every]), torch.cat([each.similarity for each in every])
 
 
 class ScoreCAMRegions(MaskedScoreRegions):
-    """Score-CAM (Wang et al., CVPRW 2020): the channels of the last stage are the masks; a forward pass per channel and image.
+    """Score-CAM (Wang et al., CVPRW 2020): the masks are the last stage's channels; one forward pass per channel and image.
 
     Args:
-        context: with the classifier, and the translator for concept scores.
+        context: provides the classifier, and the trained translator for concept scores.
         of: "class" or "concept".
     """
 
     def masks(self, images: Tensor) -> Tensor:
-        """The enlarged channels, each from 0 to 1; a constant one is 0."""
+        """Channels resized to the image, each scaled to [0, 1]; constant channels become 0."""
         activation = self.explainer.classifier(images).activations[-1].float()
         large = F.interpolate(activation, images.shape[-2:], mode="bilinear", align_corners=False)
         low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
@@ -128,7 +130,7 @@ class ScoreCAMRegions(MaskedScoreRegions):
         return torch.softmax(outputs, dim=0)
 
     def weighted(self, images: Tensor) -> Tensor:
-        """The channels themselves: what is summed."""
+        """The unscaled channels."""
         activation: Tensor = self.explainer.classifier(images).activations[-1]
         return activation.float()
 
@@ -137,12 +139,12 @@ class RISERegions(MaskedScoreRegions):
     """RISE (Petsiuk et al., BMVC 2018): random masks, weighted by the probability of the masked image.
 
     Args:
-        context: with the classifier, and the translator for concept scores.
+        context: provides the classifier, and the trained translator for concept scores.
         of: "class" or "concept".
-        count: random masks.
-        cells: of a mask, along each side.
-        share: of the cells that stay.
-        seed: of the masks.
+        count: number of random masks.
+        cells: number of mask cells per side.
+        share: share of the cells that are not masked.
+        seed: seed of the masks.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class RISERegions(MaskedScoreRegions):
         self.cells = cells
 
     def masks(self, images: Tensor) -> Tensor:
-        """Enlarged random grids, each moved by less than a cell, the same for all images."""
+        """Upsampled random grids, each shifted by less than a cell; the same for all images."""
         height, width = images.shape[-2:]
         tall, wide = -(-height // self.cells), -(-width // self.cells)
         large = F.interpolate(self.grid, (height + tall, width + wide), mode="bilinear", align_corners=False)
@@ -177,11 +179,11 @@ class RISERegions(MaskedScoreRegions):
         return cut.to(images.device).expand(len(images), -1, -1, -1)
 
     def weights(self, outputs: Tensor) -> Tensor:
-        """Probabilities."""
+        """Class or concept probabilities of the masked images."""
         if self.of == "class":
             return self.explainer.classifier.probabilities(outputs)
         return log_probability(outputs, self.explainer.concepts.probability).exp()
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
-        """The sum of the masks, divided at every pixel by how often it is shown."""
+        """Weighted sum of the masks, normalized at every pixel by the sum of the masks."""
         return super().maps(activated, image, target) / self.masks(activated.images[:1]).sum(dim=1)

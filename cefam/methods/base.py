@@ -1,4 +1,4 @@
-"""The interface of a method that gives regions, and what it is given."""
+"""Interface of region methods, and their inputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -35,11 +35,11 @@ class Activated:
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """What depends on the batch alone, computed for the first chunk of pairs and kept for the others.
+        """Compute a value that depends only on the batch, and cache it for later chunks of pairs.
 
         Args:
-            key: names it among all methods.
-            compute: called once.
+            key: cache key, unique among all methods.
+            compute: computes the value; called once.
         """
         if key not in self._kept:
             self._kept[key] = compute()
@@ -48,12 +48,12 @@ class Activated:
 
 @dataclass(frozen=True, eq=False)
 class MethodContext:
-    """What a method may ask for, once the classifier is loaded.
+    """Inputs available to a method.
 
     Args:
-        trained: classifier, translator, settings, and the concepts that are measured.
-        vlm: the vision-language model, where it is loaded.
-        probe: of the classifier and the VLM, where there is one.
+        trained: classifier, translator, settings, and the evaluated concepts.
+        vlm: the vision-language model, if loaded.
+        probe: probe of the classifier and the VLM, if any.
     """
 
     trained: Trained
@@ -68,33 +68,33 @@ class MethodContext:
         vlm: VisionLanguageModel | None = None,
         probe: Probe | None = None,
     ) -> Self:
-        """A context for methods that need no translator: those that associate neurons with concepts."""
+        """A context for methods without a translator, such as those that associate neurons with concepts."""
         return cls(Trained(classifier, Translator(classifier.channels, 1), concepts), vlm, probe)
 
     @property
     def classifier(self) -> FrozenClassifier:
-        """The frozen classifier; ``classifier.unfolded()`` is its network as attribution libraries want it."""
+        """The frozen classifier; ``classifier.unfolded()`` is its original network, for attribution libraries."""
         return self.trained.classifier
 
     @property
     def concepts(self) -> ConceptSet:
-        """The concepts that are measured, with embeddings; the pairs' ``concept`` counts in them."""
+        """The evaluated concepts, with embeddings; ``ConceptPairs.concept`` indexes them."""
         return self.trained.concepts
 
     @property
     def settings(self) -> MethodSettings:
-        """How CE-FAM is computed."""
+        """Settings of CE-FAM."""
         return self.trained.settings
 
 
 class RegionMethod(ABC):
-    """Anything that gives regions for (image, concept) pairs.
+    """Base class of methods that compute regions for (image, concept) pairs.
 
-    In a config a method is named by its class, and made by calling it with the context:
+    A config names the method's class, which is then called with the context:
     ``methods: {my row: {class_path: my_methods.Mine, init_args: {power: 2}}}`` calls ``Mine(context, power=2)``.
 
     Args:
-        context: classifier, concepts, settings, and what was trained.
+        context: classifier, translator, concepts and settings.
     """
 
     def __init__(self, context: MethodContext | None = None) -> None:
@@ -104,22 +104,22 @@ class RegionMethod(ABC):
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
-        """Candidate regions.
+        """Compute candidate regions.
 
-        Methods that explain a class take a further argument ``target``: the class of each image (B,), or ``None`` for the
-        most probable one.
+        Methods that explain a class take an additional argument ``target``: the class of each image (B,), or ``None`` for
+        the most probable one.
 
         Args:
             activated: images and the classifier's output for them.
             pairs: P pairs.
-            size: (H, W) of the regions wanted.
-            num_candidates: at most so many per pair.
+            size: (H, W) of the regions.
+            num_candidates: maximum number of candidates per pair.
         """
 
     def presence(self, activated: Activated) -> Tensor | None:
-        """How much each image seems to show each concept (B, T), NaN for concepts that the method cannot express.
+        """Score of each concept's presence in each image (B, T); NaN for concepts that the method does not support.
 
-        ``None``: the method has no opinion.
+        ``None`` if the method does not predict presence.
         """
         return None
 
@@ -128,10 +128,10 @@ MethodFactory = Callable[[MethodContext], RegionMethod]
 
 
 def chosen_stages(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Numbers of stages that are given by name.
+    """Indices of stages given by name, ascending.
 
     Raises:
-        CefamError: for a stage that the classifier does not have.
+        CefamError: for an unknown stage.
     """
     for name in names:
         if name not in known:

@@ -1,7 +1,7 @@
-"""Beyond the paper: one map per concept that chooses no stage. See docs/research/beyond.md.
+"""Beyond the paper: one map per concept, summed over all stages. See docs/research/beyond.md.
 
-The score is, to first order, a sum over stages and places: S ~ const + sum_l mean_x (v^l . A^l(x)), with v^l the concept's direction in
-the space of the stage's pooled activations. So its map is the sum of the maps of all stages: choosing one throws the others away.
+To first order, the score is a sum over stages and positions: S ~ const + sum_l mean_x (v^l . A^l(x)), where v^l is the
+concept's direction in the space of the stage's pooled activations. The map is therefore the sum of all stages' maps.
 """
 
 import math
@@ -23,28 +23,28 @@ from cefam.methods.directions import concept_directions, mean_activations, regre
 from cefam.methods.guided import GRID, guided, sharpened, spread_apart
 from cefam.pairs import Candidates, ConceptPairs
 
-ENLARGED = (1.7, 4.0)  # how much windows are enlarged, at least and at most
-SEAM = 0.05  # weight of a window's map at its border, of 1 in its middle
-AGAINST = 0.5  # weight of what speaks against a concept, of 1 for what speaks for it
+ENLARGED = (1.7, 4.0)  # minimum and maximum enlargement of windows
+SEAM = 0.05  # weight of a window's map at its border; 1 at its center
+AGAINST = 0.5  # weight of negative evidence; 1 for positive evidence
 
 
 class BeyondRegions(RegionMethod):
-    """The stages' maps added, over the view and windows of it, smoothed within what looks alike.
+    """Sum of the maps of all stages, over the view and windows of it, smoothed by :func:`cefam.methods.guided.guided`.
 
-    It has no masks, no labels, no choice of a stage, and no backward pass.
+    Needs no masks, no labels, no choice of a stage, and no backward pass per image.
 
     Args:
-        context: with the trained translator.
-        regression: whether a concept's direction comes from the context's probe, with the translator as its prior (see
-            :func:`cefam.methods.directions.regressed_directions`); otherwise it is the translator's gradient at the probe's mean
-            activations. ``None``: where there is a probe. Without a probe it is the gradient at zero.
-        scales: how much the classifier sees the view enlarged, in windows of its usual input size; 1: the whole view. ``None``: the whole
-            view, and windows in which the finest stage's cells are as small as the map's, within limits (see :func:`usual_scales`).
-        guide: whether the map is smoothed where the photograph looks alike.
-        sharpen: whether its high values are raised; ranks stay.
+        context: must have a trained translator.
+        regression: estimate concept directions by regression on the context's probe, with the translator as the prior (see
+            :func:`cefam.methods.directions.regressed_directions`); otherwise use the translator's gradient at the probe's mean
+            activations, or at zero without a probe. ``None``: true if there is a probe.
+        scales: factors by which the view is enlarged and then classified in windows of its original size; 1: the whole view.
+            ``None``: see :func:`usual_scales`.
+        guide: smooth the map within similar-looking areas of the photograph.
+        sharpen: emphasize high values of the map; ranks do not change.
 
     Raises:
-        CefamError: for a scale below 1, or none, and where a regression is wanted without a probe, or with one of other towers.
+        CefamError: for empty ``scales`` or a scale below 1, and for a regression without a probe or with one of other towers.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class BeyondRegions(RegionMethod):
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
-        """One candidate: the sum. Its score is the concept's."""
+        """One candidate, the summed map, scored by the similarity S."""
         pairs = pairs.to(activated.images.device)
         total = resize_regions(self._total(activated, pairs), size)
         total = sharpened(total) if self.sharpen else total.relu()
@@ -79,9 +79,10 @@ class BeyondRegions(RegionMethod):
         return Candidates(total.unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
 
     def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
-        """Maps of pairs for the eye (P, 48, 48), as :meth:`cefam.Explainer.explain` takes them: ``fused=method.maps``.
+        """Maps of pairs for display (P, 48, 48), for :meth:`cefam.Explainer.explain` with ``fused=method.maps``.
 
-        What of the sum is above its mean over the view: all of it would be fog, and sharpened nothing but its peak is seen.
+        The mean over the view is subtracted, and negative values are set to 0: an unshifted map looks uniform, and a sharpened
+        one shows only its peak.
         """
         total = self._total(Activated(encoding.images, encoding.output), pairs)
         return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
@@ -91,11 +92,11 @@ class BeyondRegions(RegionMethod):
         return encoding_of(self.explainer, activated).similarity
 
     def _total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
-        """The sum over stages and windows, smoothed where that is wanted (P, 48, 48)."""
+        """Sum over stages and windows (P, 48, 48), smoothed if ``guide`` is set."""
         device = activated.images.device
-        used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs is of few images
+        used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs has few images
         layout = PairTable(place, len(used))
-        self.directions = [direction.to(device) for direction in self.directions]  # moved once, with the classifier
+        self.directions = [direction.to(device) for direction in self.directions]  # copied on the first call only
         weights = [direction[pairs.concept] for direction in self.directions]
         total = torch.zeros(len(pairs), *GRID, device=device)
         for scale in self.scales or usual_scales(activated):
@@ -112,7 +113,7 @@ class BeyondRegions(RegionMethod):
     def _summed(
         self, activations: list[Tensor], weights: list[Tensor], layout: PairTable, grid: Sequence[int]
     ) -> Tensor:
-        """The sum of the stages' maps (P, h, w)."""
+        """Sum of the stages' maps (P, h, w), with negative values scaled by ``AGAINST``."""
         total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
         for activation, weight in zip(activations, weights, strict=True):
             part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
@@ -121,7 +122,7 @@ class BeyondRegions(RegionMethod):
 
     @torch.no_grad()
     def _seen(self, activated: Activated, scale: float) -> list[tuple[list[tuple[float, float]], list[Tensor]]]:
-        """Windows of the view, and the stages' maps of each: (rows, columns) from 0 to 1, one (B, C_l, H_l, W_l) per stage."""
+        """Windows of the view, (rows, columns) in [0, 1], each with its maps, one (B, C_l, H_l, W_l) per stage."""
         if scale == 1:
             return [([(0.0, 1.0), (0.0, 1.0)], activated.output.activations)]
         images, found = activated.images, []
@@ -136,23 +137,23 @@ class BeyondRegions(RegionMethod):
 
 
 def usual_scales(activated: Activated) -> tuple[float, float]:
-    """The whole view, and windows in which the finest stage's cells are as small as the map's: enlarged 1.7 to 4 times."""
+    """Scale 1, and the scale at which the finest stage matches the map's resolution, within ``ENLARGED``."""
     least, most = ENLARGED
     return 1.0, min(max(GRID[0] / _finest(activated), least), most)
 
 
 def resolution(activated: Activated, scale: float) -> float:
-    """How much a view counts: 1 where the finest stage's cells are at most two of the map's wide, less in proportion to their number."""
+    """Weight of a scale: proportional to the finest stage's resolution, 1 if its cells are at most two map cells wide."""
     return min(1.0, 2 * scale * _finest(activated) / GRID[0])
 
 
 def _finest(activated: Activated) -> int:
-    """Cells of the finest stage along its shorter side."""
+    """Number of cells of the finest stage along its shorter side."""
     return max(min(activation.shape[-2:]) for activation in activated.output.activations)
 
 
 def windows(scale: float) -> list[tuple[float, float]]:
-    """As few windows as cover a side, from 0 to 1, each 1 / ``scale`` long.
+    """The smallest number of windows of length 1 / ``scale`` that cover [0, 1], evenly spaced.
 
     >>> windows(1.6)
     [(0.0, 0.625), (0.375, 1.0)]
@@ -167,6 +168,6 @@ def _cells(length: int, window: tuple[float, float]) -> slice:
 
 
 def _tent(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Weights (h, w) that fall from the middle to the border, so that windows join without a seam."""
+    """Weights (h, w) that decrease from the center to the border, to blend overlapping windows."""
     rows, columns = (1 - ((torch.arange(n, device=device) + 0.5) / n * 2 - 1).abs() for n in shape)
     return rows[:, None] * columns + SEAM

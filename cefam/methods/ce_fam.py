@@ -24,9 +24,9 @@ class CEFAMRegions(RegionMethod):
     """Regions of CE-FAM (sections 3.3 and 4.4).
 
     Args:
-        context: with the trained translator.
-        stages: names of the stages among which it chooses; ``None``: all.
-        changes: settings that differ from the context's, by name (:class:`cefam.settings.SettingsChanges`).
+        context: must have a trained translator.
+        stages: names of the candidate stages; ``None``: all.
+        changes: settings to override, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class CEFAMRegions(RegionMethod):
         self.explainer = context.trained.explainer(settings=context.settings.changed(**changes))
 
     def encoding(self, activated: Activated) -> Encoding:
-        """The networks' encoding of a batch; methods with the same networks share it."""
+        """The encoding of a batch, shared by methods with the same networks."""
         return encoding_of(self.explainer, activated)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
-        """One candidate per stage, by association, descending; see :class:`cefam.methods.RegionMethod`."""
+        """One candidate per stage, in descending order of association; see :class:`cefam.methods.RegionMethod`."""
         explainer, encoding = self.explainer, self.encoding(activated)
         regions = explainer.regions(encoding, pairs)
         among = torch.tensor(self.stages).to(encoding.device)
-        if len(self.stages) == 1:  # nothing to choose
+        if len(self.stages) == 1:  # no choice of a stage
             association = regions.maps[0].new_ones(len(pairs), 1, dtype=torch.double)
         else:
             association = explainer.association(encoding, pairs, regions=regions).index_select(1, among)

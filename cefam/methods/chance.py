@@ -1,7 +1,7 @@
-"""Chance rows: what maps that know nothing of the concept score, under the same protocol.
+"""Chance baselines: maps without concept information, evaluated under the same protocol.
 
-Their randomness is a function of the pair alone (``ConceptPairs.keys``), so a table does not depend on how the data is
-spread over batches, workers or processes.
+Random numbers depend only on the pair (``ConceptPairs.keys``), so results do not depend on the distribution of the data over
+batches, workers or processes.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _ODD = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer: 
 
 
 def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1) that depend on key, position and seed alone: (P,) -> (P, count), double.
+    """Uniform numbers in [0, 1) that depend only on key, position and seed: (P,) -> (P, count), double.
 
     A counter-based generator (the splitmix64 finalizer), the same on every device.
     """
@@ -31,10 +31,10 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def checked_seed(seed: int) -> int:
-    """The seed itself.
+    """Return the seed if it is valid.
 
     Raises:
-        CefamError: where it does not fit into 32 bits.
+        CefamError: if it does not fit into 32 bits.
     """
     if not -(2**31) <= seed < 2**31:
         raise CefamError(f"The seed must fit into 32 bits, got {seed}.")
@@ -42,7 +42,7 @@ def checked_seed(seed: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts arithmetically; this clears the copied sign
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts arithmetically; clear the copied sign bits
 
 
 def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
@@ -53,7 +53,7 @@ def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
 
 
 class RandomMapRegions(RegionMethod):
-    """Every pixel an independent uniform number; as many candidates as asked for."""
+    """Independent uniform noise at every pixel; ``num_candidates`` candidates."""
 
     def __init__(self, context: MethodContext | None = None, seed: int = 0) -> None:
         super().__init__(context)
@@ -69,9 +69,9 @@ class RandomMapRegions(RegionMethod):
 
 
 class RandomChannelRegions(RegionMethod):
-    """One random channel of each stage, stages in random order: the first is one random channel of the network.
+    """One random channel per stage, stages in random order.
 
-    With as many candidates as stages it meets the oracle's choice on equal terms with CE-FAM.
+    It has as many candidates as CE-FAM, so oracle selection among candidates is comparable.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class RandomChannelRegions(RegionMethod):
 
 
 class CenterRegions(RegionMethod):
-    """The nearer to the center, the higher; distances in units of the image's sides."""
+    """Values decrease with the distance from the center, in units of the image's sides."""
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """See :class:`cefam.methods.RegionMethod`."""
         height, width = size
-        # Whole numbers, so that pixels at one distance are exactly equal on every processor.
+        # Integers, so that pixels at the same distance have exactly equal values on every device.
         rows, columns = (2 * torch.arange(n, device=activated.images.device) + 1 - n for n in size)
         squared = (rows.unsqueeze(1) * width) ** 2 + (columns * height) ** 2
         nearness = 1 - squared.double().sqrt() / (2 * height * width)
@@ -117,7 +117,7 @@ class CenterRegions(RegionMethod):
 
 
 class LuminanceRegions(RegionMethod):
-    """The image's luminance (Rec. 601), and, as the second candidate, its negative."""
+    """The image's luminance (Rec. 601); the second candidate is its negative."""
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int

@@ -1,8 +1,8 @@
-"""CLIP-Dissect (Oikarinen and Weng, ICLR 2023): a neuron is described by the concept that its photographs show most.
+"""CLIP-Dissect (Oikarinen and Weng, ICLR 2023): label each neuron with the concept that its top photographs show most.
 
-The similarity functions take P (N, T), the cosines of N photographs and T concepts, not multiplied by a logit scale, and
-activations (N, U) of U neurons, and give (U, T). For large probe sets the same values come from a :class:`cefam.probe.Probe`, which
-holds the photographs that matter.
+The similarity functions take P (N, T), the cosines of N photographs and T concepts without a logit scale, and activations
+(N, U) of U neurons; they return (U, T). For large probe sets the same values are computed from a :class:`cefam.probe.Probe`,
+which stores only the required photographs.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from cefam.probe import Probe
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
 EPSILON = 1e-7  # added inside the logarithm; not a lower limit
-NUMBERS = 2**23  # of doubles in the largest intermediate result
+NUMBERS = 2**23  # maximum number of doubles in an intermediate result
 
 
 class Published(NamedTuple):
@@ -47,17 +47,17 @@ def soft_wpmi(
 ) -> Tensor:
     """Soft weighted pointwise mutual information, the default of CLIP-Dissect: (N, T), (N, U) -> (U, T), double.
 
-    log p(photographs of u | t) - lam * log mean_u p(photographs of u | t), with the photographs of a neuron taken softly: the
-    r-th counts with p_start - (p_start - p_end) r / top_k. The mean runs over the neurons given: score whole stages.
+    log p(photographs of u | t) - lam * log mean_u p(photographs of u | t), where the r-th photograph of a neuron has membership
+    p_start - (p_start - p_end) r / top_k. The mean is over the given neurons, so whole stages should be scored at once.
 
     Args:
         similarity: P.
-        activations: of the neurons.
-        top_k: photographs per neuron; of equally active ones the first.
+        activations: activations of the neurons.
+        top_k: photographs per neuron; ties go to the first.
         a: multiplier of P in the softmax over the concepts.
         lam: weight of the prior.
-        p_start: of the first photograph.
-        p_end: not reached.
+        p_start: membership of the first photograph.
+        p_end: limit of the membership, not reached by the last photograph.
     """
     return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, p_start, p_end))
 
@@ -65,17 +65,17 @@ def soft_wpmi(
 def wpmi(
     similarity: Tensor, activations: Tensor, top_k: int = HARD.top_k, a: float = HARD.a, lam: float = HARD.lam
 ) -> Tensor:
-    """Weighted pointwise mutual information; as :func:`soft_wpmi`, every photograph counts fully."""
+    """Weighted pointwise mutual information: :func:`soft_wpmi` with membership 1 for every photograph."""
     return _wpmi(similarity, _top_rows(activations, top_k), a, lam, _membership(top_k, HARD.p_start, HARD.p_end))
 
 
 def cos_similarity(similarity: Tensor, activations: Tensor) -> Tensor:
-    """Cosine of the neuron's and the concept's values over the photographs; 0 for a neuron that is never active."""
+    """Cosine of activations and similarities over the photographs; 0 for a neuron that is never active."""
     return F.normalize(activations.double(), dim=0).T @ F.normalize(similarity.double(), dim=0)
 
 
 def cos_similarity_cubed(similarity: Tensor, activations: Tensor, floor: float = 1e-3) -> Tensor:
-    """Cosine of the cubes of both values minus their means over the photographs; lengths are at least ``floor``."""
+    """Cosine of the cubed, mean-centered activations and similarities; norms are clamped to at least ``floor``."""
 
     def cube(values: Tensor) -> Tensor:
         cubed = (values.double() - values.double().mean(dim=0)) ** 3
@@ -93,19 +93,19 @@ def rank_reorder(
     scale: float = 0.5,
     seed: int = 0,
 ) -> Tensor:
-    """Minus the error of ordering a neuron's largest activations by the concept: (N, T), (N, U) -> (U, T), double.
+    """Negative error of ordering a neuron's largest activations by the concept: (N, T), (N, U) -> (U, T), double.
 
-    The error is a mean of |difference|^power over the photographs that activate the neuron most, divided by that of five random
-    orders, and by the mean similarity of those photographs to the power of ``scale``. (The published program does not seed its
-    random orders, and gives NaN where the mean similarity is negative; here it is at least a thousandth.)
+    The error is the mean of |difference|^power over the neuron's top photographs, divided by the same mean for five random
+    orders and by (mean similarity of these photographs)^scale. The published program does not seed its random orders and
+    returns NaN for a negative mean similarity; here the orders are seeded and the mean is clamped to at least 0.001.
 
     Args:
         similarity: P.
-        activations: of the neurons.
-        top_fraction: share of the photographs.
-        power: of the differences.
+        activations: activations of the neurons.
+        top_fraction: share of the photographs that is used.
+        power: exponent of the differences.
         scale: exponent of the mean similarity.
-        seed: of the random orders.
+        seed: seed of the random orders.
     """
     count = max(int(top_fraction * len(activations)), 2)
     rows = _top_rows(activations, count)
@@ -123,7 +123,7 @@ def rank_reorder(
 
 
 def _top_rows(activations: Tensor, count: int) -> Tensor:
-    """The photographs that activate each neuron most, (count, U), descending; the first among equal ones first."""
+    """Indices of each neuron's most activating photographs (count, U), descending; ties keep their order."""
     if len(activations) < count:
         raise CefamError(f"{len(activations)} photograph(s) are fewer than the {count} per neuron.")
     return activations.argsort(dim=0, descending=True, stable=True)[:count]
@@ -134,12 +134,12 @@ def _membership(top_k: int, start: float, end: float) -> Tensor:
 
 
 def _wpmi(similarity: Tensor, rows: Tensor, a: float, lam: float, membership: Tensor) -> Tensor:
-    """Of the photographs ``rows`` (K, U) of every neuron, by chunks of concepts and neurons: (U, T).
+    """(Soft) WPMI from the photographs ``rows`` (K, U) of every neuron, in chunks of concepts and neurons: (U, T).
 
-    In double precision: L is about -460, so that single precision would be coarser than the differences.
+    Log-likelihoods are about -460, where single precision is coarser than their differences; hence double precision.
     """
     exact = similarity.double() * a
-    whole = exact.logsumexp(dim=1, keepdim=True)  # of the softmax over the concepts of each photograph
+    whole = exact.logsumexp(dim=1, keepdim=True)  # log-normalizer of each photograph's softmax over concepts
     top, neurons = rows.shape
     weight = membership.to(exact.device).view(-1, 1, 1)
     evidence = exact.new_empty(neurons, exact.shape[1])
@@ -155,7 +155,7 @@ def _wpmi(similarity: Tensor, rows: Tensor, a: float, lam: float, membership: Te
 
 
 def _of_probe(probe: Probe, text: Tensor, stage: int, similarity: Similarity) -> Tensor:
-    """Similarities of a stage's neurons (C_l, T) with concepts (T, D)."""
+    """Similarities (C_l, T) of a stage's neurons with text embeddings (T, D)."""
     if similarity in ("soft_wpmi", "wpmi"):
         top_k, a, lam, start, end = SOFT if similarity == "soft_wpmi" else HARD
         rows = probe.photograph[stage][:top_k]
@@ -183,14 +183,14 @@ def dissect(
     every: bool = False,
     kept: int = 64,
 ) -> Associations:
-    """Associate every neuron with the concept that describes it.
+    """Associate every neuron with the concept that describes it best.
 
     Args:
-        context: with probe and VLM.
-        similarity: one of the five functions.
-        prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
-        every: associate every concept with its best neurons, too, though another concept describes them better.
-        kept: of those, so many per concept and stage.
+        context: must have a probe and a VLM.
+        similarity: name of the similarity function.
+        prompt: prompt template, with ``{}`` for the concept's word (published: "{}"); ``None``: each concept's own prompt.
+        every: associate every concept with its best neurons instead, even if another concept describes them better.
+        kept: number of neurons per concept and stage if ``every`` is set.
     """
     if similarity not in get_args(Similarity):
         raise CefamError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
@@ -212,17 +212,17 @@ def dissect(
 
 
 class CLIPDissectRegions(NeuronRegions):
-    """Regions of the neurons that CLIP-Dissect describes by a concept; a concept that describes none has no region.
+    """Regions of the neurons that CLIP-Dissect labels with a concept; concepts without a neuron have no region.
 
     Args:
-        context: with probe and VLM, unless ``associations`` are given.
-        similarity: "soft_wpmi" (default), "wpmi", "rank_reorder", "cos_similarity" or "cos_similarity_cubed"; only scores of one
-            function, concept set and stage are comparable.
-        prompt: the text of a concept, with ``{}`` for its word (published: the bare word); ``None``: the concept's own prompt.
-        every: give every concept its best neurons, though another concept describes them better (not published).
-        across: how scores of several stages are compared: "raw" (published), "zscore" or "rank".
-        stages: names of the stages whose neurons count; ``None``: all.
-        associations: a folder of associations that are known already.
+        context: must have a probe and a VLM, unless ``associations`` is given.
+        similarity: "soft_wpmi" (default), "wpmi", "rank_reorder", "cos_similarity" or "cos_similarity_cubed"; scores are
+            comparable only within the same function, concept set and stage.
+        prompt: prompt template, with ``{}`` for the concept's word (published: "{}"); ``None``: each concept's own prompt.
+        every: use the best neurons of every concept, even if another concept describes them better (not published).
+        across: normalization of scores across stages: "raw" (published), "zscore" or "rank".
+        stages: names of the stages whose neurons are used; ``None``: all.
+        associations: folder of existing associations.
     """
 
     def __init__(

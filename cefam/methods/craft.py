@@ -1,8 +1,8 @@
 """Concepts as factors of the last stage's activations (CRAFT, Fel et al., CVPR 2023), named by the vision-language model.
 
-Activations at every position are factored into non-negative parts, A ~ U W (NMF): W (R, C) are the factors, U how much of each is at
-a position. A factor is named as WWW names a neuron, by the photographs in which it is strongest. (CRAFT factors crops of the images
-of one class and leaves its factors without names; here they are factors of all photographs, for any concept.)
+Non-negative matrix factorization (NMF) of the activations at all positions, A ~ U W: W (R, C) are the factors, U their
+coefficients at each position. Factors are named as WWW names neurons, by the photographs with the largest coefficients. (CRAFT
+factorizes crops of images of one class and does not name the factors; here all photographs are factorized together.)
 """
 
 import warnings
@@ -28,7 +28,7 @@ def nmf(factors: int, seed: int) -> Any:
     """scikit-learn's non-negative matrix factorization (coordinate descent).
 
     Raises:
-        CefamError: where scikit-learn is not installed.
+        CefamError: if scikit-learn is not installed.
     """
     try:
         from sklearn.decomposition import NMF
@@ -38,18 +38,18 @@ def nmf(factors: int, seed: int) -> Any:
 
 
 class CRAFTRegions(RegionMethod):
-    """Maps of the factors that are associated with a concept; a concept of no factor has no region.
+    """Maps of the factors that are associated with a concept; concepts without a factor have no region.
 
     Args:
-        context: with classifier and VLM.
-        images: a folder of photographs or shards, from which the factors come.
-        factors: R, their number.
-        photographs: at most so many are read, evenly spread.
-        examples: photographs by which a factor is named.
-        prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
-        resize: short side of the photographs before the central crop; ``None``: as they are.
-        size: side of the crop; ``None``: none.
-        seed: of the first factors.
+        context: must have a VLM.
+        images: folder of photographs or shards to factorize.
+        factors: number of factors R.
+        photographs: maximum number of photographs, evenly spaced.
+        examples: number of photographs used to name a factor.
+        prompt: prompt template, with ``{}`` for the concept's word; ``None``: each concept's own prompt.
+        resize: short side of the photographs before the center crop; ``None``: not resized.
+        size: side of the crop; ``None``: no crop.
+        seed: seed of the NMF initialization.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class CRAFTRegions(RegionMethod):
             raise CefamError(f"{images} holds {len(maps)} photograph(s), fewer than the {examples} that name a factor.")
         values = maps.flatten(2).transpose(1, 2).flatten(0, 1)
         self.nmf = nmf(factors, seed)
-        with warnings.catch_warnings(action="ignore"):  # that it has not converged to the last digit
+        with warnings.catch_warnings(action="ignore"):  # ConvergenceWarning
             used = torch.from_numpy(self.nmf.fit_transform(values.cpu().numpy())).float()
-        length = torch.from_numpy(self.nmf.components_).norm(dim=1).float()  # factors of unit length
+        length = torch.from_numpy(self.nmf.components_).norm(dim=1).float()  # norms of the factors
         self.length = length
         strength = (used * length).view(len(maps), -1, factors).mean(dim=1)
         best = strength.argsort(dim=0, descending=True, stable=True)[:examples]
@@ -88,7 +88,7 @@ class CRAFTRegions(RegionMethod):
         self.factor, self.concept, self.score = per_concept(factor, text, weights[factor, text], of_concept)
 
     def best(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best factors of every concept (T, Q), their scores, and where there is one."""
+        """The best factors of every concept (T, Q), their scores, and which entries are valid."""
         assert self.context is not None
         order = self.score.argsort(descending=True, stable=True)
         place = slots(self.concept[order], len(self.context.concepts))
@@ -112,7 +112,7 @@ class CRAFTRegions(RegionMethod):
         return Candidates(large, score, torch.full_like(factor, self.last), valid)
 
     def _maps(self, activation: Tensor) -> Tensor:
-        """How much of each factor is at each position: (B, R, H, W)."""
+        """Coefficient of each factor at each position: (B, R, H, W)."""
         values = activation.flatten(2).transpose(1, 2).clamp_min(0)
         found = self.nmf.transform(values.flatten(0, 1).cpu().numpy())
         parts = (torch.from_numpy(found).float() * self.length).to(activation.device)
@@ -122,7 +122,7 @@ class CRAFTRegions(RegionMethod):
 
 @torch.no_grad()
 def _read(context: MethodContext, images: str, most: int, view: EvaluationView) -> tuple[Tensor, Tensor]:
-    """Maps of the last stage (N, C, H, W), not below 0, and unit embeddings (N, D) of some photographs."""
+    """Non-negative maps of the last stage (N, C, H, W) and unit embeddings (N, D) of at most ``most`` photographs."""
     if context.vlm is None:
         raise CefamError("CRAFT names its factors by texts: set `model.vlm`.")
     photographs = Photographs.read(images)

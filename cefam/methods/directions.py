@@ -1,4 +1,4 @@
-"""A concept's direction in the space of pooled activations z, one for all images: the translator's gradient, and a regression."""
+"""Concept directions in the space of pooled activations z, shared by all images: translator gradients, and regression."""
 
 from collections.abc import Sequence
 
@@ -15,25 +15,25 @@ from cefam.towers.identity import VLM_KEYS, check_identity
 
 
 def mean_activations(context: MethodContext, method: str) -> list[Tensor]:
-    """The mean z of the probe's photographs, one (C_l,) per stage.
+    """Mean z over the probe's photographs, one (C_l,) per stage.
 
     Args:
-        context: with the probe.
-        method: who asks, for the error.
+        context: must have a probe.
+        method: name of the method, for the error message.
 
     Raises:
-        CefamError: where there is no probe, or it is of another classifier.
+        CefamError: if there is no probe, or it is of another classifier.
     """
     return [value.float() for value in classifier_probe(context, method).mean]
 
 
 @torch.no_grad()
 def concept_directions(context: MethodContext, at: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the translator's similarity S by z, of all concepts, one (T, C_l) per stage.
+    """Gradients of the translator's similarity S with respect to z, for all concepts, one (T, C_l) per stage.
 
     Args:
-        context: with the trained translator.
-        at: the activations z at which the gradient is taken, one (C_l,) per stage.
+        context: must have a trained translator.
+        at: pooled activations z at which the gradient is taken, one (C_l,) per stage.
     """
     trained = context.trained
     device = next(trained.translator.parameters()).device
@@ -46,19 +46,19 @@ def concept_directions(context: MethodContext, at: Sequence[Tensor]) -> list[Ten
 
 @torch.no_grad()
 def regressed_directions(context: MethodContext, method: str) -> list[Tensor]:
-    """How the vision-language model's own similarity depends on z over the probe, of all concepts, one (T, C_l) per stage.
+    """Regression of the VLM's own similarity on z over the probe, for all concepts, one (T, C_l) per stage.
 
-    Ridge regression (Hoerl and Kennard, 1970) with a prior mean: for x, the probe's centered z in units of its ``scale``, and s, the cosine
-    of the VLM's embedding with the text, the v that minimizes mean (s - v.x)^2 + |v - a w|^2. w is the translator's gradient at the mean
-    z: what the photographs do not tell is left to the translator. a is how much of w they confirm, the least squares of s on w.x. So
-    v = (G + 1)^-1 (mean(s x) + a w), with G the correlation of x.
+    Ridge regression (Hoerl and Kennard, 1970) with a prior mean. Let x be the probe's centered z in units of its ``scale``, and
+    s the cosine of the VLM's image embedding with the text. v minimizes mean (s - v.x)^2 + |v - a w|^2, where the prior w is
+    the translator's gradient at the mean z, and a is the least-squares coefficient of s on w.x. The solution is
+    v = (G + I)^-1 (mean(s x) + a w), with G the correlation of x.
 
     Args:
-        context: with the trained translator, and the probe.
-        method: who asks, for the error.
+        context: must have a trained translator and a probe.
+        method: name of the method, for the error message.
 
     Raises:
-        CefamError: where there is no probe, or it is of another classifier or vision-language model.
+        CefamError: if there is no probe, or it is of another classifier or vision-language model.
     """
     probe, stored = classifier_probe(context, method), context.trained.vlm_identity
     if stored is not None:

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017; eq. 2 and 3 of the paper): of the class score, and of the concept score."""
+"""Grad-CAM (Selvaraju et al., ICCV 2017; eq. 2 and 3 of the paper) of the class score or the concept score."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -21,12 +21,12 @@ from cefam.pairs import Candidates, ConceptPairs
 class GradCAMRegions(RegionMethod):
     """Grad-CAM at the last stage: one candidate.
 
-    The class map is the same for all concepts of an image: what a saliency map that knows no concepts scores. The concept map is
-    CE-FAM's region at the last stage alone, with the gradient taken where the map is.
+    The class map is the same for all concepts of an image: a baseline without concept information. The concept map is CE-FAM's
+    region at the last stage only, with the gradient taken at the map itself.
 
     Args:
-        context: with the classifier, and the trained translator for concept maps.
-        of: "class": of the class's logit; "concept": of the concept's similarity S.
+        context: provides the classifier, and the trained translator for concept maps.
+        of: "class": explain the class's logit; "concept": explain the concept's similarity S.
     """
 
     def __init__(self, context: MethodContext, of: Literal["class", "concept"] = "class") -> None:
@@ -48,9 +48,9 @@ class GradCAMRegions(RegionMethod):
         Args:
             activated: images and the classifier's output for them.
             pairs: P pairs.
-            size: (H, W) of the regions wanted.
-            num_candidates: not used, there is one.
-            target: the class of each image (B,); ``None``: the most probable one. Not used for concept maps.
+            size: (H, W) of the regions.
+            num_candidates: ignored; there is one candidate.
+            target: the class of each image (B,); ``None``: the most probable one. Ignored for concept maps.
         """
         if self.of == "class":
             if target is None:

@@ -1,4 +1,4 @@
-"""Smoothing a map within what looks alike in the photograph, and sharpening it; alone or behind another method."""
+"""Photograph-guided (joint bilateral) smoothing and sharpening of maps, as functions and as a wrapper of other methods."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,26 @@ from cefam.images.views import resize_regions
 from cefam.methods.base import Activated, MethodContext, MethodFactory, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
 
-GRID = (48, 48)  # cells on which maps are added and smoothed
-NEAR = 0.15  # of the side: how far a cell reaches
+GRID = (48, 48)  # rows and columns of the grid on which maps are summed and smoothed
+NEAR = 0.15  # standard deviation of the distance, in side lengths of the view
 ROUNDS = 2
-ALIKE = 0.25  # of the view's contrast: what still looks alike
-FLAT = 1e-3  # contrast of a view that has none
-SHARPEN = 4.0  # exp(so many times the z-score): ranks stay, the energy moves to the top
-LARGEST = 80.0  # exponent that is still finite in single precision
+ALIKE = 0.25  # standard deviation of the color difference, in units of the view's contrast
+FLAT = 1e-3  # minimum contrast of a view
+SHARPEN = 4.0  # sharpened maps are exp(SHARPEN * z-score); ranks do not change
+LARGEST = 80.0  # maximum exponent, finite in single precision
 
 
 def spread_apart(maps: Tensor) -> Tensor:
-    """Maps (P, h, w) divided by their standard deviation; a constant map stays as it is."""
+    """Maps (P, h, w) divided by their standard deviation; constant maps are unchanged."""
     spread = maps.std(dim=(1, 2), keepdim=True)
     return maps / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def sharpened(maps: Tensor) -> Tensor:
-    """exp(SHARPEN x z-score) of maps (P, h, w), up to a factor per map: their ranks, and so NRA, stay.
+    """exp(SHARPEN x z-score) of maps (P, h, w), up to a factor per map; ranks, and therefore NRA, do not change.
 
-    A map of one peak, whose z-score is up to the root of the number of cells, is sharpened less: as far as single precision goes.
+    Maps with a single peak, whose z-score can reach the square root of the number of cells, are sharpened
+    less to avoid overflow.
     """
     score = spread_apart(maps)
     low, high = score.amin(dim=(1, 2), keepdim=True), score.amax(dim=(1, 2), keepdim=True)
@@ -38,9 +39,9 @@ def sharpened(maps: Tensor) -> Tensor:
 
 
 def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
-    """Maps (P, h, w) on ``GRID`` of the images ``image`` (P,), each cell the mean of the cells that look like it, near it."""
+    """Smooth maps (P, h, w) on ``GRID``: weighted means over nearby, similar-looking cells of the images ``image`` (P,)."""
     affinity = activated.once(("affinity", GRID), lambda: alike(activated.images, GRID))
-    used, place = torch.unique(image, return_inverse=True)  # a chunk of pairs is of few images
+    used, place = torch.unique(image, return_inverse=True)  # a chunk of pairs has few images
     layout = PairTable(place, len(used))
     at = (layout.slot, layout.image)
     for _ in range(ROUNDS):
@@ -50,15 +51,15 @@ def guided(activated: Activated, maps: Tensor, image: Tensor) -> Tensor:
 
 
 def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """How much each cell of a grid looks like each other, near it: rows that add to 1 (B, N, N / 4).
+    """Affinity of each grid cell with nearby, similar-looking cells; rows sum to 1 (B, N, N / 4).
 
-    A Gaussian of the distance, of the difference of color, whose unit is the view's own contrast, and of the difference of texture, in
-    units of its own spread: a joint bilateral filter (Petschnigg et al. 2004). The map is read on a grid half as fine (N / 4 cells),
-    which a Gaussian of that width does not feel.
+    Weights of a joint bilateral filter (Petschnigg et al. 2004): a Gaussian of the distance, of the color difference in units
+    of the view's contrast, and of the texture difference in units of its spread. Maps are sampled at half the resolution (N / 4
+    cells), which is sufficient for a Gaussian of this width.
 
     Args:
         images: views (B, 3, H, W), uint8 or floats in [0, 1].
-        grid: its rows and columns, even numbers.
+        grid: numbers of rows and columns, even.
     """
     pixels = images.float() / (1 if images.is_floating_point() else 255)
     half = [n // 2 for n in grid]
@@ -74,7 +75,7 @@ def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _texture(pixels: Tensor, grid: Sequence[int]) -> Tensor:
-    """Roughness across, along and around every pixel (B, 3, H, W), averaged over a few cells of the grid."""
+    """Horizontal and vertical gradient and local contrast of each pixel (B, 3, H, W), averaged over a few grid cells."""
     grey = pixels.mean(dim=1, keepdim=True)
     side = max(3, pixels.shape[-1] // grid[1] * 2 + 1)
     across = F.pad((grey[..., 1:] - grey[..., :-1]).abs(), (0, 1))
@@ -84,22 +85,22 @@ def _texture(pixels: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _averaged(values: Tensor, side: int) -> Tensor:
-    """The mean over a square of so many pixels, an odd number."""
+    """Mean over a square window of ``side`` pixels (odd)."""
     return F.avg_pool2d(values, side, 1, side // 2, count_include_pad=False)
 
 
 def _places(grid: Sequence[int], device: torch.device) -> Tensor:
-    """Centers of the cells of a grid (N, 2), the side being 1."""
+    """Centers of the grid cells (N, 2), for sides of length 1."""
     lines = ((torch.arange(n, device=device) + 0.5) / n for n in grid)
     rows, columns = torch.meshgrid(*lines, indexing="ij")
     return torch.stack([rows.flatten(), columns.flatten()], dim=1)
 
 
 class GuidedRegions(RegionMethod):
-    """The first choice of another method, smoothed within what looks alike and sharpened: a control of what smoothing alone is worth.
+    """The first candidate of another method, smoothed by :func:`guided` and sharpened; a control for the effect of smoothing.
 
     Args:
-        context: of the other method.
+        context: context of the other method.
         method: the other method.
     """
 
@@ -118,12 +119,13 @@ class GuidedRegions(RegionMethod):
 
 
 class AnotherConceptRegions(RegionMethod):
-    """The regions that a method gives for ANOTHER concept of the same category: what of its accuracy is figure against ground.
+    """A method's regions for ANOTHER concept of the same category; a control for accuracy due to figure-ground separation.
 
-    Which one depends on the photograph's pixels and the concept alone. Where a category has one concept, it is taken from all others.
+    The choice depends only on the photograph's pixels and the concept. If the category has no other concept, it is made among
+    all others.
 
     Args:
-        context: of the other method.
+        context: context of the other method.
         method: the other method.
     """
 
@@ -149,6 +151,6 @@ class AnotherConceptRegions(RegionMethod):
 
 
 def _others(categories: Sequence[str], index: int) -> list[int]:
-    """The concepts of the same category after and before this one, or all others."""
+    """Other concepts of the same category, in cyclic order from ``index``; all other concepts if there are none."""
     circle = [*range(index + 1, len(categories)), *range(index)]
     return [other for other in circle if categories[other] == categories[index]] or circle or [index]

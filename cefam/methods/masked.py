@@ -1,4 +1,4 @@
-"""What the methods share that are fitted to masks: photographs with masks, and the threshold of every neuron."""
+"""Shared by the methods that are fitted to masks: photographs with masks, and activation thresholds of neurons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from cefam.images.views import EvaluationView
 from cefam.pairs import index_of_numbers, labeled
 from cefam.towers.classifier import FrozenClassifier
 
-HELD = 2**25  # values of a stage that are held to find its thresholds: 134 MB
+HELD = 2**25  # maximum number of values kept per stage to find thresholds (134 MB)
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Masked:
 
 @dataclass(frozen=True)
 class MaskedShards:
-    """Photographs with masks that a method is fitted to; each iteration runs the classifier over them once.
+    """Training photographs with masks; each iteration runs the classifier over them once.
 
     Args:
         classifier: the frozen classifier.
-        concepts: labels of the masks are its numbers.
-        shards: a folder of shards with masks, other ones than those that regions are measured on.
-        batch_size: photographs in a batch.
-        title: of the progress bar.
+        concepts: concept set; mask labels are its numbers.
+        shards: folder of shards with masks, disjoint from the evaluation photographs.
+        batch_size: photographs per batch.
+        title: title of the progress bar.
     """
 
     classifier: FrozenClassifier
@@ -52,7 +52,7 @@ class MaskedShards:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Of the shards."""
+        """Manifest of the shards."""
         return Manifest.read(self.shards)
 
     @property
@@ -71,7 +71,7 @@ class MaskedShards:
         table = index_of_numbers(self.concepts.numbers)
         self.concepts.check_labels(self.manifest.labels)
         seen = False
-        with Progress(transient=True) as progress:  # a fit runs over the photographs many times
+        with Progress(transient=True) as progress:  # one bar per epoch
             bar = progress.add_task(self.title, total=self.count)
             for batch in region_loader(
                 self.shards, EvaluationView(None, None), self.batch_size, 0, manifest=self.manifest
@@ -88,13 +88,13 @@ class MaskedShards:
 
 
 class Thresholds:
-    """The value that a share of a neuron's activations exceeds, over all positions of all photographs, one stage.
+    """Thresholds that a given share of each neuron's activations exceeds, over all positions of all photographs; for one stage.
 
-    Exact where the values above it fit into ``HELD``; else from every s-th position, in a fixed pattern.
+    Exact if the values above them fit into ``HELD``; otherwise estimated from every s-th position.
 
     Args:
-        share: of the positions.
-        photographs: how many there will be.
+        share: share of the positions above the threshold.
+        photographs: total number of photographs.
     """
 
     def __init__(self, share: float, photographs: int) -> None:
@@ -103,7 +103,7 @@ class Thresholds:
         self.step = 1
 
     def add(self, activation: Tensor) -> None:
-        """Maps (B, C, H, W) of some photographs."""
+        """Add the maps (B, C, H, W) of a batch."""
         values = activation.flatten(2)
         if self.largest is None:
             held = self.share * self.photographs * values.shape[2] * values.shape[1]
@@ -122,7 +122,7 @@ class Thresholds:
 
 
 def thresholds(shards: MaskedShards, share: float) -> list[Tensor]:
-    """T_k of every stage, in one run over the photographs."""
+    """T_k of every stage, in one pass over the photographs."""
     found = [Thresholds(share, shards.count) for _ in shards.classifier.stages]
     for batch in shards:
         for stage, activation in zip(found, batch.maps, strict=True):

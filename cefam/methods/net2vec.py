@@ -12,13 +12,13 @@ from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_st
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.pairs import Candidates, ConceptPairs
 
-SHARE = 0.005  # P(a > T): activations are made binary at T
+SHARE = 0.005  # P(a > T): activations are binarized at T
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Net2Vec:
-    """Per stage: ``threshold`` T_k (C_l,), ``weight`` (T, C_l), and ``iou`` (T,) over the photographs of the fit, NaN where not fitted."""
+    """Per stage: ``threshold`` T_k (C_l,), ``weight`` (T, C_l), and training ``iou`` (T,), NaN for concepts without masks."""
 
     threshold: list[Tensor]
     weight: list[Tensor]
@@ -26,10 +26,10 @@ class Net2Vec:
 
 
 def loss(score: Tensor, mask: Tensor, alpha: Tensor) -> Tensor:
-    """The published program's: -sum over pixels of alpha L M + (1 - alpha) (1 - L) (1 - M), M = sigmoid(score); no logarithm.
+    """Loss of the published program: -sum over pixels of alpha L M + (1 - alpha) (1 - L) (1 - M), M = sigmoid(score).
 
     Args:
-        score: enlarged (P, h, w).
+        score: scores resized to the masks (P, h, w).
         mask: L (P, h, w), boolean.
         alpha: weight of the concept's pixels (P,).
     """
@@ -38,7 +38,7 @@ def loss(score: Tensor, mask: Tensor, alpha: Tensor) -> Tensor:
 
 
 def scores(weight: Tensor, threshold: Tensor, batch: Masked, stage: int) -> Tensor:
-    """sum_k w_k 1[a_k > T_k], enlarged to the masks: (P, h, w)."""
+    """Scores sum_k w_k 1[a_k > T_k], resized to the masks: (P, h, w)."""
     binary = (batch.maps[stage] > threshold.view(-1, 1, 1)).float()
     found = torch.einsum("pc,pchw->phw", weight[batch.concept], binary[batch.image])
     return resize_regions(found, batch.mask.shape[-2:])
@@ -52,15 +52,15 @@ def fit(
     share: float = SHARE,
     seed: int = 0,
 ) -> Net2Vec:
-    """Fit the weights of all concepts and stages together, by stochastic gradient descent with momentum 0.9.
+    """Fit the weights of all concepts and stages jointly, by SGD with momentum 0.9.
 
     Args:
-        context: with the classifier.
-        shards: photographs with masks, other ones than those that regions are measured on.
-        epochs: of the fit.
-        learning_rate: for sums over pixels.
-        share: of the activations that are above a neuron's threshold.
-        seed: of the first weights.
+        context: provides the classifier.
+        shards: photographs with masks, disjoint from the evaluation photographs.
+        epochs: number of training epochs.
+        learning_rate: learning rate; the loss is a sum over pixels.
+        share: share of a neuron's activations above its threshold.
+        seed: seed of the initial weights.
     """
     photographs = MaskedShards(context.classifier, context.concepts, shards, BATCH, "net2vec")
     threshold = thresholds(photographs, share)
@@ -91,26 +91,26 @@ def fit(
 
 @torch.no_grad()
 def _overlaps(photographs: MaskedShards, threshold: list[Tensor], weight: list[Tensor]) -> list[Tensor]:
-    """IoU of {M > 0.5} with the masks, sums over the photographs that show the concept: (T,) per stage."""
+    """IoU of {M > 0.5} with the masks, accumulated over the photographs that show the concept: (T,) per stage."""
     both, either = torch.zeros(2, len(threshold), len(photographs.concepts), dtype=torch.double)
     for batch in photographs:
         for stage, (w, t) in enumerate(zip(weight, threshold, strict=True)):
             found = scores(w, t, batch, stage) > 0
             both[stage].index_add_(0, batch.concept, (found & batch.mask).flatten(1).sum(dim=1).double())
             either[stage].index_add_(0, batch.concept, (found | batch.mask).flatten(1).sum(dim=1).double())
-    return list(both / either)  # 0 / 0: a concept that no photograph shows
+    return list(both / either)  # NaN (0 / 0) for concepts that no photograph shows
 
 
 class Net2VecRegions(RegionMethod):
-    """M of Net2Vec, one candidate per stage, ordered by the IoU of the fit: a reference that uses masks, which the others do not.
+    """Maps M of Net2Vec, one candidate per stage, ordered by training IoU; a reference method supervised by masks.
 
     Args:
-        context: with the classifier.
-        shards: photographs with masks to fit to, other ones than those that regions are measured on.
-        epochs: of the fit.
-        learning_rate: for sums over pixels.
-        stages: names of the stages that count; ``None``: all.
-        seed: of the first weights.
+        context: provides the classifier.
+        shards: training photographs with masks, disjoint from the evaluation photographs.
+        epochs: number of training epochs.
+        learning_rate: learning rate; the loss is a sum over pixels.
+        stages: names of the candidate stages; ``None``: all.
+        seed: seed of the initial weights.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Network Dissection (Bau et al., CVPR 2017): neurons by the overlap of their thresholded maps with masks. Supervised by masks."""
+"""Network Dissection (Bau et al., CVPR 2017): label neurons by the IoU of their thresholded maps with masks. Supervised."""
 
 from collections.abc import Sequence
 
@@ -13,17 +13,17 @@ from cefam.methods.base import MethodContext
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.methods.neurons import NeuronRegions
 
-SHARE, DETECTOR = 0.005, 0.04  # P(a > T); the IoU from which a neuron counts as a detector
+SHARE, DETECTOR = 0.005, 0.04  # P(a > T); minimum IoU of a detector
 
 
 class Overlaps:
-    """Sums over the photographs, for the neurons of one stage: |M and L|, |M| per category, |L|.
+    """Pixel counts over the photographs, for the neurons of one stage: |M and L|, |M| per category, |L|.
 
-    A neuron's area counts on the photographs that have a label of the concept's category.
+    |M| is counted only on photographs that have a label of the category.
 
     Args:
         threshold: T_k (C,).
-        categories: of every concept, as numbers (T,).
+        categories: category index of every concept (T,).
     """
 
     def __init__(self, threshold: Tensor, categories: Tensor) -> None:
@@ -34,7 +34,7 @@ class Overlaps:
         self.label = torch.zeros(len(categories), dtype=torch.double)
 
     def add(self, batch: Masked, stage: int) -> None:
-        """Count the pixels of a batch."""
+        """Add the pixel counts of a batch."""
         if not len(batch.mask):
             return
         size = batch.mask.shape[-2:]
@@ -43,13 +43,13 @@ class Overlaps:
             rows = batch.image == image
             enlarged = resize_regions(batch.maps[stage][image], size)
             above = (enlarged > self.threshold.view(-1, 1, 1)).flatten(1).float()
-            both = above @ batch.mask[rows].flatten(1).float().T  # whole numbers below 2^24
+            both = above @ batch.mask[rows].flatten(1).float().T  # integers below 2^24, exact in float32
             self.both.index_add_(1, batch.concept[rows], both.double())
             present = self.categories[batch.concept[rows]].unique()  # type: ignore[no-untyped-call]
             self.active[:, present] += above.sum(dim=1, keepdim=True).double()
 
     def iou(self) -> Tensor:
-        """IoU of every neuron with every concept (C, T); 0 for a concept that was never shown."""
+        """IoU of every neuron with every concept (C, T); 0 for concepts without a mask."""
         union = self.active[:, self.categories] + self.label - self.both
         return self.both / union.clamp_min(1)
 
@@ -58,14 +58,14 @@ class Overlaps:
 def dissect_by_masks(
     context: MethodContext, shards: str, every: bool = True, share: float = SHARE, detector: float = DETECTOR
 ) -> Associations:
-    """Associate neurons with concepts by their IoU over all photographs of some shards.
+    """Associate neurons with concepts by their IoU over all photographs of ``shards``.
 
     Args:
-        context: with the classifier.
-        shards: photographs with masks, other ones than those that regions are measured on.
-        every: rank all neurons for each concept; false: each neuron has the one concept it overlaps most, if it is a detector.
-        share: of the activations that are above a neuron's threshold.
-        detector: IoU above which a neuron is one.
+        context: provides the classifier.
+        shards: photographs with masks, disjoint from the evaluation photographs.
+        every: rank all neurons for each concept; false: each detector gets only the concept that it overlaps most.
+        share: share of a neuron's activations above its threshold.
+        detector: IoU above which a neuron is a detector.
     """
     if not 0 < share < 1:
         raise CefamError(f"share must lie between 0 and 1, got {share}.")
@@ -94,14 +94,14 @@ def dissect_by_masks(
 
 
 class NetworkDissectionRegions(NeuronRegions):
-    """Regions of the neurons that overlap a concept's masks most: a reference that uses masks, which the others do not.
+    """Regions of the neurons that overlap a concept's masks most; a reference method supervised by masks.
 
     Args:
-        context: with the classifier.
-        shards: photographs with masks to fit to, other ones than those that regions are measured on.
-        every: rank all neurons for each concept; false: each neuron has one concept, if it is a detector (IoU above 0.04).
-        stages: names of the stages whose neurons count; ``None``: all.
-        associations: a folder of associations that are known already, in place of ``shards``.
+        context: provides the classifier.
+        shards: training photographs with masks, disjoint from the evaluation photographs.
+        every: rank all neurons for each concept; false: each detector (IoU above 0.04) gets only one concept.
+        stages: names of the stages whose neurons are used; ``None``: all.
+        associations: folder of existing associations, instead of ``shards``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Regions of single neurons: the maps of the neurons that are associated with a concept, as CLIP-Dissect and WWW give them."""
+"""Regions of single neurons: maps of the neurons that, for example, CLIP-Dissect or WWW associate with a concept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +18,13 @@ from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 
 
 class NeuronRegions(RegionMethod):
-    """The raw maps of the best neurons of a concept, resized to the mask; a concept without a neuron has no region.
+    """Raw maps of the best neurons of a concept, resized to the mask; concepts without a neuron have no region.
 
     Args:
-        context: with the classifier.
-        associations: of its neurons with the context's concepts.
-        across: how scores of several stages are compared; see :meth:`Associations.best`.
-        stages: names of the stages whose neurons count; ``None``: all.
+        context: provides the classifier.
+        associations: associations of its neurons with the context's concepts.
+        across: normalization of scores across stages; see :meth:`Associations.best`.
+        stages: names of the stages whose neurons are used; ``None``: all.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class NeuronRegions(RegionMethod):
         self._tables: dict[tuple[int, torch.device], Neurons] = {}
 
     def best(self, count: int, device: torch.device) -> Neurons:
-        """The table of the best neurons, on a device."""
+        """Table of the ``count`` best neurons of every concept, cached per device."""
         if (count, device) not in self._tables:
             found = self.associations.best(count, self.across, self.stages)
             self._tables[count, device] = Neurons(*(part.to(device) for part in found))
@@ -62,7 +62,7 @@ class NeuronRegions(RegionMethod):
         return Candidates(maps, score, stage, valid)
 
     def presence(self, activated: Activated) -> Tensor:
-        """The mean activation of each concept's best neuron (B, T)."""
+        """Mean activation of each concept's best neuron (B, T); NaN for concepts without a neuron."""
         stage, channel, _, valid = (part.squeeze(1) for part in self.best(1, activated.images.device))
         found = torch.full((len(activated.images), len(stage)), torch.nan, device=stage.device)
         for index, activation in enumerate(activated.output.activations):
@@ -72,10 +72,10 @@ class NeuronRegions(RegionMethod):
 
 
 def classifier_probe(context: MethodContext, method: str) -> Probe:
-    """The context's probe, found to be of its classifier.
+    """The context's probe, verified to be of its classifier.
 
     Raises:
-        CefamError: where there is none, or it is of another one.
+        CefamError: if there is no probe, or it is of another classifier.
     """
     if context.probe is None:
         raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `probe`.")
@@ -84,10 +84,10 @@ def classifier_probe(context: MethodContext, method: str) -> Probe:
 
 
 def probe_of(context: MethodContext, method: str) -> Probe:
-    """The context's probe, found to be of its classifier and VLM.
+    """The context's probe, verified to be of its classifier and VLM.
 
     Raises:
-        CefamError: where there is none, or it is of other towers.
+        CefamError: if there is no probe or no VLM, or the probe is of another classifier or VLM.
     """
     probe = classifier_probe(context, method)
     if context.vlm is None:
@@ -97,7 +97,7 @@ def probe_of(context: MethodContext, method: str) -> Probe:
 
 
 def about_of(context: MethodContext, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:
-    """What associations that are made from a probe belong to."""
+    """Provenance of associations computed from a probe."""
     made_with = {name: getattr(probe.manifest, name) for name in ("photographs", "vlm", "pooling", "top")}
     return AssociationsAbout(
         method, options, context.classifier.identity(), context.concepts.identity, context.concepts.words, made_with
@@ -109,7 +109,7 @@ def encoded(context: MethodContext, texts: Sequence[str]) -> Tensor:
     """Unit text embeddings (T, D), on the CPU.
 
     Raises:
-        CefamError: where they are not finite.
+        CefamError: without a VLM, or if embeddings are not finite.
     """
     if context.vlm is None:
         raise CefamError("Texts need the vision-language model: set `model.vlm`.")

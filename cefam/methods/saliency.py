@@ -1,4 +1,4 @@
-"""A classifier as attribution libraries want it: images to scores, differentiable down to the pixels."""
+"""Adapter for attribution libraries: a module from images to scores, differentiable with respect to the pixels."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,10 +22,10 @@ Of = Literal["class", "concept"]
 class ScoreModel(nn.Module):
     """Views (B, 3, H, W) to class scores (B, classes), or to similarities S with the concepts (B, T).
 
-    The network is the one that was given, without folding, so its layers are there to be named.
+    Uses the original, unfolded network, whose layers can be accessed by name.
 
     Args:
-        explainer: with classifier and translator.
+        explainer: supplies classifier and translator.
         of: "class" or "concept".
     """
 
@@ -40,7 +40,7 @@ class ScoreModel(nn.Module):
         return self.logits.module.get_submodule(self.explainer.classifier.stages[-1].tap)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores of some views."""
+        """Scores of views (B, 3, H, W)."""
         if self.of == "class":
             return self.logits(images)  # type: ignore[no-any-return]
         classifier = self.explainer.classifier
@@ -54,16 +54,16 @@ class ScoreModel(nn.Module):
 
 
 def floats(activated: Activated) -> Tensor:
-    """The views of a batch (B, 3, H, W), floats in [0, 1]: a copy, which a gradient may reach."""
+    """Copy of the views of a batch (B, 3, H, W) as floats in [0, 1], which may require gradients."""
     images = activated.images
     return images.float() / 255 if images.dtype == torch.uint8 else images.clone()
 
 
 def needed(package: str, method: str) -> ModuleType:
-    """A package of the extra "methods".
+    """Import a package of the extra "methods".
 
     Raises:
-        CefamError: where it is not installed.
+        CefamError: if it is not installed.
     """
     try:
         return import_module(package)
@@ -72,13 +72,13 @@ def needed(package: str, method: str) -> ModuleType:
 
 
 class ScoreMapRegions(RegionMethod):
-    """Maps of a score by a method that knows neither stages nor concepts: one candidate.
+    """Base class of saliency methods, which explain a score by a single map; one candidate.
 
     The map of the class score is the same for all concepts of an image. Subclasses define :meth:`maps`.
 
     Args:
-        context: with the classifier, and the translator for concept scores.
-        of: "class": of the most probable class's output; "concept": of the concept's similarity S.
+        context: provides the classifier, and the trained translator for concept scores.
+        of: "class": explain the output of the most probable class; "concept": explain the concept's similarity S.
     """
 
     def __init__(self, context: MethodContext, of: Of = "concept") -> None:
@@ -96,7 +96,7 @@ class ScoreMapRegions(RegionMethod):
         return self._view
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
-        """Maps (P, h, w) of the scores ``target`` (P,) of the images ``image`` (P,)."""
+        """Maps (P, h, w) of score indices ``target`` (P,) for image indices ``image`` (P,)."""
         raise NotImplementedError
 
     @torch.inference_mode(False)

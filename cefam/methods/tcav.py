@@ -1,7 +1,7 @@
-"""Concept activation vectors from text (TCAV, Kim et al., ICML 2018): no example images, the vector is the concept's gradient.
+"""Concept activation vectors (TCAV, Kim et al., ICML 2018) from text: gradients of the translator replace example images.
 
-A concept's vector at a stage is the direction of the gradient of its similarity S, taken at the mean activations of a probe set, so
-it is one for all images. Its region is the projection of the activations onto it; its score for a class is TCAV's sensitivity.
+A concept's vector at a stage is the normalized gradient of its similarity S at the mean activations of a probe set; it is the
+same for all images. The region is the projection of the activations onto it; the score for a class is TCAV's sensitivity.
 """
 
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ def concept_vectors(context: MethodContext) -> list[Tensor]:
 
 
 class TCAVRegions(RegionMethod):
-    """Projections of the activations onto the concept's vector, what is positive: one candidate per stage.
+    """Positive part of the activations' projection onto the concept's vector; one candidate per stage.
 
     Args:
-        context: with the trained translator, and the probe.
-        stages: names of the stages; ``None``: the last one.
+        context: must have a trained translator and a probe.
+        stages: names of the candidate stages; ``None``: the last stage.
     """
 
     def __init__(self, context: MethodContext, stages: Sequence[str] | None = None) -> None:
         super().__init__(context)
         names = context.classifier.stage_names
-        # From deep to shallow: there is nothing to choose by, and concepts are usually sought in the last stage.
+        # From deep to shallow: TCAV does not score stages, and the last stage is the usual choice.
         self.stages = chosen_stages(names[-1:] if stages is None else stages, names)[::-1]
         self.classifier, self.vectors = context.classifier, concept_vectors(context)
 
@@ -57,7 +57,7 @@ class TCAVRegions(RegionMethod):
         return Candidates(maps, score, stages, torch.ones_like(stages, dtype=torch.bool))
 
     def _projected(self, activated: Activated, stage: int) -> Tensor:
-        """Activations along every concept's vector: (B, T, H, W)."""
+        """Projections of the activations onto every concept's vector: (B, T, H, W)."""
 
         def project() -> Tensor:
             vectors = self.vectors[stage].to(activated.images.device)

@@ -1,4 +1,4 @@
-"""WWW (Ahn et al., CVPR 2024): a neuron has all concepts that its examples show nearly as much as the best one.
+"""WWW (Ahn et al., CVPR 2024): a neuron gets all concepts whose weight is close to that of its best concept.
 
 Adaptive concept matching: a concept's weight is the sum over the neuron's examples of cos(example, "A photo of a word") minus
 cos(example, "A photo of a").
@@ -23,11 +23,11 @@ TEMPLATE = "A photo of a {}"
 def concept_weights(examples: Tensor, text: Tensor, template: Tensor | None = None) -> Tensor:
     """Weights of concepts for neurons: (U, E, D), (T, D), (D,) -> (U, T), double.
 
-    sum over the E examples of (cos(example, text) - cos(example, template)), which is one product with the sum of the unit
+    sum over the E examples of (cos(example, text) - cos(example, template)), computed as one product with the sum of the unit
     embeddings.
 
     Args:
-        examples: image embeddings of each neuron's examples, of any length.
+        examples: image embeddings of each neuron's examples; need not be normalized.
         text: embeddings of the concepts.
         template: embedding of the template without a concept; ``None``: not adaptive.
     """
@@ -36,7 +36,7 @@ def concept_weights(examples: Tensor, text: Tensor, template: Tensor | None = No
 
 
 def _weights(summed: Tensor, text: Tensor, template: Tensor | None) -> Tensor:
-    """Of sums of unit embeddings (U, D) and unit texts (T, D)."""
+    """Concept weights (U, T) from sums of unit embeddings (U, D) and unit text embeddings (T, D)."""
     found = summed.double() @ text.double().T
     if template is not None:
         found = found - summed.double() @ F.normalize(template.double(), dim=-1).unsqueeze(1)
@@ -44,11 +44,11 @@ def _weights(summed: Tensor, text: Tensor, template: Tensor | None) -> Tensor:
 
 
 def selected(weights: Tensor, alpha: float = 95.0) -> Tensor:
-    """Which concepts a neuron has: those above alpha percent of its largest weight, none where that is not positive.
+    """Mask (U, T) of each neuron's concepts: weights above alpha percent of its largest weight; none if that is not positive.
 
     Args:
-        weights: (U, T).
-        alpha: percent.
+        weights: concept weights (U, T).
+        alpha: threshold in percent.
     """
     return weights > weights.amax(dim=1, keepdim=True) * (alpha / 100)
 
@@ -63,14 +63,14 @@ def match(
     """Associate every neuron with its concepts.
 
     Args:
-        context: with probe and VLM.
-        alpha: percent of the largest weight above which a concept is taken.
-        num_examples: per neuron.
-        prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
-        adaptive: subtract what the template alone is worth.
+        context: must have a probe and a VLM.
+        alpha: threshold for a concept's weight, in percent of the neuron's largest weight.
+        num_examples: examples per neuron.
+        prompt: prompt template, with ``{}`` for the concept's word; ``None``: each concept's own prompt.
+        adaptive: subtract the similarity with the template without a concept.
 
     Raises:
-        CefamError: where the probe holds fewer examples per neuron, or alpha is no percentage.
+        CefamError: if the probe stores fewer examples per neuron, or ``alpha`` is not in (0, 100].
     """
     probe = probe_of(context, "WWW")
     if not 0 < alpha <= 100:
@@ -94,37 +94,37 @@ def match(
 
 
 def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
-    """Derivative of a class's output by the mean of each map of the last stage, moved as a whole: (B, C_L).
+    """Derivative of a class's output with respect to a uniform shift of each map of the last stage: (B, C_L).
 
     Args:
         classifier: the frozen classifier.
-        activated: images and its output.
+        activated: images and the classifier's output for them.
         target: the class of each image (B,); ``None``: the most probable one.
     """
     return class_score_gradient(classifier, activated.output, activated.images, target).sum(dim=(-2, -1))
 
 
 def neuron_contributions(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
-    """How much each neuron of the last stage adds to a class's output: z_k * d output / d z_k, (B, C_L).
+    """First-order contribution of each neuron of the last stage to a class's output: z_k * d output / d z_k, (B, C_L).
 
-    With a mean over the map and one linear layer behind it this is z_k W_ck, exactly, and the Shapley value against a zero
-    baseline. Elsewhere it is the first-order term. Arguments as of :func:`class_slopes`.
+    If the stage is followed by average pooling and one linear layer, this is exactly z_k W_ck, the Shapley value for a zero
+    baseline. Arguments as for :func:`class_slopes`.
     """
     return pool(activated.output.activations[-1].float()) * class_slopes(classifier, activated, target)
 
 
 class WWWRegions(NeuronRegions):
-    """Regions of the neurons that WWW associates with a concept; a concept of no neuron has no region.
+    """Regions of the neurons that WWW associates with a concept; concepts without a neuron have no region.
 
     Args:
-        context: with probe and VLM, unless ``associations`` are given.
-        alpha: percent of a neuron's largest weight above which a concept is taken.
+        context: must have a probe and a VLM, unless ``associations`` is given.
+        alpha: threshold for a concept's weight, in percent of the neuron's largest weight.
         num_examples: photographs per neuron.
-        prompt: the text of a concept, with ``{}`` for its word; ``None``: the concept's own prompt.
-        adaptive: subtract what the template alone is worth.
-        across: how weights of several stages are compared: "raw" (published), "zscore" or "rank".
-        stages: names of the stages whose neurons count; ``None``: all.
-        associations: a folder of associations that are known already.
+        prompt: prompt template, with ``{}`` for the concept's word; ``None``: each concept's own prompt.
+        adaptive: subtract the similarity with the template without a concept.
+        across: normalization of weights across stages: "raw" (published), "zscore" or "rank".
+        stages: names of the stages whose neurons are used; ``None``: all.
+        associations: folder of existing associations.
     """
 
     def __init__(

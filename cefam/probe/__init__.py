@@ -1,13 +1,12 @@
-"""The probe: one pass over a set of photographs, from which neurons are associated with any concepts later.
+"""The probe: statistics from one pass over photographs, used later to associate neurons with any concepts.
 
-What CLIP-Dissect and WWW need of the photographs is small: for every neuron (channel of a stage) the photographs that activate it
-most, the VLM's embeddings of those, and a few sums. ``BeyondRegions`` needs the correlation of all channels and their covariance with
-the embeddings, of a sample of the photographs. A folder of ``cefam probe`` holds
+CLIP-Dissect and WWW need, for every neuron (channel of a stage), the photographs that activate it most, their VLM embeddings,
+and a few sums. ``BeyondRegions`` needs the correlation of all channels and their covariance with the embeddings, on a sample of
+the photographs. A folder of ``cefam probe`` holds
 
-* ``probe.safetensors``: of a size that does not grow with the number of photographs, but for the embeddings of those that some
-  neuron chose;
-* ``manifest.json``: what it was computed with;
-* until it is finished, or where everything is kept, ``probe-NNNNNNNN.safetensors``: at most 64 parts (first photograph).
+* ``probe.safetensors``: the statistics; only the embeddings of the selected photographs grow with the number of photographs;
+* ``manifest.json``: the towers, photographs and options of the pass;
+* ``probe-NNNNNNNN.safetensors`` (index of the first photograph): at most 64 parts, deleted at the end without ``keep_pooled``.
 """
 
 from cefam.probe.stored import Pooling, Probe, ProbeManifest

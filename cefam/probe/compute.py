@@ -1,4 +1,4 @@
-"""The pass of ``cefam probe``: units of photographs, what is known of each, and how it is merged."""
+"""The pass of ``cefam probe``: compute statistics per unit of photographs, and merge them."""
 
 import hashlib
 import json
@@ -27,13 +27,13 @@ from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 
-PARTS = 64  # a part holds lists and sums of every neuron, however many photographs it is of: 22 MB for ResNet-50
+PARTS = 64  # each part holds lists and sums of all neurons, for any number of photographs: 22 MB for ResNet-50
 
 
 def pooled(output: ClassifierOutput, pooling: Pooling) -> list[Tensor]:
-    """What counts as the activation of a neuron, one (B, C_l) per stage.
+    """Scalar activations of the neurons, (B, C_l) per stage.
 
-    "published": the mean of the map, and the class token where a stage has one (CLIP-Dissect's rule); "mean" and "max": of the map.
+    "published": the class token if the stage has one, else the mean of the map (as in CLIP-Dissect); "mean", "max": of the map.
     """
     found = []
     for activation, context in zip(output.activations, output.context, strict=True):
@@ -47,12 +47,12 @@ def pooled(output: ClassifierOutput, pooling: Pooling) -> list[Tensor]:
 
 
 def top_of(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest values of every column, descending, the first among equal ones first.
+    """The largest values of every column, descending, and their rows; ties keep their order.
 
     Args:
         values: (n, C).
-        rows: what each row is called (n, C), ascending among equal values.
-        count: at most so many.
+        rows: row numbers (n, C), ascending among equal values.
+        count: maximum number per column.
     """
     order = values.argsort(dim=0, descending=True, stable=True)[:count]
     return values.gather(0, order), rows.gather(0, order)
@@ -62,7 +62,7 @@ Sums = dict[str, Tensor]
 
 
 def _added(found: Sums, more: Sums, top: int) -> Sums:
-    """What is known of some photographs and later ones: sums are added, lists merged, rows appended."""
+    """Merge the statistics of later photographs: sums are added, lists merged, rows appended."""
     if not found:
         return more
     joined = {}
@@ -81,7 +81,7 @@ def _added(found: Sums, more: Sums, top: int) -> Sums:
 
 @dataclass(frozen=True)
 class _Work:
-    """How photographs become what is known of the neurons."""
+    """Computes the statistics of groups of photographs."""
 
     classifier: FrozenClassifier
     vlm: VisionLanguageModel
@@ -90,7 +90,7 @@ class _Work:
     device: torch.device
 
     def write(self, parts: Sequence[Group], first: int, path: Path) -> dict[str, Any]:
-        """Run both towers over some groups of photographs and write what is known of them."""
+        """Run both towers over groups of photographs and write their statistics."""
         found: Sums = {}
         start = first
         for group in parts:
@@ -143,28 +143,28 @@ def compute_probe(
     num_workers: int = 0,
     device: str = "auto",
 ) -> ProbeManifest:
-    """Find the photographs that activate every neuron most, in one pass over a probe set.
+    """Find the photographs that activate each neuron most, in one pass over a probe set.
 
-    A stopped run is taken up where it stopped. Under ``torchrun`` the processes share the photographs; the result is the same.
+    An interrupted run is resumed. Under ``torchrun``, the processes share the photographs; the result is the same.
 
     Args:
-        classifier: the frozen classifier, with the stages whose neurons count.
+        classifier: the frozen classifier, with the stages to probe.
         vlm: the vision-language model.
         images: a folder of images, or of shards.
-        folder: where the probe goes.
+        folder: output folder.
         top: K, photographs per neuron (100: CLIP-Dissect; WWW takes the first 40 of them).
-        pooling: "published" (the mean of a map, a transformer's class token), "mean" or "max" of the map.
-        keep_pooled: keep the pooled activations of all photographs, which the similarities "rank_reorder" and
-            "cos_similarity_cubed" need; their size is printed first.
+        pooling: "published" (mean of the map, or class token of a transformer), "mean" or "max" of the map.
+        keep_pooled: keep the pooled activations of all photographs, required by the similarities "rank_reorder" and
+            "cos_similarity_cubed"; their size is printed at the start.
         size: side of a view.
         resize: short side before the central crop.
         batch_size: views per forward pass.
-        num_workers: processes that decode photographs.
+        num_workers: decoding processes.
         device: "auto", "cpu", "cuda" ...
 
     Raises:
-        CefamError: where the probe set is smaller than ``top``.
-        ExistsError: where the folder holds another probe.
+        CefamError: if the probe set is smaller than ``top``.
+        ExistsError: if the folder holds another probe.
     """
     if pooling not in get_args(Pooling):
         raise CefamError(f"pooling must be {', '.join(map(repr, get_args(Pooling)))}, got {pooling!r}.")
@@ -210,7 +210,7 @@ def compute_probe(
 
 
 def _parts(found: Sequence[Group], least: int) -> Iterator[tuple[int, str, int, list[Group]]]:
-    """Consecutive groups joined to at least so many photographs: number of the first, digest, count, groups."""
+    """Join consecutive groups to parts of at least ``least`` photographs: index of the first, digest, count, groups."""
     first, parts = 0, list[Group]()
     for position, group in enumerate(found, start=1):
         parts.append(group)
@@ -221,13 +221,13 @@ def _parts(found: Sequence[Group], least: int) -> Iterator[tuple[int, str, int, 
 
 
 def _run(about: ProbeManifest) -> dict[str, Any]:
-    """What makes a probe another one."""
+    """Manifest fields that identify a probe."""
     stored: dict[str, Any] = json.loads(json.dumps(asdict(about), default=str))
     return {name: value for name, value in stored.items() if name not in ("num_photographs", "files")}
 
 
 def merged(folder: Path, about: ProbeManifest) -> Sums:
-    """Merge the parts: in memory are the lists of the neurons, the sums, one part, and the embeddings that some neuron chose."""
+    """Merge the parts; only lists, sums, the selected embeddings and one part at a time are held in memory."""
     found: Sums = {}
     for entry in about.files:
         part = load_tensors(folder / entry["file"])

@@ -1,16 +1,16 @@
-"""What a probe knows of how the VLM's embedding depends on the classifier's activations, linearly."""
+"""Statistics for the linear regression of the VLM's embedding on the classifier's activations."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-SAMPLE = 16_384  # photographs that it is known from: evenly spaced where there are more
-CONSTANT = 1e-6  # spread of a channel, in its own size, below which it is constant but for rounding
+SAMPLE = 16_384  # maximum number of photographs in the sample, evenly spaced
+CONSTANT = 1e-6  # ratio of standard deviation to root mean square below which a channel counts as constant
 
 
 def sampled(first: int, count: int, total: int) -> Tensor:
-    """Which of the photographs ``first`` to ``first + count`` of ``total`` are in the sample."""
+    """Boolean mask (count,) of the photographs from ``first`` on that are in the sample."""
     return torch.arange(first, first + count) % -(-total // SAMPLE) == 0
 
 
@@ -18,9 +18,9 @@ def moments(activations: Tensor, embedding: Tensor, channels: Sequence[int]) -> 
     """Scale, correlation and covariance; see :class:`cefam.probe.Probe`.
 
     Args:
-        activations: z of all stages, side by side (n, C).
+        activations: z of all stages, concatenated (n, C).
         embedding: unit embeddings (n, D).
-        channels: of the stages.
+        channels: number of channels per stage.
     """
     z, e = activations.to(torch.double, copy=True), embedding.double()
     size = torch.linalg.vector_norm(z, dim=0) / len(z) ** 0.5

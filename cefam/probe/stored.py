@@ -1,4 +1,4 @@
-"""A finished probe as it is stored, and how it is read."""
+"""Storage format of a finished probe."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ OF_ALL = ("embedding", "gram", "scale", "correlation", "covariance")
 
 @dataclass
 class ProbeManifest:
-    """What a probe holds and what it was computed with: classifier, VLM and photographs are known by their content."""
+    """Contents and options of a probe; classifier, VLM and photographs are identified by content."""
 
     classifier: dict[str, Any]
     vlm: dict[str, Any]
@@ -35,11 +35,11 @@ class ProbeManifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read a folder's.
+        """Read the manifest of a folder.
 
         Raises:
-            MissingError: where it holds no finished probe.
-            CefamError: where it is something else, or of another version.
+            MissingError: if the folder holds no finished probe.
+            CefamError: if it has another format or version.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
@@ -49,16 +49,16 @@ class ProbeManifest:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a probe set says of every neuron; C_l neurons of stage l, N photographs, D dimensions.
+    """Statistics of every neuron on a probe set; C_l neurons of stage l, N photographs, D dimensions.
 
-    ``value``: per stage the K largest pooled activations (K, C_l), descending, the earlier photograph first among equal ones;
-    ``photograph``: which they are, as rows of ``embedding``; ``embedding`` (S, D): unit embeddings of the S photographs that some
-    neuron chose; ``cross``: per stage sum_i a_ik e_i (C_l, D); ``square``: per stage sum_i a_ik^2 (C_l,); ``gram``: sum_i e_i e_i^T
-    (D, D); ``mean``: per stage the mean of z, the pooled maps (C_l,). The sums are doubles.
+    ``value``: per stage the K largest pooled activations (K, C_l), descending, ties in the order of the photographs;
+    ``photograph``: their photographs, as rows of ``embedding``; ``embedding`` (S, D): unit embeddings of the S photographs
+    selected by at least one neuron; ``cross``: per stage sum_i a_ik e_i (C_l, D); ``square``: per stage sum_i a_ik^2 (C_l,);
+    ``gram``: sum_i e_i e_i^T (D, D); ``mean``: per stage the mean of z, the pooled maps (C_l,). The sums are doubles.
 
-    Of z of all stages side by side, C numbers, and of a sample of the photographs: ``scale`` (C,), each channel's standard deviation times
-    the root of C_l L / C, so that each of the L stages counts the same; ``correlation`` (C, C) of z / scale; ``covariance`` (C, D) of
-    z / scale with the unit embeddings.
+    For z of all stages, concatenated to C channels, on a sample of the photographs: ``scale`` (C,), each channel's standard
+    deviation times sqrt(C_l L / C), so that all L stages have the same weight; ``correlation`` (C, C) of z / scale;
+    ``covariance`` (C, D) of z / scale with the unit embeddings.
     """
 
     manifest: ProbeManifest
@@ -79,8 +79,8 @@ class Probe:
         """Read a finished probe.
 
         Raises:
-            MissingError: where it is unfinished.
-            CefamError: where a file is damaged.
+            MissingError: if it is unfinished.
+            CefamError: if a file is damaged.
         """
         manifest = ProbeManifest.read(folder)
         merged = load_tensors(Path(folder) / MERGED)
@@ -93,14 +93,14 @@ class Probe:
             raise CefamError(f"{Path(folder) / MERGED} lacks {error}: run `cefam probe` again.") from error
 
     def identity(self) -> Any:
-        """What it holds, by content; see :mod:`cefam.io.identity`."""
+        """Contents of the probe as a key; see :mod:`cefam.io.identity`."""
         return [asdict(self.manifest), {name: getattr(self, name) for name in (*BY_STAGE, *OF_ALL)}]
 
     def everything(self, stage: int) -> tuple[Tensor, Tensor]:
         """Unit embeddings (N, D) and pooled activations (N, C_l) of all photographs, read from the files of the pass.
 
         Raises:
-            CefamError: where they were not kept.
+            CefamError: if they were not kept.
         """
         if not self.manifest.kept:
             raise CefamError(
@@ -112,14 +112,14 @@ class Probe:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A file of the probe.
+    """Load a file of the probe.
 
     Raises:
-        CefamError: where it is damaged.
+        CefamError: if it is damaged.
     """
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except Exception as error:  # safetensors has errors of its own for a truncated file
+    except Exception as error:  # safetensors raises its own exceptions for a truncated file
         raise CefamError(f"{path} cannot be read ({error}): remove it and run `cefam probe` again.") from error

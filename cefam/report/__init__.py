@@ -1,1 +1,1 @@
-"""Reports: tables from records, figures from measured candidates. They need no network."""
+"""Reports: tables from records and figures from measured candidates. No neural network is run."""

@@ -1,6 +1,6 @@
-"""How sure a difference between two rows of a table is: a paired bootstrap over images.
+"""Confidence intervals of differences between table rows: a paired bootstrap over images.
 
-The pairs of one image are not independent, so whole images are drawn; both methods are averaged over the same draw.
+The pairs of one image are not independent, so whole images are resampled; both methods use the same resample.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from cefam.report.sums import Sums
 
 
 class Difference(NamedTuple):
-    """``value``: average of ``method`` minus that of ``other``, as in the table; ``low``, ``high``: its 95 % interval."""
+    """Average of ``method`` minus average of ``other``: ``value``, and its 95 % interval from ``low`` to ``high``."""
 
     protocol: str
     method: str
@@ -28,16 +28,16 @@ class Difference(NamedTuple):
 
 
 def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[str] = ()) -> list[Difference]:
-    """The first method against every other one on the same images, per protocol, in the unweighted mean over categories.
+    """Compare the first method with every other one on the same images, per protocol, by the unweighted category mean.
 
     Args:
-        sums: of the records, with the metric that is compared by image.
-        repeats: draws.
-        seed: of the draws.
-        order: of the methods; those that are not named follow as they occur.
+        sums: sums of the records, including the per-image sums of the compared metric.
+        repeats: number of bootstrap resamples.
+        seed: random seed.
+        order: order of the methods; methods not listed follow in order of occurrence.
 
     Returns:
-        Nothing where there are fewer than two images.
+        The differences; empty if there are fewer than two images.
     """
     total = len(sums.images)
     known = np.zeros(total, bool)
@@ -64,7 +64,7 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
         first, *others = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
         for other in others:
             if not np.array_equal(_seen(sums, protocol, first), _seen(sums, protocol, other)):
-                continue  # nothing would be paired
+                continue  # not measured on the same images
             difference = averages[protocol, first] - averages[protocol, other]
             low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
             found.append(Difference(protocol, first, other, float(difference[0]), float(low), float(high)))
@@ -72,18 +72,20 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
 
 
 def _seen(sums: Sums, protocol: str, method: str) -> np.ndarray:
-    """Numbers of the images that a method was measured on."""
+    """Indices of the images on which a method was measured."""
     numbers: np.ndarray = sums.seen[protocol, method].nonzero()[0]
     return numbers
 
 
 def _draw(random: np.random.Generator, count: int) -> np.ndarray:
-    """How often every image is drawn."""
-    return np.bincount(random.integers(count, size=count), minlength=count).astype(np.uint8)  # Broden: 63 MB together
+    """How often each image occurs in one bootstrap resample."""
+    return np.bincount(random.integers(count, size=count), minlength=count).astype(
+        np.uint8
+    )  # 63 MB for all draws on Broden
 
 
 def _averages(draws: list[np.ndarray], total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Mean over categories of the means over the drawn images, per draw; a category that a draw misses is left out."""
+    """Per draw, the mean over categories of the means over the drawn images; categories without images are skipped."""
     sums, counts = (torch.from_numpy(np.stack([drawn @ of for drawn in draws])) for of in (total, count))
     averages: np.ndarray = category_means(sums, counts)[1].numpy()
     return averages

@@ -1,4 +1,4 @@
-"""Examples: a few pairs with the candidates that were measured on them, for every method; stored with the records."""
+"""Examples: a few pairs with the measured candidates of every method, stored with the records."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from cefam.pairs import RegionBatch
 
 @dataclass(frozen=True)
 class Candidate:
-    """One measured map (h, w), what is written below it, and the protocols that chose it ("top1", "oracle")."""
+    """One measured map (h, w), its caption, and the protocols that selected it ("top1", "oracle")."""
 
     map: np.ndarray
     caption: str
@@ -36,7 +36,7 @@ class Example:
 
 
 def to_image(view: Any) -> np.ndarray:
-    """A view (3, H, W), uint8 or floats in [0, 1], as an image (H, W, 3), uint8."""
+    """Convert a view (3, H, W), uint8 or floats in [0, 1], to an image (H, W, 3), uint8."""
     scaled = (view.float() * 255).round().clamp(0, 255).byte() if view.is_floating_point() else view
     image: np.ndarray = scaled.permute(1, 2, 0).cpu().numpy()
     return image
@@ -45,14 +45,14 @@ def to_image(view: Any) -> np.ndarray:
 def of_pairs(
     batch: RegionBatch, measured: PairValues, rows: Sequence[int], concepts: ConceptSet, stages: Sequence[str]
 ) -> list[Example]:
-    """The pairs of a batch whose candidates were kept.
+    """Create examples from the pairs of a batch whose candidates were kept.
 
     Args:
         batch: photographs with masks.
-        measured: with the candidates of ``rows`` kept.
-        rows: of the pairs.
+        measured: results of the batch, with the candidates of ``rows``.
+        rows: indices of the pairs.
         concepts: the concept set.
-        stages: their names.
+        stages: stage names.
     """
     found, kept = measured.found, []
     for place, row in enumerate(rows):
@@ -80,7 +80,7 @@ def _caption(stage: int, nra: float, stages: Sequence[str]) -> str:
 
 
 def to_arrays(kept: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Examples as arrays by name; maps in half precision."""
+    """Convert examples to named arrays; maps in half precision."""
     arrays: dict[str, np.ndarray] = {}
     about = []
     for number, example in enumerate(kept):
@@ -93,7 +93,7 @@ def to_arrays(kept: Sequence[Example]) -> dict[str, np.ndarray]:
             for candidate in candidates:
                 name = f"map{len(arrays)}"
                 largest = float(np.abs(candidate.map).max(initial=0)) or 1.0
-                arrays[name] = (candidate.map / largest).astype(np.float16)  # its scale is its own, whatever its units
+                arrays[name] = (candidate.map / largest).astype(np.float16)  # each map is normalized by its own maximum
                 listed[method].append([name, candidate.caption, list(candidate.chosen)])
         about.append({"title": example.title, "candidates": listed})
     arrays["about"] = np.array(json.dumps(about))
@@ -104,8 +104,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Example]:
     """The inverse of :func:`to_arrays`.
 
     Raises:
-        KeyError: where an array is missing.
-        ValueError: where what they are is not readable.
+        KeyError: if an array is missing.
+        ValueError: if the description cannot be parsed.
     """
     return [
         Example(
@@ -132,7 +132,7 @@ def load(path: Path) -> list[Example]:
     """The inverse of :func:`save`.
 
     Raises:
-        CefamError: where the file cannot be read.
+        CefamError: if the file cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""Pictures: contact sheets of the candidates that were measured, with photograph and mask."""
+"""Contact sheets: measured candidates with photograph and mask."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from PIL import Image
 from cefam.io.files import replacing
 from cefam.report.examples import Candidate, Example
 
-COLORMAP = "viridis"  # perceptually even, unlike jet
+COLORMAP = "viridis"  # perceptually uniform, unlike jet
 BLOCKS_ACROSS = 4
 FRAMES = {"top1": "tab:red", "oracle": "tab:orange"}
 
 
 def contact_sheet(examples: Sequence[Example]) -> Figure:
-    """A block per example: photograph and mask, then a row per method with the candidates that were measured.
+    """Draw one block per example: photograph and mask, then one row of measured candidates per method.
 
-    The method's own first choice is framed in red; where the ground truth chose another one, that one in orange. Every map has
-    a scale of its own, from its lowest (0 where it is not negative) to its largest value: maps have different units.
+    The method's first choice has a red frame; if the oracle selects another candidate, that one has an orange frame. Every
+    map is scaled separately, from its minimum (0 if it is not negative) to its maximum, because units differ.
     """
     methods = list(dict.fromkeys(method for example in examples for method in example.candidates))
     width = max((len(each) for example in examples for each in example.candidates.values()), default=1)
@@ -51,7 +51,7 @@ def contact_sheet(examples: Sequence[Example]) -> Figure:
 
 
 def _photograph(row: Any, example: Example) -> None:
-    """Photograph and, where there is one, mask."""
+    """Draw the photograph and the mask, if any."""
     row[0].imshow(example.image)
     if example.mask is not None:
         row[1].imshow(example.image)

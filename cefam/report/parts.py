@@ -1,4 +1,4 @@
-"""The parts of an evaluation that is not finished: a file per batch, complete or not there, so that a stopped one can go on."""
+"""Intermediate results of an evaluation: one file per batch, written atomically, so that a stopped evaluation can resume."""
 
 import csv
 import io
@@ -49,11 +49,11 @@ class Parts:
         """Write the part of a batch.
 
         Args:
-            path: of the file.
-            rows: its records.
-            outside: how many of its pairs have a label that is not in the concept set.
-            presence: scores of its photographs, by name.
-            kept: its examples.
+            path: output file.
+            rows: records of the batch.
+            outside: number of pairs whose label is not in the concept set.
+            presence: presence scores of the photographs, by name.
+            kept: examples of the batch.
         """
         text = io.StringIO()
         csv.writer(text).writerows(rows)
@@ -67,7 +67,7 @@ class Parts:
             np.savez(file, **arrays)
 
     def _read(self, wanted: str) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of every batch whose names begin with ``wanted``; nothing else is read."""
+        """Yield, for every batch, the arrays whose names begin with ``wanted``; other arrays are not read."""
         for path in self.paths():
             try:
                 with np.load(path, allow_pickle=False) as arrays:
@@ -76,7 +76,7 @@ class Parts:
                     stored[RECORDS].tobytes().decode()
                 elif wanted == OUTSIDE:
                     int(stored[OUTSIDE])
-            except Exception as error:  # zip and NumPy have many for a broken file
+            except Exception as error:  # zipfile and NumPy raise many types for a broken file
                 raise CefamError(
                     f"{path} cannot be read ({error}): remove it, and run `cefam evaluate` again."
                 ) from error
@@ -88,15 +88,15 @@ class Parts:
             yield from csv.reader(io.StringIO(stored[RECORDS].tobytes().decode(), newline=""))
 
     def outside(self) -> int:
-        """How many pairs were left out."""
+        """Number of pairs whose label is not in the concept set."""
         return sum(int(stored[OUTSIDE]) for stored in self._read(OUTSIDE))
 
     def presence(self) -> list[dict[str, np.ndarray]]:
-        """Scores of photographs, batch by batch."""
+        """Presence scores of the photographs, batch by batch."""
         return list(self._read(PRESENCE))
 
     def examples(self, count: int) -> list[Example]:
-        """The first examples."""
+        """The first ``count`` examples."""
         found: list[Example] = []
         for arrays in self._read(EXAMPLE):
             found += examples.from_arrays(arrays) if arrays else []

@@ -1,7 +1,6 @@
-"""Figures for print: IoU curves (Fig. 4), winning stages (Fig. A1), Hit Rate over epochs (Fig. A2), methods side by side (Fig. 2).
+"""Figures for print: IoU curves (Fig. 4), winning stages (Fig. A1), Hit Rate over epochs (Fig. A2), methods (Fig. 2).
 
-Readable in grey: lines differ by their dashes and marks, bars by their hatches; colors are those of Okabe and Ito, which the color-blind
-tell apart.
+Legible in grayscale: lines differ in dashes and markers, bars in hatching. Colors: the color-blind-safe Okabe-Ito palette.
 """
 
 import csv
@@ -28,7 +27,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "+++")
 SMALL = {"font.size": 7}
-LINE = 0.055  # height of a name, of the axes'
+LINE = 0.055  # minimum distance of labels, as a share of the axes' height
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -40,10 +39,10 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def iou_thresholds(example: Example, methods: Sequence[str]) -> Figure:
-    """IoU of the first n percent of the pixels, of each method's first choice, beside the ideal and the random curve (Fig. 4).
+    """Plot the IoU of the top n percent of pixels of each method's first choice, the ideal and the random curve (Fig. 4).
 
     Raises:
-        CefamError: where the example has no mask.
+        CefamError: if the example has no mask, or no method has a region for it.
     """
     if example.mask is None:
         raise CefamError(f"{example.title} has no mask: there is no IoU.")
@@ -74,16 +73,16 @@ def iou_thresholds(example: Example, methods: Sequence[str]) -> Figure:
 def winning_stages(
     records: Iterable[dict[str, Any]], method: str, stages: Sequence[str] = (), categories: Sequence[str] = ()
 ) -> Figure:
-    """Share of the pairs whose best candidate (oracle) comes from each stage, per category (Fig. A1).
+    """Plot the share of pairs whose best candidate (oracle) comes from each stage, per category (Fig. A1).
 
     Args:
         records: see :func:`cefam.report.records.read`.
-        method: whose.
-        stages: their names.
-        categories: in the order of the bars; others follow.
+        method: name of the method.
+        stages: stage names.
+        categories: categories in the order of the bars; others follow.
 
     Raises:
-        CefamError: where the method chose no stage.
+        CefamError: if the records contain no stage of the method.
     """
     counts: dict[str, dict[int, int]] = {}
     for record in records:
@@ -119,15 +118,15 @@ def winning_stages(
 
 
 def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "oracle") -> Figure:
-    """The Hit Rate of validations over the epochs of a training, with other methods' as lines across (Fig. A2).
+    """Plot the validation Hit Rate over training epochs, with other methods as horizontal lines (Fig. A2).
 
     Args:
-        log: ``metrics.csv`` of a training with ``data.init_args.regions``.
-        references: Hit Rates by name.
+        log: ``metrics.csv`` of a training run with ``data.init_args.regions``.
+        references: Hit Rates of other methods, by name.
         protocol: "top1" or "oracle".
 
     Raises:
-        CefamError: where the log has no Hit Rates.
+        CefamError: if the log has no Hit Rates.
     """
     column = f"regions/{protocol}/hit/mean"
     with log.open(newline="", encoding="utf-8") as lines:
@@ -141,7 +140,7 @@ def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "or
     axes.plot(epochs, values, color=COLORS[0], marker="o", markersize=2.5, lw=1.2, label="CE-FAM")
     top, place = 1.05 * max([*values, *references.values()]) or 1, -1.0
     for index, (name, value) in enumerate(sorted(references.items(), key=lambda item: item[1]), start=1):
-        place = max(value / top, place + LINE)  # names stand apart where values do not
+        place = max(value / top, place + LINE)  # keep labels from overlapping
         axes.axhline(value, color=COLORS[index % 7], linestyle=DASHES[index % 7], lw=1)
         axes.text(1.02, place, name, fontsize=6, va="center", color=COLORS[index % 7], transform=axes.transAxes)
     axes.set_xlabel("epoch", fontsize=7)
@@ -151,7 +150,7 @@ def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "or
 
 
 def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
-    """A row per concept: photograph, mask, and the first choice of every method (Fig. 2)."""
+    """Draw one row per example: photograph, mask, and the first choice of every method (Fig. 2)."""
     columns = len(methods) + 2
     each = PAGE / columns
     figure = Figure(figsize=(PAGE, (each + 0.16) * len(examples) + 0.25), layout="constrained")
@@ -185,7 +184,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as .png (300 dpi), .pdf or .svg.
 
     Raises:
-        CefamError: for another ending.
+        CefamError: for any other file extension.
     """
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "pdf", "svg"):

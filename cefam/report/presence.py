@@ -1,7 +1,7 @@
-"""Presence: is the concept there at all? Scores of photographs with it against photographs without it, apart from where it is.
+"""Presence: how well a method's scores separate photographs that show a concept from those that do not.
 
-The area under the ROC curve of a concept is the chance that a photograph that shows it has a higher score than one that does not.
-Photographs without masks of the concept's category are left out: there it is not known whether they show it.
+The area under a concept's ROC curve (AUC) is the probability that a photograph showing it has a higher score than one that
+does not. Photographs without masks of the concept's category are excluded, because its presence is unknown.
 """
 
 import csv
@@ -23,12 +23,12 @@ COLUMNS = ("method", "label", "word", "category", "auc", "with", "without")
 
 
 def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
-    """Area under the ROC curve of every concept, equal scores counted half: (T,), double, NaN where it is undefined.
+    """Area under the ROC curve of every concept (T,), double; ties count one half, NaN where undefined.
 
     Args:
-        score: (N, T); NaN where a method cannot express the concept.
+        score: scores (N, T); NaN if a method cannot express the concept.
         present: whether photograph n shows concept t (N, T).
-        known: whether that is known (N, T).
+        known: whether ``present`` is known (N, T).
     """
     found = []
     for values, shown, sure in zip(score.T, present.T, known.T, strict=True):
@@ -36,7 +36,7 @@ def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
         if bool(values.isnan().any()) or shown.unique().numel() < 2:
             found.append(math.nan)
             continue
-        # Between 0 and 1, or torchmetrics would take sigmoids, whose rounding makes ties.
+        # Scale to [0, 1]; otherwise torchmetrics applies a sigmoid, whose rounding creates ties.
         low, high = values.aminmax()
         scaled = (values - low) / (high - low).clamp_min(1e-300)
         found.append(float(binary_auroc(scaled, shown, validate_args=False)))
@@ -44,7 +44,7 @@ def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
 
 
 def to_csv(scores: Mapping[str, Tensor], present: Tensor, known: Tensor, concepts: ConceptSet) -> str:
-    """The areas of every method and concept that some photograph shows and another does not."""
+    """AUCs as CSV, for every method and every concept with both positive and negative photographs."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
@@ -61,7 +61,7 @@ def to_csv(scores: Mapping[str, Tensor], present: Tensor, known: Tensor, concept
 
 
 def to_text(path: Path, categories: Sequence[str]) -> str:
-    """Means over the concepts of each category, and their mean; a concept that a method cannot express counts as chance, 0.5."""
+    """Format the mean AUC of each category and the mean over categories; inexpressible concepts count as 0.5 (chance)."""
     rows: dict[str, dict[str, list[float]]] = {}
     for _, row in read_csv(path, COLUMNS)[1]:
         rows.setdefault(row["method"], {}).setdefault(row["category"], []).append(float(row["auc"] or 0.5))

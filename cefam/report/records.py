@@ -17,7 +17,7 @@ from cefam.errors import CefamError
 from cefam.evaluation.evaluator import PairValues
 from cefam.metrics.table import AREAS, METRICS, SECONDARY
 
-# Maps come in single precision: more digits than these depend on the order in which a processor adds.
+# Maps are in single precision: further digits depend on the order of summation.
 DIGITS = 9
 
 
@@ -27,7 +27,7 @@ PAIR = ("image", "mask", "label")
 
 
 def values(secondary: Sequence[str] = ()) -> tuple[str, ...]:
-    """The columns that hold numbers: the metrics, and the areas that they come from."""
+    """Numeric columns: the metrics and the areas from which they are computed."""
     return (*METRICS, *secondary, *AREAS)
 
 
@@ -43,7 +43,7 @@ def rows_of(
     concepts: ConceptSet,
     secondary: Sequence[str] = (),
 ) -> Iterator[list[Any]]:
-    """The records of one batch, in the order of :func:`columns`; a category that is not measured is ''."""
+    """Yield the records of one batch, with columns as in :func:`columns`; a category that is not measured is ''."""
     found = measured.found
     images, places, labels = found.pairs.image.tolist(), found.place.tolist(), found.label.tolist()
     category = found.category.tolist()
@@ -60,9 +60,9 @@ def rows_of(
 
 
 def merge(lines: Iterator[list[str]], path: Path, secondary: Sequence[str] = (), run_length: int = 500_000) -> None:
-    """Write records into one sorted file, the same for any number of processes.
+    """Write records to one file, sorted by image, mask and label, so that it does not depend on the number of processes.
 
-    By image, mask and label; the methods of a pair keep their order. Sorted in runs on disk, since Broden has 11 million
+    The sort is stable: the methods of a pair keep their order. It is an external merge sort, since Broden has 11 million
     lines.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, ExitStack() as stack:
@@ -83,12 +83,12 @@ def _place(row: Any) -> tuple[str, int, int]:
 
 
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records as dicts, one by one; :func:`values` as floats, NaN where undefined, and ``expressible`` as a bool.
+    """Yield records as dicts: :func:`values` as floats, NaN where undefined, and ``expressible`` as a bool.
 
-    :func:`blocks` reads many of them faster.
+    :func:`blocks` is faster for large files.
 
     Raises:
-        CefamError: where the file lacks a column, or holds something else.
+        CefamError: if a column is missing or a value cannot be parsed.
     """
     with Path(path).open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
@@ -103,14 +103,14 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Block:
-    """Some records by column: ``text`` as lists, ``numbers`` (:func:`values`) and ``expressible`` as arrays."""
+    """A block of records by column: ``text`` as lists, ``numbers`` (:func:`values`) and ``expressible`` as arrays."""
 
     text: dict[str, list[str]]
     numbers: dict[str, np.ndarray]
     expressible: np.ndarray
 
     def pairs(self) -> np.ndarray:
-        """A number for each record's pair, the same within a process."""
+        """A hash of each record's pair, consistent within a process."""
         return np.fromiter(
             map(hash, zip(*(self.text[name] for name in PAIR), strict=True)), np.int64, len(self.expressible)
         )
@@ -124,15 +124,15 @@ class Block:
 
 
 def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int = 5_000) -> Iterator[Block]:
-    """Records by column, some at a time, as fast as they can be parsed.
+    """Yield records in blocks, by column.
 
     Args:
         path: the file.
-        methods: new names of methods.
-        size: records of a block.
+        methods: new method names, by old name.
+        size: records per block.
 
     Raises:
-        CefamError: where the file lacks a column, or holds something else, with the line.
+        CefamError: if a column is missing or a line cannot be parsed.
     """
     renamed = methods or {}
     with Path(path).open(newline="", encoding="utf-8") as lines:
@@ -155,7 +155,7 @@ def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int
 
 
 def blocks_of(found: Sequence[dict[str, Any]]) -> Iterator[Block]:
-    """Records that :func:`read` gave, by column."""
+    """Convert records from :func:`read` to a block."""
     if found:
         numbers = {name: np.array([row[name] for row in found]) for name in values(list(SECONDARY)) if name in found[0]}
         text = {name: [str(row.get(name, "")) for row in found] for name in BEFORE}
@@ -175,10 +175,10 @@ def _floats(column: list[str], path: str | Path, first: int) -> np.ndarray:
 
 
 def _numeric(header: Sequence[str], path: str | Path) -> tuple[str, ...]:
-    """The columns of numbers among those of a file.
+    """Numeric columns of a file.
 
     Raises:
-        CefamError: where it lacks one.
+        CefamError: if a required column is missing.
     """
     missing = sorted(set(columns()) - set(header))
     if missing:
@@ -187,5 +187,5 @@ def _numeric(header: Sequence[str], path: str | Path) -> tuple[str, ...]:
 
 
 def inexpressible_pairs(found: Iterable[Block]) -> set[int]:
-    """Pairs, as numbers, that some method cannot express."""
+    """Hashes of the pairs that at least one method cannot express."""
     return {int(pair) for block in found for pair in block.where(~block.expressible).pairs()}

@@ -1,8 +1,8 @@
-"""Results: a folder of records -> tables and figures. No network, no classifier: they can be made again at any time.
+"""Results: tables and figures from a folder of records. No neural network is needed to regenerate them.
 
-A folder of ``cefam evaluate`` holds ``records.csv`` and ``run.json`` (what was measured), and what is made of them:
-``table.txt``, ``table.md``, ``table.csv``, ``differences.csv``. ``examples.npz`` holds the measured candidates of a few pairs,
-and ``contact_sheet.png`` shows them.
+A folder of ``cefam evaluate`` holds ``records.csv`` and ``run.json`` (metadata), and the files derived from them:
+``table.txt``, ``table.md``, ``table.csv``, ``differences.csv``. ``examples.npz`` holds the measured candidates of a few
+pairs, and ``contact_sheet.png`` shows them.
 """
 
 import json
@@ -29,7 +29,7 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured: methods and categories in the order of the tables, and what a reader must know."""
+    """Metadata of an evaluation: methods and categories in the order of the tables, settings, and notes for the reader."""
 
     methods: list[str]
     categories: list[str]
@@ -42,11 +42,11 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read a folder's.
+        """Read the metadata of a results folder.
 
         Raises:
-            MissingError: where it holds no results.
-            CefamError: where they are of another version.
+            MissingError: if the folder holds no results.
+            CefamError: if the format version differs.
         """
         path = Path(folder) / RUN
         for name in (RUN, RECORDS):
@@ -62,10 +62,10 @@ def clear(folder: Path) -> None:
 
 
 def table_of(run: Run, path: Path, columns: Sequence[str] = ()) -> Table:
-    """The table of a file of records.
+    """Compute the table of a records file.
 
     Raises:
-        CefamError: where no pair was measured.
+        CefamError: if no pair was measured.
     """
     table = _tabled(lambda: records.blocks(path), run.categories, run.num_candidates, run.notes, run.methods, columns)
     if not table.rows:
@@ -81,7 +81,7 @@ def _tabled(
     methods: Sequence[str],
     columns: Sequence[str],
 ) -> Table:
-    """A table of records that are read twice: they may be millions."""
+    """Compute a table in two passes over the records, without holding them in memory."""
     sums = Sums.of(read(), records.inexpressible_pairs(read()))
     return tables.summarize(
         sums, categories, num_candidates, notes, bootstrap.differences(sums, order=methods), columns
@@ -89,7 +89,7 @@ def _tabled(
 
 
 def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
-    """Write everything that belongs to the records."""
+    """Write the metadata, the tables, the examples and the contact sheet."""
     write_text(folder / RUN, json.dumps(asdict(run), indent=1))
     write_tables(folder, table)
     if kept:
@@ -109,7 +109,7 @@ def write_tables(folder: Path, table: Table) -> None:
 
 
 def remake(folder: str | Path) -> Table:
-    """Make the tables and the contact sheet of a folder again, from its records and examples."""
+    """Regenerate the tables and the contact sheet of a folder from its records and examples."""
     folder = Path(folder)
     table = table_of(Run.read(folder), folder / RECORDS)
     write_tables(folder, table)
@@ -119,13 +119,13 @@ def remake(folder: str | Path) -> Table:
 
 
 def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
-    """One table of several runs. A method that occurs in several is called "run: method" there.
+    """Combine several runs in one table; a method that occurs in several runs is named "run: method".
 
-    Differences are given between methods that were measured on the same images.
+    Differences are computed only between methods measured on the same images.
 
     Raises:
-        MissingError: where a folder holds no results.
-        CefamError: for a folder that is named twice, or runs of different presets or numbers of candidates.
+        MissingError: if a folder holds no results.
+        CefamError: if a folder is listed twice, or presets or numbers of candidates differ.
     """
     runs, prefixes = [Run.read(folder) for folder in folders], _prefixes(folders)
     first = runs[0]
@@ -156,10 +156,10 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
 
 
 def _prefixes(folders: Sequence[str | Path]) -> list[str]:
-    """A name for every folder: as much of its path's end as it takes to tell them apart.
+    """Names of the folders: the shortest path suffixes that distinguish them.
 
     Raises:
-        CefamError: for a folder that is named twice.
+        CefamError: if a folder is listed twice.
     """
     paths = [Path(folder).resolve() for folder in folders]
     if len(set(paths)) < len(paths):
@@ -171,10 +171,10 @@ def _prefixes(folders: Sequence[str | Path]) -> list[str]:
 
 
 def with_published(table: Table, name: str) -> Table:
-    """The same table with published numbers below each block.
+    """Add published numbers below each block of a table.
 
     Args:
-        table: measured here.
+        table: the measured table.
         name: one of the paper's tables ("table1/resnet50"), or a CSV file with the columns of ``table.csv``.
 
     Raises:

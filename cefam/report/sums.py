@@ -1,4 +1,4 @@
-"""What tables and intervals need of records, which may be millions: sums by column in one pass."""
+"""Sums of records by column, computed in one pass, for tables and confidence intervals."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from cefam.report.records import Block, blocks_of
 # A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places, NRA moves by less
 # than this (docs/reference/conformance.md has what was measured). Hits that lie nearer to their threshold are counted below the table.
 NEAR = 0.005
-THRESHOLD = 0.5  # of a hit
+THRESHOLD = 0.5  # NRA threshold of a hit
 Key = tuple[str, str, str]  # protocol, method, category
 
 
 @dataclass
 class Counts:
-    """Numbers of pairs; ``near``: with an NRA within ``NEAR`` of a hit's threshold."""
+    """Numbers of pairs; ``near``: pairs whose NRA is within ``NEAR`` of the hit threshold."""
 
     pairs: int = 0
     undefined: int = 0
@@ -27,19 +27,19 @@ class Counts:
 
 
 class Sums:
-    """Sums of records by protocol, method and category, and of one metric by image, too.
+    """Sums of records by protocol, method and category; one metric is also summed by image.
 
-    Undefined pairs have no values, and those that a method cannot express have what METRICS gives them.
+    Undefined pairs are skipped; pairs that a method cannot express get the value specified in METRICS.
 
     Args:
-        metric: whose sums by image are kept, for intervals.
+        metric: metric that is also summed by image, for confidence intervals.
 
     Attributes:
-        counts: by key.
+        counts: pair counts, by key.
         values: sum and number of values, by column and key.
-        images: their numbers, by name.
-        seen: which images (at least as many as ``images``) have records, by protocol and method.
-        by_image: sums and numbers of the metric's values, each (2, at least as many as ``images``), by key.
+        images: index of each image, by name.
+        seen: whether each image has records (at least ``len(images)`` entries), by protocol and method.
+        by_image: sum and number of the metric's values per image (2, at least ``len(images)``), by key.
     """
 
     def __init__(self, metric: str = "nra") -> None:
@@ -52,13 +52,13 @@ class Sums:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], left_out: set[int] | None = None, metric: str = "nra") -> "Sums":
-        """The sums of blocks of records.
+        """Sum blocks of records.
 
         Args:
             blocks: see :func:`cefam.report.records.blocks`.
-            left_out: pairs that some method cannot express. The others are added once more under the protocol "... common"; none:
-                nothing is added.
-            metric: as for the class.
+            left_out: pairs that some method cannot express; if there are any, all other pairs are also added under the
+                protocol "... common".
+            metric: see the class.
         """
         sums = cls(metric)
         excluded = np.fromiter(left_out or (), np.int64, len(left_out or ()))
@@ -70,11 +70,11 @@ class Sums:
 
     @classmethod
     def of_records(cls, records: Iterable[dict[str, Any]], metric: str = "nra") -> "Sums":
-        """The sums of a few records, as :func:`cefam.report.records.read` gives them."""
+        """Sum a few records from :func:`cefam.report.records.read`."""
         return cls.of(blocks_of(list(records)), metric=metric)
 
     def add(self, block: Block, suffix: str = "") -> None:
-        """Add a block, under its protocols with a suffix."""
+        """Add a block, with a suffix appended to its protocol names."""
         if not len(block.expressible):
             return
         keys = list(zip(block.text["protocol"], block.text["method"], block.text["category"], strict=True))
@@ -83,7 +83,7 @@ class Sums:
         for name in dict.fromkeys(block.text["image"]):
             self.images.setdefault(name, len(self.images))
         image = np.fromiter(map(self.images.__getitem__, block.text["image"]), np.int64, len(keys))
-        first, last = int(image.min()), int(image.max())  # records are sorted by image: few of them are in a block
+        first, last = int(image.min()), int(image.max())  # records are sorted by image, so a block covers few images
         defined = ~np.isnan(block.numbers["nra"])
         for (protocol, method, category), number in known.items():
             mine, key = code == number, (protocol + suffix, method, category)
@@ -112,7 +112,7 @@ class Sums:
             self.values[column][key] = total + float(values.sum()), count + len(values)
 
     def _by_image(self, arrays: dict[Any, np.ndarray], key: Any, empty: np.ndarray) -> np.ndarray:
-        """The array of a key, made longer where there are new images."""
+        """The array of a key, extended if there are new images."""
         found = arrays.get(key, empty)
         lacking = len(self.images) - found.shape[-1]
         if lacking > 0:

@@ -1,4 +1,4 @@
-"""Tables of region metrics: text, Markdown, CSV, LaTeX; top-1 first, then the block in which the ground truth chose."""
+"""Tables of region metrics as text, Markdown, CSV and LaTeX: top-1 first, then oracle."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ BLOCKS = {
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
     "oracle common": "Oracle, only the pairs that all methods can express",
 }
-ANOTHER = ", another concept"  # ends the name of a row that shows a method's regions for another concept than the one measured
+ANOTHER = ", another concept"  # suffix of rows with a method's regions for a concept other than the measured one
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
     """One method under one protocol.
 
     ``means[metric]`` has one value per category and their mean, ``None`` where empty; ``pairs``, ``undefined`` and ``coverage``
-    are ``None`` where they are not known (published numbers); ``near``: pairs with an NRA within ``NEAR`` of a hit's threshold.
+    are ``None`` if unknown (published numbers); ``near``: number of pairs whose NRA is within ``NEAR`` of the hit threshold.
     """
 
     protocol: str
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in order, categories and metrics of their columns, and what stands below: differences in NRA avg, and notes."""
+    """Ordered rows, categories and metrics of their columns, and the differences in NRA avg and notes below the table."""
 
     categories: list[str]
     rows: list[Row]
@@ -63,12 +63,12 @@ def summarize(
     """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1).
 
     Args:
-        sums: of the records.
-        categories: in the order of the columns.
-        num_candidates: of the oracle.
-        notes: to stand below.
-        differences: to stand below.
-        columns: what is shown; none: the metrics, and the secondary ones that were measured.
+        sums: sums of the records.
+        categories: categories in the order of the columns.
+        num_candidates: maximum number of candidates of the oracle.
+        notes: notes below the table.
+        differences: differences below the table.
+        columns: metrics to show; empty: the primary metrics and the measured secondary metrics.
 
     Raises:
         CefamError: for a column that was not measured.
@@ -100,7 +100,7 @@ def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], colu
 
 
 def _specific(rows: Sequence[Row]) -> list[str]:
-    """A note on every first choice that was also measured with another concept's regions."""
+    """A note on every top-1 method that was also measured with another concept's regions."""
     found = {row.method: row.means["nra"] for row in rows if row.protocol == "top1" and "nra" in row.means}
     notes = []
     for method in found:
@@ -112,7 +112,7 @@ def _specific(rows: Sequence[Row]) -> list[str]:
 
 
 def _near(rows: Sequence[Row]) -> list[str]:
-    """A note on hits that rounding may decide."""
+    """A note on pairs so close to the hit threshold that rounding may decide."""
     counted = [f"{row.method} ({row.protocol}) {row.near}" for row in rows if row.near and "common" not in row.protocol]
     return (
         [f"Hits that rounding may decide (NRA within {NEAR} of {THRESHOLD}): {', '.join(counted)}."] if counted else []
@@ -128,7 +128,7 @@ def _count(value: int | None) -> str:
 
 
 def header(table: Table) -> list[str]:
-    """Names of the columns, from the method on."""
+    """Column names, starting with the method."""
     names = [*table.categories, "avg"]
     titles = (f"{title_of(column)} {name}" for column in table.columns for name in names)
     return ["method", *titles, "pairs", "undefined", "coverage"]
@@ -148,7 +148,7 @@ def _blocks(table: Table) -> Iterable[tuple[str, list[Row]]]:
 
 
 def to_text(table: Table) -> str:
-    """For a terminal: one block per protocol, one group of columns per metric."""
+    """Format for a terminal: one block per protocol, one group of columns per metric."""
     names = [*table.categories, "avg"]
     label = max([len(row.method) for row in table.rows] + [12])
     width = max(6, *(len(name[:8]) + 1 for name in names))
@@ -178,7 +178,7 @@ def _below(table: Table) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
-    """For a README."""
+    """Format as Markdown."""
     names = header(table)
     lines = []
     for title, rows in _blocks(table):
@@ -194,7 +194,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """For programs: full precision, an empty field where there is no value."""
+    """Format as CSV: full precision, empty fields for missing values."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["protocol", *header(table)])
@@ -205,7 +205,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """For a paper: one tabular (package booktabs), a block per protocol."""
+    """Format as LaTeX: one tabular (package booktabs), one block per protocol."""
     names = [*table.categories, "Avg."]
     count = len(names)
     lines = [rf"\begin{{tabular}}{{l{('r' * count) * len(table.columns)}}}", r"\toprule"]
@@ -228,7 +228,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "md": to_markdown
 
 
 def differences_to_csv(table: Table) -> str:
-    """The differences in full precision."""
+    """Format the differences as CSV, in full precision."""
     out = io.StringIO()
     csv.writer(out).writerows([Difference._fields, *table.differences])
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Raw data sets as sources of samples. SOURCES names them by the ``--kind`` of ``cefam prepare``; each has a file of its own."""
+"""Raw data sets as sources of samples. SOURCES maps each ``--kind`` of ``cefam prepare`` to a module and class."""
 
 from importlib import import_module
 from typing import Any
@@ -18,10 +18,10 @@ SOURCES = {
 
 
 def open_source(kind: str, place: str, **options: Any) -> Source:
-    """The source of this kind; options that are ``None`` are left out.
+    """Open the source of this kind; options that are ``None`` are ignored.
 
     Raises:
-        CefamError: for an unknown kind, or an option that this kind has not.
+        CefamError: for an unknown kind, or an option that does not apply to it.
     """
     if kind not in SOURCES:
         kinds = ", ".join(map(repr, SOURCES))

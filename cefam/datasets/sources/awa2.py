@@ -1,4 +1,4 @@
-"""Animals with Attributes 2 as it comes: photographs of 50 classes, and the attributes of every class."""
+"""Animals with Attributes 2 in its original layout: photographs of 50 classes, and the attributes of each class."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +14,16 @@ TABLES = ("classes.txt", "predicates.txt", "predicate-matrix-binary.txt")
 
 
 class AwA2(Source):
-    """Photographs with their class (0 to 49) and the attributes of that class, numbered as ``ConceptSet.awa2()`` numbers them.
+    """Photographs with their class (0 to 49) and the attributes of that class, numbered as in ``ConceptSet.awa2()``.
 
-    An attribute is said of a class, not seen in a photograph: not every photograph of a zebra shows its hooves.
+    Attributes are annotated per class, not per photograph: not every photograph of a zebra shows its hooves.
 
     Args:
         place: the folder with classes.txt, predicates.txt, predicate-matrix-binary.txt and JPEGImages/.
 
     Raises:
-        MissingError: where one of them is missing.
-        CefamError: where they do not fit each other.
+        MissingError: if one of them is missing.
+        CefamError: if they are inconsistent.
     """
 
     refusals: ClassVar[Mapping[str, str]] = {"masks": "does not apply: 'awa2' has no masks. Leave it out."}
@@ -53,7 +53,7 @@ class AwA2(Source):
         return len(self.images)
 
     def stamp(self, index: int) -> Any:
-        """Name and length."""
+        """File name and size."""
         return stamp_of(self.images[index])
 
     def sample(self, index: int) -> Sample:

@@ -1,4 +1,4 @@
-"""What a raw data set must offer to become shards."""
+"""Interface of raw data sets that can be converted to shards."""
 
 import hashlib
 import io
@@ -27,12 +27,12 @@ class Source(ABC):
     Attributes:
         options: names of the options of the constructor.
         refusals: error messages for options that do not apply here.
-        name: what the data is, for the manifest.
+        name: description of the data, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
-        mask_cut: how the masks are cut with their photographs.
-        shuffle_by_default: whether they are shuffled if nothing else is asked for.
-        order: in which samples are given; ``None``: as they lie.
-        counted: what was counted while samples were read, for :meth:`notes`.
+        mask_cut: how masks are resized with their photographs; see :class:`cefam.datasets.contract.Manifest`.
+        shuffle_by_default: whether samples are shuffled by default.
+        order: indices of the samples in output order; ``None``: the stored order.
+        counted: counts collected while samples are read, for :meth:`notes`.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -53,15 +53,15 @@ class Source(ABC):
         """Read one sample.
 
         Raises:
-            CefamError: where it is broken.
+            CefamError: if it is broken.
         """
 
     @abstractmethod
     def stamp(self, index: int) -> Any:
-        """What identifies this sample's input without reading it (names, lengths), in plain types."""
+        """Identifier of this sample's files without reading them (names and sizes); JSON-serializable."""
 
     def shuffle(self) -> None:
-        """Give samples in a random order, always the same: training batches from data that lies class by class are of few classes."""
+        """Shuffle the samples with a fixed seed; data sorted by class would give training batches with few classes."""
         order = list(range(len(self)))
         Random(0).shuffle(order)
         self.order = order
@@ -71,10 +71,10 @@ class Source(ABC):
         return order[start:stop]
 
     def samples(self, start: int, stop: int) -> Iterator[Sample]:
-        """Samples in order, each with a photograph that can be decoded and masks that lie as it does.
+        """Samples in order; checks that each photograph can be decoded, and that its masks have its orientation.
 
         Raises:
-            CefamError: for the first that is broken.
+            CefamError: for the first broken sample.
         """
         told = False
         for index in self._indices(start, stop):
@@ -82,7 +82,7 @@ class Source(ABC):
             _check_orientation(sample)
             contradicted = "" if told else _contradicted(sample)
             if contradicted:
-                told = True  # once a shard
+                told = True  # warn once per shard
                 warnings.warn(
                     f"The {contradicted}: regions will be stretched onto such masks. Look for sides that were swapped, or masks of a crop.",
                     CefamWarning,
@@ -91,25 +91,25 @@ class Source(ABC):
             yield sample
 
     def digest(self, start: int, stop: int) -> str:
-        """A digest that identifies the input of these samples."""
+        """Digest that identifies the input of these samples."""
         stamps = [self.stamp(index) for index in self._indices(start, stop)]
         return hashlib.sha256(json.dumps([self.name, self.labels, self.mask_cut, stamps]).encode()).hexdigest()
 
     def notes(self, counted: Counter[str]) -> list[str]:
-        """What is worth knowing once all samples were read.
+        """Messages for the user after all samples were read.
 
         Args:
-            counted: the sum of ``counted`` over all samples, whatever process read them.
+            counted: sum of ``counted`` over all samples and processes.
         """
         return []
 
-    def in_a_worker(self) -> None:  # noqa: B027  most have nothing to do
-        """Open anew what a process that was forked may not share."""
+    def in_a_worker(self) -> None:  # noqa: B027  optional hook
+        """Reopen resources that a forked process must not share."""
 
 
 def _check_orientation(sample: Sample) -> None:
-    """Refuse masks that are oriented like the stored file of a photograph that is shown upright."""
-    picture = sample.picture()  # a broken photograph is found now, not in the middle of a run
+    """Reject masks that do not follow the EXIF orientation of their photograph."""
+    picture = sample.picture()  # raises if the photograph is broken
     if not sample.masks or not turned(Image.open(io.BytesIO(sample.image))):
         return
     if picture.height == picture.width:
@@ -129,12 +129,12 @@ def _check_orientation(sample: Sample) -> None:
 
 
 def _contradicted(sample: Sample) -> str:
-    """The first mask whose sides contradict the photograph's, in words: regions are stretched onto it; "" where there is none."""
-    picture = Image.open(io.BytesIO(sample.image))  # its size stands before its pixels
+    """Description of the first mask whose aspect ratio differs from the photograph's; "" if there is none."""
+    picture = Image.open(io.BytesIO(sample.image))  # reads the header only
     sides = picture.size if turned(picture) else picture.size[::-1]
     for mask in sample.masks:
         height, width = mask.index_map.shape
-        # The same picture at another resolution: its sides are whole numbers of pixels.
+        # Allow for rounding of the sides at another resolution.
         scale = max(height / sides[0], width / sides[1])
         if max(abs(height - scale * sides[0]), abs(width - scale * sides[1])) > 1.5:
             return f"{mask.category} mask of {sample.id} is {height} x {width}, its photograph {sides[0]} x {sides[1]}"
@@ -142,11 +142,11 @@ def _contradicted(sample: Sample) -> str:
 
 
 def numbers_of(path: Path | ZipPath, ignore: int | None) -> np.ndarray:
-    """A mask file as label numbers (H, W); pixels with the number ``ignore`` become 65535, which is not measured.
+    """Label numbers (H, W) of a mask file; pixels with the number ``ignore`` become 65535 (not measured).
 
     Raises:
-        MissingError: where there is no file.
-        CefamError: where it cannot be read as a mask.
+        MissingError: if there is no file.
+        CefamError: if it cannot be read as a mask.
     """
     if not path.is_file():
         raise MissingError(f"The mask {path.name} is not in {path.parent}: complete the copy.")
@@ -158,7 +158,7 @@ def read_image(path: Path | ZipPath, advice: str) -> tuple[bytes, str]:
     """The bytes of an image file and its suffix.
 
     Raises:
-        CefamError: where the suffix is not that of an image.
+        CefamError: if the suffix is not that of an image.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise CefamError(f"{path} does not have the suffix of an image ({', '.join(IMAGE_SUFFIXES)}): {advice}")
@@ -166,7 +166,7 @@ def read_image(path: Path | ZipPath, advice: str) -> tuple[bytes, str]:
 
 
 def stamp_of(path: Path | ZipPath) -> list[Any]:
-    """Name and length of a file: reading it would take as long as the work."""
+    """Name and size of a file (-1 if it is missing); hashing its contents would be slow."""
     if not path.is_file():
         return [str(path), -1]
     if isinstance(path, ZipPath):

@@ -1,4 +1,4 @@
-"""Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection); in a folder, or in a zip as it is."""
+"""Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection), in a folder or a zip."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.errors import CefamError, MissingError
 from cefam.io.reading import read_csv
 
-MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are labels of whole images
+MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture are image-level labels
 
 
 def _root(place: Path) -> Path | ZipPath:
-    """The folder that holds the tables: the place itself, or, in a zip, the outermost that holds ``index.csv``.
+    """Folder of the tables: ``place`` itself, or the outermost folder in a zip that holds ``index.csv``.
 
     Raises:
-        CefamError: for a file that is no zip, or a zip without ``index.csv``.
+        CefamError: for a file that is not a zip, or a zip without ``index.csv``.
     """
     if not place.is_file():
         return place
@@ -38,17 +38,17 @@ def _root(place: Path) -> Path | ZipPath:
 class Broden(Source):
     """Photographs with masks of several categories.
 
-    A mask file of one channel, or with a palette, holds label numbers; an RGB file holds R + 256 G. An entry of a category may
-    name several files, separated by ``;``. Only what ``index.csv`` lists is read.
+    Single-channel and palette masks hold label numbers; RGB masks encode them as R + 256 G. The entry of a category may name
+    several files, separated by ``;``. Only files listed in ``index.csv`` are read.
 
     Args:
         place: the folder that holds index.csv, label.csv and images/ (broden1_224, broden1_227, broden1_384), or a zip of it.
-        masks: categories; [] for none.
-        ignore: a number in mask files whose pixels are not measured (255 in many data sets).
+        masks: mask categories; [] for none.
+        ignore: label number of pixels that are not measured (255 in many data sets).
 
     Raises:
-        MissingError: where a table, a photograph or a mask is missing.
-        CefamError: for a table that is broken, a category that the index lacks, or a label that ``label.csv`` lacks.
+        MissingError: if a table, a photograph or a mask is missing.
+        CefamError: for a broken table, a category missing in the index, or a label missing in ``label.csv``.
     """
 
     options = ("masks", "ignore")
@@ -68,7 +68,7 @@ class Broden(Source):
         self.name = f"broden: {self.place.name}"
 
     def in_a_worker(self) -> None:
-        """An open zip has one place that it reads from."""
+        """Reopen the zip: forked processes would share its file position."""
         self.root = _root(self.place)
 
     def _table(self, name: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -124,7 +124,7 @@ class Broden(Source):
         return len(self.rows)
 
     def stamp(self, index: int) -> Any:
-        """Names and lengths of the photograph and its masks."""
+        """Names and sizes of the photograph and its masks."""
         photograph = self.root / "images" / self.rows[index]["image"]
         masks = [[category, *stamp_of(path)] for category, path in self._mask_files(index)]
         return [stamp_of(photograph), masks, self.ignore]

@@ -1,4 +1,4 @@
-"""Scenes of Brodenette, the miniature world: drawn, not read."""
+"""Scenes of Brodenette, drawn on demand."""
 
 import io
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class Brodenette(Source):
 
     Args:
         place: the split: train, val, test, captioned, retrieval, evaluation.
-        masks: categories; "composition" is one too.
-        count: how many scenes.
+        masks: mask categories; "composition" is also available.
+        count: number of scenes.
 
     Raises:
         CefamError: for an unknown split or category.
@@ -44,7 +44,7 @@ class Brodenette(Source):
         return self.count
 
     def stamp(self, index: int) -> Any:
-        """Its number: a scene is always drawn in the same way."""
+        """The index, since scenes are deterministic."""
         return index
 
     def sample(self, index: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Annotations in COCO's format: polygons and run lengths as index maps."""
+"""COCO annotations: polygons and run-length encodings as index maps."""
 
 import json
 import warnings
@@ -15,10 +15,10 @@ from cefam.errors import CefamError, CefamWarning
 class Coco:
     """The annotations of a COCO file.
 
-    Boxes without masks, and objects of photographs that are not listed, are left out with a warning.
+    Boxes without masks and objects of unlisted photographs are skipped with a warning.
 
     Raises:
-        CefamError: for a file in another form, or entries that contradict each other, with the entry.
+        CefamError: for another file format, or inconsistent entries; the message names the entry.
     """
 
     def __init__(self, path: Path, category: str) -> None:
@@ -56,7 +56,7 @@ class Coco:
         self._leave_out(numbers)
 
     def _leave_out(self, listed: set[int]) -> None:
-        """Keep the objects that have masks and a photograph, and say how many do not."""
+        """Remove objects without a mask or a listed photograph, with a warning."""
         elsewhere = [each for number, objects in self.objects.items() if number not in listed for each in objects]
         boxes = [each for objects in self.objects.values() for each in objects if not each.get("segmentation")]
         for left_out, reason in (
@@ -83,7 +83,7 @@ class Coco:
         return self.objects.get(int(self.images[name]["id"]), [])
 
     def stamp(self, name: str) -> Any:
-        """What the file says of a photograph."""
+        """Category and segmentation of each object in a photograph."""
         return [(each["category_id"], each["segmentation"]) for each in self._of(name)]
 
     def masks(self, name: str) -> tuple[Mask, ...]:
@@ -107,10 +107,10 @@ class Coco:
 
 
 def _by_key(entries: list[dict[str, Any]], key: str, path: Path) -> dict[Any, dict[str, Any]]:
-    """Entries by one of their values, which no two may share.
+    """Entries by the value of ``key``, which must be unique.
 
     Raises:
-        CefamError: where two do.
+        CefamError: if a value occurs twice.
     """
     found: dict[Any, dict[str, Any]] = {}
     for entry in entries:
@@ -121,7 +121,7 @@ def _by_key(entries: list[dict[str, Any]], key: str, path: Path) -> dict[Any, di
 
 
 def _area(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Polygons or run lengths as a mask (H, W)."""
+    """Mask (H, W) of polygons or run lengths."""
     try:
         from pycocotools import mask as coco
     except ImportError as error:
@@ -135,13 +135,13 @@ def _area(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
             listed = isinstance(segmentation["counts"], list)
             runs = coco.frPyObjects(segmentation, height, width) if listed else segmentation
         found: np.ndarray = coco.decode(runs).astype(bool)
-    except Exception as error:  # its C code raises whatever it meets
+    except Exception as error:  # its C code raises various exceptions
         raise CefamError(f"{where}: the segmentation cannot be read ({error}).") from error
     return found
 
 
 def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
-    """Refuse what pycocotools would read as something else, or crash at: coordinates must be numbers near the photograph."""
+    """Reject polygons that pycocotools misreads or crashes on, e.g. with coordinates far outside the photograph."""
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon must be a list of at least three points, x and y in turn")
@@ -156,7 +156,7 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
 
 
 def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
-    """Refuse run lengths that do not cover the photograph exactly: pycocotools leaves memory as it was where they are too short."""
+    """Reject run lengths that do not cover the photograph exactly; pycocotools leaves missing pixels uninitialized."""
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"its size is {segmentation['size']}, the photograph's {[height, width]}")
     counts = segmentation["counts"]
@@ -166,7 +166,7 @@ def _check_runs(segmentation: dict[str, Any], height: int, width: int) -> None:
 
 
 def _decompressed(text: str) -> list[int]:
-    """COCO's compressed run lengths: groups of 5 bits, the lowest first, each but the first three as a difference to the last but one."""
+    """Decode COCO's run lengths: 5-bit groups, lowest first; from the fourth on, the difference to the second last count."""
     counts: list[int] = []
     value = shift = 0
     for letter in text.encode() if isinstance(text, str) else text:

@@ -1,18 +1,18 @@
-"""Any folder of photographs with masks, described by a small YAML file: one PNG per photograph (PASCAL VOC's among them), or COCO.
+"""A folder of photographs with masks, described by a YAML file: one PNG per photograph (e.g. PASCAL VOC), or COCO annotations.
 
 ::
 
-    images: JPEGImages/{id}.jpg          # {id} stands for what tells the photographs apart
-    ids: ImageSets/Segmentation/val.txt  # one a line; without it, every file that fits `images`
+    images: JPEGImages/{id}.jpg          # {id} is the part that differs between photographs
+    ids: ImageSets/Segmentation/val.txt  # one per line; default: all files that match `images`
     masks:
       - {category: object, files: "SegmentationClass/{id}.png", ignore: 255}
-    labels: {object: [aeroplane, bicycle]}  # numbered from 1 on; or a CSV file with number, name and category
+    labels: {object: [aeroplane, bicycle]}  # numbered from 1; or a CSV file with number, name and category
 
     images: val2017/{id}                 # COCO: {id} is the file_name
     coco: annotations/instances_val2017.json
     category: object
 
-Paths are relative to the YAML file, and may not leave its folder.
+Paths are relative to the YAML file and must stay in its folder.
 """
 
 import glob
@@ -34,7 +34,7 @@ MASK_KEYS = ("category", "files", "ignore")
 
 @dataclass(frozen=True)
 class _Masks:
-    """Masks of one category: where they lie, and the number whose pixels are not measured."""
+    """Masks of one category: file pattern, and the label number of pixels that are not measured."""
 
     category: str
     files: str
@@ -42,17 +42,17 @@ class _Masks:
 
 
 class Described(Source):
-    """Photographs with masks as a YAML file describes them.
+    """Photographs with masks, described by a YAML file.
 
-    A photograph without a mask file has no mask of that category. COCO's objects become one index map per category, and a further one
-    where objects of different classes overlap; crowds count like single objects. COCO needs pycocotools.
+    A photograph without a mask file has no mask of that category. COCO objects share an index map
+    unless objects of different classes overlap; crowds count like single objects. COCO needs pycocotools.
 
     Args:
         place: the YAML file.
 
     Raises:
-        MissingError: where a file is missing.
-        CefamError: where the description is wrong, with the key.
+        MissingError: if a file is missing.
+        CefamError: if the description is invalid; the message names the key.
     """
 
     refusals: ClassVar[Mapping[str, str]] = {"masks": "does not apply: the description names the masks. Leave it out."}
@@ -167,7 +167,7 @@ class Described(Source):
         return [(masks, self._within(masks.files.replace("{id}", self.ids[index]))) for masks in self.masks]
 
     def stamp(self, index: int) -> Any:
-        """Names and lengths of the photograph and its masks, and what COCO says of it."""
+        """Names and sizes of the photograph and its masks, and its COCO annotations."""
         masks = [[repr(masks), *stamp_of(path)] for masks, path in self._mask_files(index)]
         return [stamp_of(self._image(index)), masks, self.coco.stamp(self.ids[index]) if self.coco else None]
 
@@ -192,10 +192,10 @@ class Described(Source):
 
 
 def _checked(about: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
-    """A mapping with known keys.
+    """Return ``about`` if it is a mapping with known keys.
 
     Raises:
-        CefamError: for something else, or an unknown key.
+        CefamError: if it is not a mapping, or for an unknown key.
     """
     if not isinstance(about, dict):
         raise CefamError(f"{where} must hold {', '.join(keys)}, got {type(about).__name__}.")

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as it comes: the original tars, or one folder per wnid."""
+"""ImageNet (ILSVRC 2012): the original tars, or one folder per wnid."""
 
 import io
 import tarfile
@@ -15,7 +15,7 @@ from cefam.errors import CefamError, MissingError, near
 
 @cache
 def wnids() -> list[str]:
-    """The 1,000 wnids in the order of the classes (sorted), as timm lists them."""
+    """The 1,000 wnids in class order (sorted), from timm."""
     from timm import data
 
     info: Any = data.ImageNetInfo()  # type: ignore[attr-defined]
@@ -41,17 +41,17 @@ class ImageNet(Source):
 
     Args:
         place: ``ILSVRC2012_img_train.tar`` (a tar of tars), ``ILSVRC2012_img_val.tar``, a folder with one of them, or a folder with
-            one folder per wnid. The classes of the validation tar come from ``ILSVRC2012_devkit_t12.tar.gz`` beside it, where it
-            is there and scipy is installed; else they are not known, which training does not mind.
-        masks: none; [] is accepted.
+            one folder per wnid. The classes of the validation tar are read from ``ILSVRC2012_devkit_t12.tar.gz`` in the
+            same folder, if it exists and scipy is installed; otherwise they are unknown, which does not affect training.
+        masks: must be empty.
 
     Raises:
-        MissingError: where there is nothing of this kind.
-        CefamError: for a folder that is not called by a wnid.
+        MissingError: if no image is found.
+        CefamError: for a folder whose name is not a wnid.
     """
 
     options = ("masks",)
-    shuffle_by_default = True  # its tars are sorted by class
+    shuffle_by_default = True  # the tars are sorted by class
     refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'imagenet' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: list[str] | None = None) -> None:
@@ -64,7 +64,7 @@ class ImageNet(Source):
             raise CefamError(f"{path} holds {len(tars)} tars called ILSVRC2012_img_*.tar: name one of them.")
         path = tars[0] if tars else path
         self.path, self.name = path, f"imagenet: {path.name}"
-        # Name, class, and how to read it: a path, or the members of a tar from the outside in.
+        # Name, class, and location: a path, or (first byte, length) in the tar.
         self.entries: list[tuple[str, int | None, Path | tuple[int, int]]]
         self.entries = _from_tar(path) if path.is_file() else _from_folder(path)
         if not self.entries:
@@ -74,7 +74,7 @@ class ImageNet(Source):
         return len(self.entries)
 
     def stamp(self, index: int) -> Any:
-        """Name and length, or its place in the tar."""
+        """Name, class, and file name and size or position in the tar."""
         name, label, where = self.entries[index]
         return [name, label, *(stamp_of(where) if isinstance(where, Path) else where)]
 
@@ -94,7 +94,7 @@ def _from_folder(root: Path) -> list[tuple[str, int | None, Path | tuple[int, in
 
 
 def _from_tar(path: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]]:
-    """Name, class, and place (first byte, length) of every image of a tar, or of the tars in it."""
+    """Name, class, and position (first byte, length) of every image in a tar and in the tars within it."""
     found: list[tuple[str, int | None, Path | tuple[int, int]]] = []
     truth = _validation_classes(path.parent)
     try:
@@ -103,7 +103,7 @@ def _from_tar(path: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]
                 if member.name.endswith(".tar"):
                     wnid, inner = Path(member.name).stem, outer.extractfile(member)
                     with tarfile.open(fileobj=inner, mode="r:") as of_class:
-                        # Nothing is compressed: the image lies in the outer file as it is.
+                        # The tars are uncompressed, so offsets add up.
                         found += [
                             (
                                 f"{wnid}/{image.name}",
@@ -124,7 +124,7 @@ def _from_tar(path: Path) -> list[tuple[str, int | None, Path | tuple[int, int]]
 
 
 def _validation_classes(folder: Path) -> dict[str, int]:
-    """Class of every validation image by its name, from the devkit, where it is there and can be read."""
+    """Class of each validation image by file name, from the devkit; empty if the devkit or scipy is missing."""
     devkit = folder / "ILSVRC2012_devkit_t12.tar.gz"
     if not devkit.is_file():
         return {}

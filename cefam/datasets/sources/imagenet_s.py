@@ -1,7 +1,7 @@
-"""ImageNet-S (50, 300 or 919 classes) as it lies on disk, in two readings of its masks.
+"""ImageNet-S (50, 300 or 919 classes) in its original layout, with two readings of its masks.
 
-A mask is an RGB PNG of its photograph's size with R + 256 G: 0 is another object, 1 to K the classes of the subset in the
-order of their sorted wnids, 1000 is not to be measured. A photograph is paired with one concept: the class of its folder.
+A mask is an RGB PNG of the photograph's size that encodes R + 256 G: 0 = other, 1 to K = classes of the subset by sorted wnid,
+1000 = not measured. Each photograph is paired with one concept, the class of its folder.
 """
 
 from collections import Counter
@@ -23,18 +23,19 @@ Reading = Literal["published", "paper"]
 
 
 class ImageNetS(Source):
-    """Photographs with the mask of their class, numbered as ``ConceptSet.imagenet()`` numbers it (1 to 1,000).
+    """Photographs with the mask of their class, numbered as in ``ConceptSet.imagenet()`` (1 to 1,000).
 
     Args:
         place: the subset's folder (``ImageNetS919``), with ``validation`` and ``validation-segmentation``.
-        reading: "published": the pixels with the largest number in the file, whatever it is, and, when the photograph is cut,
-            every pixel that they cover in part. "paper": the pixels of the folder's class; those with 1000 are not measured.
-        classes: a text file with the subset's wnids, one a line; ``None``: the folders of the split. Needed where folders are missing.
+        reading: "published": the pixels with the largest number in the file; after resizing, partly covered pixels count
+            as inside. "paper": the pixels of the folder's class; pixels with 1000 are not measured.
+        classes: a text file with the subset's wnids, one per line; ``None``: the folders of the split. Required if folders
+            are missing.
         split: "validation", "test" or "train-semi".
 
     Raises:
-        MissingError: where a folder or mask is missing.
-        CefamError: where a mask has another size than its photograph, or the classes do not fit its numbers.
+        MissingError: if a folder or mask is missing.
+        CefamError: if a mask and its photograph differ in size, or a mask number does not belong to a class.
     """
 
     options = ("reading", "classes", "split")
@@ -84,7 +85,7 @@ class ImageNetS(Source):
         return len(self.paths)
 
     def stamp(self, index: int) -> Any:
-        """Names and lengths of the photograph and its mask."""
+        """Names and sizes of the photograph and its mask."""
         path = self.paths[index]
         return [stamp_of(path), stamp_of(self._mask_path(path))]
 
@@ -119,7 +120,7 @@ class ImageNetS(Source):
         return sample
 
     def notes(self, counted: Counter[str]) -> list[str]:
-        """On how many masks the two readings differ."""
+        """Number of masks on which the two readings differ."""
         differing, read = counted["differing"], counted["read"]
         return [f"The two readings differ on {differing} of {read} masks; this is the {self.reading} one."]
 

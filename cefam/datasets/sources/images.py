@@ -1,4 +1,4 @@
-"""A folder of images, one folder a class or flat."""
+"""A folder of images, flat or with one subfolder per class."""
 
 import warnings
 from collections import Counter
@@ -13,10 +13,10 @@ from cefam.io.reading import readable
 
 
 def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
-    """Images below a folder in sorted order, each with its class: the index of its subfolder, or ``None`` in a flat one.
+    """Images below a folder in sorted order, with their classes: the index of the subfolder, or ``None`` in a flat folder.
 
     Raises:
-        MissingError: where there is no such folder, or no image in it.
+        MissingError: if the folder does not exist or holds no image.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -51,12 +51,12 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
 
 
 def _holds_data(path: Path) -> bool:
-    """Whether a file or folder is the user's, not hidden (.DS_Store) or made by an archiver or a file server."""
+    """Whether a file or folder is user data: neither hidden (.DS_Store) nor created by an archiver or file server."""
     return not path.name.startswith(".") and path.name not in ("__MACOSX", "@eaDir", "#recycle", "Thumbs.db")
 
 
 def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All files but hidden ones, also in linked folders; links to a folder above are not followed."""
+    """All files except hidden ones, including those in linked folders; links to a parent folder are not followed."""
     here = folder.resolve()
     if here in above:
         return
@@ -74,7 +74,7 @@ class ImageFolder(Source):
 
     Args:
         place: the folder.
-        masks: none; [] is accepted.
+        masks: must be empty.
     """
 
     options = ("masks",)
@@ -91,7 +91,7 @@ class ImageFolder(Source):
         return len(self.images)
 
     def stamp(self, index: int) -> Any:
-        """Name and length."""
+        """File name and size."""
         return stamp_of(self.images[index][0])
 
     def sample(self, index: int) -> Sample:
@@ -100,7 +100,7 @@ class ImageFolder(Source):
         return Sample(readable(path.relative_to(self.root).as_posix()), path.read_bytes(), path.suffix.lower(), label)
 
     def notes(self, counted: Counter[str]) -> list[str]:
-        """What training batches from these shards would look like."""
+        """Advice to shuffle, if the photographs are sorted by class."""
         if self.order is not None or len({label for _, label in self.images}) < 2:
             return []
         return [

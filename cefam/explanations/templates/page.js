@@ -18,7 +18,7 @@
     at("curve").replaceChildren(
       line("line", { x1: 0, x2: 100, y1: y(0), y2: y(0), stroke: "currentColor", "stroke-width": 0.4, "stroke-dasharray": 2 }),
       line("polyline", { points, fill: "none", stroke: "currentColor", "stroke-width": 2, "vector-effect": "non-scaling-stroke" }));
-    at("curve-said").textContent = `Masking curve of ${part.word}: share of the probability lost after 0 to ${part.curve.length - 1} channels, from ${low.toPrecision(2)} to ${high.toPrecision(2)}.`;
+    at("curve-said").textContent = `Masking curve of ${part.word}: share of the probability lost after masking 0 to ${part.curve.length - 1} channels, from ${low.toPrecision(2)} to ${high.toPrecision(2)}.`;
   };
 
   const sayThreshold = () => {
