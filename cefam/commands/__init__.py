@@ -1,4 +1,4 @@
-"""All verbs of ``cefam``. Each has a file of its own here; VERBS names them, and nothing is imported before a verb is called."""
+"""All verbs of ``cefam``, listed in VERBS. Each verb is a separate module, imported only when the verb is called."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from cefam.errors import near
 
 
 class Verb(NamedTuple):
-    """Where a verb's function lies ("module:function"), and its line in the help."""
+    """Location of a verb's function ("module:function"), and its line in the help."""
 
     where: str
     help: str
@@ -20,31 +20,29 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb(
-        "cefam.commands.demo:run", "the whole job in a miniature world that comes with cefam: no download, minutes"
+        "cefam.commands.demo:run", "run the complete pipeline on drawn scenes in minutes, without any download"
     ),
     "prepare": Verb(
         "cefam.commands.prepare:run", "convert ImageNet, ImageNet-S, Broden, images or drawn scenes into shards"
     ),
-    "verify": Verb("cefam.commands.verify:run", "read shards, features or an artefact again, and compare"),
+    "verify": Verb("cefam.commands.verify:run", "check shards, features or an artefact for damage"),
     "features": Verb("cefam.commands.features:run", "run both frozen networks once and cache their outputs"),
-    "probe": Verb("cefam.commands.probe:run", "one pass over a probe set, to associate neurons with concepts"),
-    "associate": Verb("cefam.commands.associate:run", "which neurons stand for which concepts, from a probe"),
+    "probe": Verb("cefam.commands.probe:run", "record activations on a probe set, to associate neurons with concepts"),
+    "associate": Verb("cefam.commands.associate:run", "associate neurons with concepts, from a probe"),
     "fit": Verb("cefam.commands.fit:run", "train a translator"),
-    "validate": Verb("cefam.commands.validate:run", "losses, agreement with the VLM, and regions of a checkpoint"),
+    "validate": Verb("cefam.commands.validate:run", "measure losses, VLM agreement, and regions of a checkpoint"),
     "evaluate": Verb("cefam.commands.evaluate:run", "measure the regions of several methods against masks"),
-    "table": Verb("cefam.commands.table:run", "tables from the records of one or several evaluations"),
-    "figure": Verb("cefam.commands.figure:run", "figures for print from the results of an evaluation"),
+    "table": Verb("cefam.commands.table:run", "print tables from the records of one or several evaluations"),
+    "figure": Verb("cefam.commands.figure:run", "draw figures for print from the results of an evaluation"),
     "explain": Verb(
-        "cefam.commands.explain:run", "a page for a photograph: which concepts, where, and how much each counts"
+        "cefam.commands.explain:run", "explain photographs: which concepts, where, and how much each contributes"
     ),
-    "summarize": Verb("cefam.commands.summarize:run", "the concepts that carry a class, or a whole set of photographs"),
-    "doctor": Verb(
-        "cefam.commands.doctor:run", "is everything here that cefam needs, and which concepts can be trusted"
-    ),
+    "summarize": Verb("cefam.commands.summarize:run", "find the leading concepts of a class or a set of photographs"),
+    "doctor": Verb("cefam.commands.doctor:run", "check the installation, and which concepts can be trusted"),
     "contribution-benchmark": Verb(
-        "cefam.commands.contribution_benchmark:run", "contributions against the true effects of edits of drawn scenes"
+        "cefam.commands.contribution_benchmark:run", "compare contributions with the effects of editing drawn scenes"
     ),
-    "import": Verb("cefam.commands.import_:run", "artefacts of CE-FAM's, CLIP-Dissect's and WWW's own programs"),
+    "import": Verb("cefam.commands.import_:run", "import files of the original CE-FAM, CLIP-Dissect and WWW programs"),
     "export": Verb("cefam.commands.export:run", "write a checkpoint as safetensors + JSON + model card"),
 }
 
@@ -52,7 +50,7 @@ USAGE = """usage: cefam VERB [options]     (cefam VERB --help explains a verb)
 
 {verbs}
 
-Configs are named by path, or by their name among those that come with cefam (`--config train/features`):
+Configs are given by path, or by name if shipped with cefam (`--config train/features`):
 {configs}"""
 
 
@@ -64,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     status = 0
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows other signs; nothing fails for it
+        if isinstance(stream, io.TextIOWrapper):  # replace characters that the terminal cannot encode
             stream.reconfigure(errors="replace")
     try:
         status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except BrokenPipeError:  # `cefam --help | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would write once more at its end
+    except BrokenPipeError:  # the reader closed the pipe, as in `cefam --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes to the pipe at exit
     return status
 
 

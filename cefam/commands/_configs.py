@@ -1,4 +1,4 @@
-"""Config files: those that come with cefam by their name, and a check of each before the parser reads it."""
+"""Config files: lookup of shipped configs by name, and checks before the parser reads a config."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from cefam.errors import CefamError, near
 
-CONFIG_OPTIONS = ("-c", "--config", "--confi", "--conf", "--con", "--co")  # all that the parser takes for it
+CONFIG_OPTIONS = ("-c", "--config", "--confi", "--conf", "--con", "--co")  # all abbreviations that the parser accepts
 
 
 def _root() -> Path:
@@ -16,12 +16,12 @@ def _root() -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configs that come with cefam."""
+    """Names of the configs shipped with cefam."""
     return sorted(path.relative_to(_root()).with_suffix("").as_posix() for path in _root().rglob("*.yaml"))
 
 
 def with_configs_first(arguments: Sequence[str]) -> list[str]:
-    """The same options with configs in front, by path: an option wins over a config wherever it stands.
+    """Resolve configs to paths and move them to the front, so that options override them regardless of their position.
 
     Raises:
         CefamError: for a config that does not exist, or is not a mapping of options.
@@ -50,13 +50,13 @@ def _path(name: str) -> str:
 
 
 def _check(name: str) -> None:
-    """Refuse what the parser would not name, or not see."""
+    """Reject errors that the parser would miss or report unclearly."""
     import yaml
 
     from cefam.io.reading import read_text
 
     class Strict(yaml.SafeLoader):
-        """Refuses a mapping with the same key twice, of which YAML would take the last."""
+        """Rejects duplicate keys, of which YAML would keep the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys: list[Any] = []

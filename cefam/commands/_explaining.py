@@ -1,4 +1,4 @@
-"""What explain, summarize and doctor share: an artefact ready to explain, photographs of files and folders."""
+"""Shared by explain, summarize and doctor: loading an artefact, and listing photographs in files and folders."""
 
 import hashlib
 import warnings
@@ -27,16 +27,16 @@ from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
-LONGEST = 180  # bytes of a page's name; file systems take 255, of which a temporary name needs some
+LONGEST = 180  # bytes of a page's name; file systems allow 255, including the suffix of a temporary name
 DEMO_PROBE = Path("runs/demo/probe")
 
 
 @dataclass(frozen=True)
 class LoadedArtefact:
-    """An artefact that is ready to explain: ``explainer``, and how photographs are cut (a number: the usual way).
+    """A loaded artefact: ``explainer``, and ``view``, how photographs are cut (a number: the usual view of this size).
 
-    ``vlm``: the identity of the vision-language model; ``fused``: gives the regions of all stages together, where they are wanted;
-    ``probe``: that their directions come from.
+    ``vlm``: identity of the vision-language model; ``fused``: computes regions that combine all stages, or ``None``;
+    ``probe``: the probe from which their directions are learned.
     """
 
     explainer: Explainer
@@ -50,10 +50,10 @@ class LoadedArtefact:
         return Photograph.open(path, self.view, name)
 
     def with_regions(self, method: str, probe: str | None) -> Self:
-        """The same with the regions of a method: "ce-fam", or "beyond", which takes a probe where there is one.
+        """A copy with the regions of a method: "ce-fam", or "beyond" with an optional probe.
 
         Raises:
-            CefamError: where the probe is missing, of other towers, or not used.
+            CefamError: if the probe is missing, belongs to other towers, or is not used by the method.
         """
         if method == "ce-fam":
             if probe is not None:
@@ -66,29 +66,32 @@ class LoadedArtefact:
         return replace(self, probe=stored, fused=BeyondRegions(MethodContext(trained, probe=stored)).maps)
 
     def hint(self) -> None:
-        """Say how regions become more exact, where they can."""
+        """Warn if a probe would make the regions more exact."""
         if self.fused is not None and self.probe is None:
             advice = "Regions would be more exact with a probe: make one with `cefam probe`, and name it as `--probe`."
             warnings.warn(advice, CefamWarning, stacklevel=3)
 
     def target(self, name: str | int | None) -> int | None:
-        """A class by name or index."""
+        """Index of a class given by name or index; ``None`` if none is given."""
         classifier = self.explainer.classifier
         return None if name is None else class_number(classifier.class_names, classifier.num_classes, name)
 
 
 def demo_probe(artefact: str | None, method: str) -> str | None:
-    """The demo's probe, where the artefact is the demo's and the method takes one."""
+    """The demo's probe, if the artefact is the demo's and the method uses a probe."""
     return str(DEMO_PROBE) if artefact is None and method == "beyond" and DEMO_PROBE.is_dir() else None
 
 
 def open_artefact(
     artefact: str | None, texts: Sequence[str] | ConceptSet | None, device: str, resize: int | None, crop: int | None
 ) -> tuple[LoadedArtefact, list[int] | None]:
-    """Read an artefact; the VLM, too, where new texts need it, or it is at hand. The second value: which concepts may be explained.
+    """Read an artefact, and its VLM if new texts need it or it is available locally.
+
+    Returns:
+        The artefact, and the indices of the concepts to choose from (``None``: all).
 
     Raises:
-        MissingError: without an artefact, where there is no demo to take.
+        MissingError: if no artefact is given and there is no demo.
     """
     if artefact is None and not DEMO.is_file():
         raise MissingError(
@@ -117,17 +120,17 @@ def open_artefact(
 
 
 def _at_hand(source: Any) -> bool:
-    """Whether a VLM comes from a file or folder, so that loading it asks no network."""
+    """Whether a VLM comes from a local file or folder, so that it is loaded without network access."""
     options = (source or {}).get("init_args", {}) if isinstance(source, dict) else {}
     name, weights = str(options.get("name", "")), options.get("pretrained")
     return name in BRODENETTE or name.startswith("local-dir:") or (weights is not None and Path(str(weights)).is_file())
 
 
 def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
-    """Photographs of files and folders, each with a name that no other has.
+    """List the photographs in files and folders, each with a unique name.
 
     Raises:
-        MissingError: for a file or folder that does not exist.
+        MissingError: if a file or folder does not exist.
     """
     found: list[tuple[str, Path]] = []
     for given in images:
@@ -145,7 +148,7 @@ def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def page_names(names: Sequence[str]) -> dict[str, str]:
-    """The files of photographs' pages in a folder: flat, so that links are short, and different, also where case does not count."""
+    """File names of the photographs' pages in one flat folder, unique even on case-insensitive file systems."""
     flat = {name: name.replace("/", "__") for name in names}
     count = Counter(page.casefold() for page in flat.values())
     return {
@@ -157,5 +160,5 @@ def page_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_file_name(out: str | None) -> bool:
-    """Whether a place names a file of an explanation, not a folder."""
+    """Whether ``out`` is an explanation file, judged by its extension, and not a folder."""
     return out is not None and Path(out).suffix.lower() in KINDS

@@ -1,4 +1,4 @@
-"""The verbs that run a Trainer: LightningCLI with the defaults that this method needs."""
+"""The verbs that run a Trainer: LightningCLI with this method's defaults."""
 
 import logging
 import warnings
@@ -25,7 +25,7 @@ from cefam.training.trainer_checks import better_when
 
 
 class Parser(OneSentence, LightningArgumentParser):
-    """Lightning's, with errors in one sentence."""
+    """Lightning's parser, with errors in one sentence."""
 
     bases = (L.LightningDataModule, L.Callback, RegionMethod)
 
@@ -34,12 +34,12 @@ class SaveConfig(SaveConfigCallback):
     """Save the parsed config in the run's folder, and give it to the loggers as hyperparameters."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save where there is a run's folder; without a logger it would be the folder that the user stands in."""
+        """Save only if there is a logger; without one, the config would be written to the working directory."""
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called on the first process, after the files."""
+        """Log the config as hyperparameters; called on rank 0, after the files are written."""
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.as_dict())
 
@@ -48,27 +48,27 @@ class EndTogether(L.Callback):
     """End the other processes of this machine when this one fails or is stopped: they may be waiting for it."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The Trainer's handler of SIGTERM broadcasts, which hangs where the other processes are in another collective."""
+        """Replace the Trainer's SIGTERM handler, whose broadcast hangs if other processes are in another collective."""
         _signals.take_back()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As above."""
+        """See :meth:`on_train_start`."""
         _signals.take_back()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As above."""
+        """See :meth:`on_train_start`."""
         _signals.take_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Called for every exception, signals included, before Lightning tidies up."""
+        """Terminate the other processes on any exception, including signals, before Lightning cleans up."""
         children = getattr(trainer.strategy.launcher, "procs", [])
         for child in children:
             child.terminate()
-        children.clear()  # Lightning's observer would kill this process, too, as soon as one of them has ended
+        children.clear()  # otherwise Lightning's observer kills this process once one of them has ended
 
 
 class _CLI(LightningCLI):
-    """What all verbs share."""
+    """Base class of the verbs that run a Trainer."""
 
     callbacks: Sequence[L.Callback] = ()
 
@@ -85,12 +85,12 @@ class _CLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a leading ~ is the user's home, in configs, too."""
+        """Parse, and expand a leading ~ in all values, including those from configs."""
         super().parse_arguments(parser, args)
         expand_home(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Set what this method needs of a Trainer."""
+        """Set this method's defaults of the Trainer."""
         parser.set_defaults(
             {
                 "trainer.inference_mode": False,  # regions are gradients
@@ -107,21 +107,21 @@ class _FitCLI(_CLI):
 
     def __init__(self, verb: str, model: type[L.LightningModule], **kwargs: Any) -> None:
         self.identity = RunIdentity()
-        # `save_last` of the other one writes when it writes the best; a run that is killed must not lose the epochs since.
+        # `save_last` of the other checkpoint saves only along with a new best; a killed run must not lose later epochs.
         self.last = ModelCheckpoint(filename="last", enable_version_counter=False)
         self.callbacks = [self.identity, self.last]
         super().__init__(verb, model, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Trainer's methods that are verbs here."""
+        """The Trainer's methods that are available as verbs."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the early stop and the checkpoint of the published program: the best total validation loss, 10 epochs."""
+        """Add early stopping (10 epochs) and checkpoints by the total validation loss, as in the published program."""
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -131,7 +131,7 @@ class _FitCLI(_CLI):
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 10,
                 "early_stopping.min_delta": 0.0,
-                "early_stopping.check_on_train_epoch_end": False,  # after the validation, of which there may be none (max_steps)
+                "early_stopping.check_on_train_epoch_end": False,  # check after validation, which max_steps may skip
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
@@ -139,7 +139,7 @@ class _FitCLI(_CLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Check the checkpoint to start from before anything else reads it; a value of ours is followed in its own direction."""
+        """Check the checkpoint before anything else reads it; set "min" or "max" according to the monitored metric."""
         super().parse_arguments(parser, args)
         options = self.config[self.config.subcommand]
         for follower in (options.get("checkpoint"), options.get("early_stopping")):
@@ -149,17 +149,17 @@ class _FitCLI(_CLI):
         if not checkpoint:
             return
         if checkpoint == "last" and self.config.subcommand == "fit":
-            return  # Lightning resumes if there is a checkpoint, and starts afresh if not
+            return  # Lightning resumes if there is a checkpoint, and otherwise starts a new run
         if Path(checkpoint).is_dir():
             raise CefamError(f"{checkpoint} is a folder: name a .ckpt of `cefam fit`, with the state of its training.")
         read_stored(checkpoint)
 
     def before_fit(self) -> None:
-        """Refuse a folder that holds a finished run: its checkpoint would be taken for this one's.
+        """Reject a folder that holds another run, whose checkpoints would be mistaken for this run's.
 
         Raises:
-            CefamError: where no data is named.
-            ExistsError: where the folder is taken and the run is not resumed.
+            CefamError: if no data is given.
+            ExistsError: if the folder holds a run and it is not resumed.
         """
         self._check_data()
         folder, resumed = self.trainer.log_dir, self._resumed()
@@ -177,21 +177,21 @@ class _FitCLI(_CLI):
         self.identity.begin(self.trainer, resumed)
         metrics = Path(folder or ".") / "metrics.csv"
         if folder and metrics.is_file() and self.trainer.is_global_zero:
-            # The logger starts a new file; what the run has logged so far is kept under another name.
+            # The logger starts a new file, so the existing log is renamed.
             number = len(list(metrics.parent.glob("metrics-until-*.csv"))) + 1
             metrics.rename(metrics.with_name(f"metrics-until-{number}.csv"))
 
     def _resumed(self) -> str | None:
-        """The checkpoint that the run goes on from: the one that is named, or the one that SLURM's warning left (Lightning takes it)."""
+        """The checkpoint to resume from: the given one, or the one saved on SLURM's warning, which Lightning loads."""
         left = sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
         return self.config.fit.ckpt_path or (str(left[-1]) if left else None)
 
     def before_validate(self) -> None:
-        """Refuse to validate untrained weights, and to overwrite the log of a run.
+        """Reject validation of untrained weights, and overwriting the log of a run.
 
         Raises:
-            CefamError: where no checkpoint is named.
-            ExistsError: where the logger's folder holds a run.
+            CefamError: if no checkpoint is given.
+            ExistsError: if the logger's folder holds a run.
         """
         self._check_data()
         if not self.config.validate.ckpt_path:
@@ -207,12 +207,12 @@ class _FitCLI(_CLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """Keep how the towers are loaded, in plain types, for the checkpoint."""
+        """Store the towers' loading options, in plain types, for the checkpoint."""
         model = self.config[self.config.subcommand].model
         self._sources = {kind: model[kind].as_dict() for kind in ("classifier", "vlm") if model.get(kind) is not None}
 
     def instantiate_classes(self) -> None:
-        """Record how towers of the user's own classes were loaded."""
+        """Record the loading options of towers of user-defined classes."""
         super().instantiate_classes()
         for kind, source in self._sources.items():
             tower = getattr(self.model, kind)
@@ -221,10 +221,10 @@ class _FitCLI(_CLI):
 
 
 def refuse_logged(trainer: L.Trainer) -> None:
-    """Refuse a logger's folder that holds the log of a run: it would be written over.
+    """Reject a logger's folder that holds the log of a run, which would be overwritten.
 
     Raises:
-        ExistsError: with the folder.
+        ExistsError: if the folder holds a log.
     """
     folder = trainer.log_dir
     if folder and (Path(folder) / "metrics.csv").is_file():
@@ -236,16 +236,16 @@ def _is_not_a_tip(record: logging.LogRecord) -> bool:
 
 
 def quiet() -> None:
-    """Silence what is expected of a run and means nothing to its user."""
+    """Silence expected warnings and messages that do not concern the user."""
     for expected in (
-        "LightningCLI's args parameter",  # the commands have looked up the shipped configs in them
+        "LightningCLI's args parameter",  # the commands have already resolved shipped configs
         r"Found \d+ module\(s\) in eval mode",  # the frozen towers
         r".*isinstance\(treespec, LeafSpec\)",  # Lightning 2.6 on torch 2.15
-        "The ``compute`` method of metric .* was called before",  # a process may see no pair in an epoch
+        "The ``compute`` method of metric .* was called before",  # a process may have no pairs in an epoch
     ):
         warnings.filterwarnings("ignore", message=expected)
-    logging.raiseExceptions = False  # a signal in the middle of a line of the log is no error of the log
-    logging.getLogger("lightning").propagate = False  # it prints by itself; open_clip makes the root logger print, too
+    logging.raiseExceptions = False  # a signal that interrupts a log call is not a logging error
+    logging.getLogger("lightning").propagate = False  # open_clip adds a handler to the root logger: no duplicate lines
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_a_tip)
 
 

@@ -1,4 +1,4 @@
-"""How options are parsed: by jsonargparse, but a wrong option ends in one sentence, with near names."""
+"""Option parsing with jsonargparse; errors are reported in one sentence, with suggestions of similar names."""
 
 import inspect
 import json
@@ -20,12 +20,12 @@ class OptionError(CefamError):
 
 
 class OneSentence:
-    """A parser whose errors are raised, in one sentence."""
+    """Mixin of parsers that raises errors in one sentence."""
 
-    bases: tuple[type, ...] = ()  # classes whose subclasses may be named in options
+    bases: tuple[type, ...] = ()  # classes whose subclasses can be given as options
 
     def error(self: Any, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message with near names; jsonargparse's own trials of types go their usual way."""
+        """Raise the message with similar names; errors in jsonargparse's internal type trials are not changed."""
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
         flat = " ".join(message.split()).rstrip(".") + "."
@@ -36,12 +36,12 @@ class OneSentence:
 
 
 def suggestion(message: str, names: list[str]) -> str:
-    """Known names that are close to an unknown word of a message; parameters of a class that it names count, too.
+    """Suggest a known name similar to an unknown word of a message, including parameters of classes in the message.
 
     >>> suggestion("unrecognized arguments: --seeed=1.", ["--seed", "--folder"])
     " Did you mean '--seed'?"
     """
-    # What was typed is quoted, or begins with dashes; the rest is the parser's English.
+    # User input is quoted or begins with dashes; the rest is the parser's text.
     quoted = [a or b for a, b in re.findall(r"(--[\w.\-]+)|'([\w.\-]+)'", message)]
     words = [word.strip(".") for word in (*quoted, *re.findall(r"[\w.\-]+", message))]
     known = [*names, *(parameter for word in words for parameter in _parameters(word))]
@@ -54,7 +54,7 @@ def suggestion(message: str, names: list[str]) -> str:
 
 
 def _parameters(path: str) -> list[str]:
-    """Names of the parameters of the class or function that a dotted path names, if it is imported."""
+    """Parameter names of the class or function at a dotted path, if its module is imported."""
     module, _, name = path.rpartition(".")
     try:
         return list(inspect.signature(getattr(sys.modules[module], name)).parameters)
@@ -79,7 +79,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def expand_home(options: Namespace) -> None:
-    """Replace a leading ``~/`` in all values: a shell does not do it after ``=``, and nothing does it in a config file."""
+    """Expand a leading ``~/`` in all values, which shells do not expand after ``=`` or in config files."""
     for name, value in options.items():
         options[name] = _at_home(value)
 
@@ -97,7 +97,7 @@ def _at_home(value: Any) -> Any:
 
 
 def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """The arguments as the parser takes them: a list of strings as one value, and a switch with its "true".
+    """Rewrite arguments for the parser: a list of strings as one JSON value, a switch with an explicit "true".
 
     >>> def draw(methods: list[str] | None = None, out: str = "", open: bool = False) -> None: ...
     >>> completed(draw, ["--methods", "a b", "c", "--open", "--out", "x.png"])
@@ -121,7 +121,7 @@ def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
 
 
 class OptionParser(OneSentence, ArgumentParser):
-    """For functions."""
+    """Parser for the options of a function."""
 
 
 def call(
@@ -129,15 +129,15 @@ def call(
 ) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
 
-    ``--why-not`` is the same as ``--why_not``; an option that takes a list may be followed by its values (``--concept fur wing``), a
-    switch needs none (``--open``).
+    ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``), a
+    switch needs no value (``--open``).
 
     Args:
-        verb: for messages.
-        function: what the verb does.
-        arguments: of the command line.
-        positional: a parameter whose values stand on the command line without a name.
-        values: what they are.
+        verb: name of the verb, for messages.
+        function: implementation of the verb.
+        arguments: command-line arguments.
+        positional: parameter whose values are given as positional arguments.
+        values: description of these values, for the help.
     """
     arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
     arguments = completed(function, arguments)

@@ -1,4 +1,4 @@
-"""How a verb runs: signals and errors become a sentence and an exit status."""
+"""Run a verb: signals and errors are reported in one sentence and converted to an exit status."""
 
 import os
 import re
@@ -31,19 +31,19 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
         run = getattr(import_module(module), function)
         with _signals.as_exceptions(), warnings.catch_warnings():
             warnings.showwarning = _one_line(verb, warnings.showwarning)
-            warnings.filterwarnings("always", category=CefamWarning)  # part of what a verb says
+            warnings.filterwarnings("always", category=CefamWarning)  # part of a verb's output
             run(with_configs_first(arguments))
     except (KeyboardInterrupt, _signals.Ended, SystemExit) as error:
         return _stopped(verb, error)
     except Exception as error:
-        if _signals.received():  # what was interrupted may have failed in a way of its own
+        if _signals.received():  # the error may be a consequence of the signal
             return _stopped(verb, error)
         return _failed(verb, _written_for_the_user(error))
     return 0
 
 
 def _one_line(verb: str, show: Callable[..., None]) -> Callable[..., None]:
-    """How warnings are shown: those of cefam without the place in its code."""
+    """A replacement of ``warnings.showwarning`` that prints cefam's warnings without source location."""
 
     def shown(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, CefamWarning):
@@ -55,7 +55,7 @@ def _one_line(verb: str, show: Callable[..., None]) -> Callable[..., None]:
 
 
 def _written_for_the_user(error: Exception) -> Exception:
-    """The error itself, or the CefamError behind it: the parser makes one of its own of what a loader raises."""
+    """The first CefamError among the error and its causes, or else the error: the parser wraps errors of loaders."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, CefamError):
@@ -65,12 +65,12 @@ def _written_for_the_user(error: Exception) -> Exception:
 
 
 def _stopped(verb: str, error: BaseException) -> int:
-    """The status of a verb that was stopped; a Trainer turns Ctrl-C into an exit of its own."""
+    """The exit status of a stopped verb; a Trainer converts Ctrl-C to SystemExit."""
     number = _signals.received() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
     if number is None:
-        raise error  # --help and its kind
+        raise error  # a regular exit, such as --help
     if isinstance(error, SystemExit) and error.code == 128 + number:
-        return 128 + number  # a verb inside this one has printed the sentence
+        return 128 + number  # a nested verb has already printed the message
     word = "interrupted" if number == signal.SIGINT else "terminated"
     with suppress(OSError):  # the terminal may be gone
         print(f"cefam {verb}: {word}; finished files are kept.", file=sys.stderr)
@@ -78,18 +78,18 @@ def _stopped(verb: str, error: BaseException) -> int:
 
 
 def _failed(verb: str, error: Exception) -> int:
-    """Print one sentence about an error; what was not written for the user keeps its traceback in a file."""
+    """Print an error in one sentence; for an unexpected error, save the traceback to a file."""
     error = _lacks_a_package(error) or error
     expected = isinstance(error, CefamError) or _is_of_the_system(error) or _is_of_a_library(error)
     if not expected and os.environ.get("CEFAM_TRACEBACK"):
         raise error
     store = _store()
     if store is not None and os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(2)  # the first process has the word: where it fails or is stopped, too, it ends this one meanwhile
+        time.sleep(2)  # rank 0 reports first: if it fails too, it terminates this process meanwhile
     try:
         if store is not None and store.check([f"cefam/failed/{error}" if expected else "cefam/failed"]):
-            return 1  # bad input is bad for all, and has been said; or this process has lost the one that failed
-    except RuntimeError:  # the process that kept the store is gone
+            return 1  # another process has reported this error, or its failure caused this one
+    except RuntimeError:  # the process that hosts the store has ended
         if not expected:
             print(f"cefam {verb}: another process has ended, and with it this one: see its message.", file=sys.stderr)
             return 1
@@ -102,12 +102,12 @@ def _failed(verb: str, error: Exception) -> int:
 
 
 def _is_of_the_system(error: Exception) -> bool:
-    """Whether the operating system refused a file: no permission, no space, a folder where a file is wanted."""
+    """Whether the operating system rejected a file: no permission, no space, a folder instead of a file."""
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
 def _lacks_a_package(error: Exception) -> CefamError | None:
-    """The sentence for a package that an option needs; the parser hides such an error among its trials of other types."""
+    """The error for a missing package; the parser hides it among the errors of other types that it tries."""
     found = re.search(r"Requirement '([^']+)' not met|^No module named '([\w.]+)'", str(error))
     if found is None:
         return None
@@ -116,12 +116,12 @@ def _lacks_a_package(error: Exception) -> CefamError | None:
 
 
 def _is_of_a_library(error: Exception) -> bool:
-    """Whether Lightning refused the Trainer's options (no GPU, for example), or W&B its own (nobody is logged in)."""
+    """Whether Lightning rejected the Trainer's options (e.g. no GPU), or W&B raised an error (e.g. not logged in)."""
     return type(error).__name__ == "MisconfigurationException" or type(error).__module__.startswith("wandb.")
 
 
 def _store() -> Any:
-    """What the processes of a run share, or ``None``."""
+    """The key-value store shared by the processes of a distributed run, or ``None``."""
     if "torch" not in sys.modules:
         return None
     import torch
@@ -132,13 +132,13 @@ def _store() -> Any:
 
 
 def _unexpected(verb: str, error: Exception) -> str:
-    """A sentence on an error that was not foreseen; the traceback is kept in a file."""
+    """The message for an unexpected error; the traceback is saved to a file."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile("w", prefix=f"cefam-{verb}-", suffix=".txt", delete=False) as file:
             file.write(text)
         where = f"The traceback is in {file.name}."
-    except OSError:  # no space for it
+    except OSError:  # e.g. no space left
         where = f"The traceback could not be kept: {text}"
     message = _sentence(error)
     return (
@@ -148,7 +148,7 @@ def _unexpected(verb: str, error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    """The message of an error in one line; of one that a data worker passed on, what stands below its traceback."""
+    """The message of an error in one line; for an error from a data worker, the last line of its traceback."""
     text = str(error).strip()
     if "Original Traceback" in text:
         text = text.splitlines()[-1].split(": ", 1)[-1]

@@ -15,16 +15,16 @@ FILE = "run_id.json"
 
 
 class RunIdentity(L.Callback):
-    """Gives a resumed run the id of the run that it continues, so that W&B has one run of it.
+    """Gives a resumed run the id of the original run, so that W&B shows a single run.
 
-    Offline, every attempt is written into a folder of its own with that id, and ``wandb sync`` merges them.
+    Offline, every attempt is written to a separate folder with the same id, and ``wandb sync`` merges them.
     """
 
     def __init__(self) -> None:
         self.id = ""
 
     def begin(self, trainer: L.Trainer, checkpoint: str | None) -> None:
-        """Take the id of the run that is resumed, or a new one, before any logger begins."""
+        """Set the id of the resumed run, or a new one, before any logger starts."""
         folder = trainer.log_dir
         stored = _of_checkpoint(checkpoint) or (_of_folder(Path(folder)) if folder and checkpoint else None)
         self.id = stored or uuid4().hex[:8]
@@ -36,7 +36,7 @@ class RunIdentity(L.Callback):
                 logger._wandb_init = {**logger._wandb_init, "id": self.id, **given}  # the user's own id has precedence
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Name the command that uploads an offline run of W&B."""
+        """Print the command that uploads an offline W&B run."""
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, WandbLogger) and (
                 logger._offline or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
@@ -45,12 +45,12 @@ class RunIdentity(L.Callback):
                 print(f"Upload the run, with all its attempts: wandb sync {found}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do not train one more epoch of a run that had stopped early and was killed before it ended."""
+        """Stop a resumed run at once if it had already met its early-stopping criterion."""
         stop = trainer.early_stopping_callback
         trainer.should_stop |= stop is not None and stop.wait_count >= stop.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The state stored in checkpoints."""
         return {"id": self.id}
 
 

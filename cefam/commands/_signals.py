@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP are exceptions while a verb runs: open files are closed and half-written ones removed."""
+"""Convert Ctrl-C, SIGTERM and SIGHUP to exceptions, so that a stopped verb closes its files and removes partial ones."""
 
 import os
 import signal
@@ -13,16 +13,16 @@ if hasattr(signal, "SIGHUP"):
 
 
 class Ended(BaseException):
-    """SIGTERM or SIGHUP came: raised where the program is."""
+    """Raised by the signal handler on SIGTERM or SIGHUP."""
 
 
-_received: list[int] = []  # handlers belong to the process, and so does what they note
+_received: list[int] = []  # global, because signal handlers are per process
 _handlers: dict[int, Any] = {}
 
 
 @contextmanager
 def as_exceptions() -> Iterator[None]:
-    """While open, signals are exceptions; afterwards they are as before (an interrupted Trainer leaves Ctrl-C off)."""
+    """Raise signals as exceptions, and restore the handlers on exit (an interrupted Trainer leaves Ctrl-C disabled)."""
     _received.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,7 +31,7 @@ def as_exceptions() -> Iterator[None]:
     owner = os.getpid()
 
     def handle(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a forked data worker: Ctrl-C is its parent's to handle, the others end it
+        if os.getpid() != owner:  # in a forked data worker, ignore Ctrl-C and let other signals end it
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
             if number != signal.SIGINT:
                 os.kill(os.getpid(), number)
@@ -40,7 +40,7 @@ def as_exceptions() -> Iterator[None]:
         raise KeyboardInterrupt if number == signal.SIGINT else Ended
 
     for number, handler in before.items():
-        # What is ignored stays so (nohup), but for Ctrl-C, which shells switch off for all that runs in the background.
+        # Keep ignored signals ignored (nohup), except SIGINT, which shells disable for background processes.
         if handler is not signal.SIG_IGN or number == signal.SIGINT:
             signal.signal(number, handle)
             _handlers[number] = handle
@@ -53,11 +53,11 @@ def as_exceptions() -> Iterator[None]:
 
 
 def take_back() -> None:
-    """Set the handlers of the running verb again, where a library has set its own."""
+    """Restore the handlers of the running verb after a library has replaced them."""
     for number, handler in _handlers.items():
         signal.signal(number, handler)
 
 
 def received() -> int | None:
-    """The first signal that has come since the verb began."""
+    """The first signal received since the verb began, or ``None``."""
     return _received[0] if _received else None

@@ -1,4 +1,4 @@
-"""``cefam associate``: which neurons stand for which concepts, from a probe."""
+"""``cefam associate``: associate neurons with concepts, from a probe."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,19 +25,19 @@ def associate(
     similarity: Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"] = "soft_wpmi",
     alpha: float = 95.0,
 ) -> Path:
-    """Associate neurons with concepts, and write the artefact and the file of the method's own program.
+    """Associate neurons with concepts; write an artefact, and a file in the format of the method's original program.
 
-    No photograph is read: a probe serves any number of concept lists.
+    No photograph is read: one probe can be used with any number of concept sets.
 
     Args:
         method: "clip_dissect" or "www".
         probe: a folder of `cefam probe`.
-        classifier: of the probe.
-        vlm: of the probe.
-        folder: where the associations go.
+        classifier: the classifier of the probe.
+        vlm: the vision-language model of the probe.
+        folder: output folder for the associations.
         concepts: a concept set by name or file.
-        similarity: of CLIP-Dissect.
-        alpha: of WWW, percent of a neuron's largest weight.
+        similarity: similarity function of CLIP-Dissect.
+        alpha: threshold of WWW, in percent of a neuron's largest weight.
     """
     if (Path(folder) / "associations.json").exists():
         raise CefamError(f"{folder} already holds associations: name another folder.")

@@ -1,4 +1,4 @@
-"""``cefam contribution-benchmark``: contributions against the interventional effects of concepts in drawn scenes."""
+"""``cefam contribution-benchmark``: compare contributions with interventional effects of concepts in drawn scenes."""
 
 import json
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from cefam.probe import Probe
 from cefam.towers.loading import load_source
 from cefam.trained import Trained
 
-LOOKS = "looks.jsonl"  # every look at a set of scenes, beside the folders of its runs
+LOOKS = "looks.jsonl"  # log of all finished runs, beside their folders
 RESULTS, TABLE = "benchmark.json", "benchmark.md"
 
 
@@ -31,18 +31,18 @@ def contribution_benchmark(
     development: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Change one concept of a drawn scene at a time, and compare its effect on the class with what explanations say.
+    """Edit one concept of a drawn scene at a time, and compare its effect on the class with explanations.
 
-    A stopped run is taken up where it stopped. Every finished run is noted in looks.jsonl beside the folder.
+    A stopped run can be resumed. Every finished run is logged in looks.jsonl beside the folder.
 
     Args:
-        artefact: trained for a classifier of Brodenette: a folder of `cefam export`, or a checkpoint.
-        folder: where records and table go.
-        split: disjoint sets of scenes; only "development" may choose thresholds.
-        scenes: how many.
+        artefact: an artefact for a Brodenette classifier: a folder of `cefam export`, or a checkpoint.
+        folder: output folder for records and table.
+        split: one of three disjoint sets of scenes; thresholds are chosen only on "development".
+        scenes: number of scenes.
         probe: a folder of `cefam probe` of this classifier and its VLM, for the row of WWW.
-        development: the folder of a development run, whose thresholds are taken; needed for the other splits.
-        overwrite: replace a table that is there.
+        development: folder of a development run that provides the thresholds; required for the other splits.
+        overwrite: replace an existing table.
     """
     if scenes < 2:
         raise CefamError(f"scenes must be at least 2, got {scenes}.")
@@ -90,7 +90,7 @@ def _thresholds(split: str, development: str | None) -> dict[str, float] | None:
 
 
 def _check(trained: Trained) -> None:
-    """Refuse what knows other classes or concepts than Brodenette."""
+    """Reject artefacts with classes or concepts other than Brodenette's."""
     from cefam.brodenette import CLASSES, LABELS
 
     if trained.classifier.class_names != list(CLASSES):
@@ -112,7 +112,7 @@ def _examine(explainer: Any, split: str, index: int, method: WWWRegions | None, 
 
 
 def _note(target: Path, about: dict[str, Any]) -> None:
-    """A line in the log of looks."""
+    """Append a line to the log of finished runs."""
     place = target.parent / LOOKS
     before = place.read_text() if place.is_file() else ""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "folder": target.name, **about})

@@ -1,4 +1,4 @@
-"""``cefam demo``: the whole job in the miniature world, from drawing scenes to the table, by the public commands."""
+"""``cefam demo``: the complete pipeline on drawn scenes, from drawing to the table, with the public commands."""
 
 import shlex
 import shutil
@@ -15,13 +15,13 @@ from cefam.io.files import replacing
 from cefam.io.identity import identity
 from cefam.io.passes import JOURNAL, Pass, Unit
 
-BATCH = 128  # of the training
-SCENE = "scene.png"  # of the classifier's test split, which is explained at the end
+BATCH = 128  # batch size of the training
+SCENE = "scene.png"  # a scene of the classifier's test split, explained at the end
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the demo, and the file that it makes."""
+    """One command of the demo, and its output file."""
 
     name: str
     arguments: list[str]
@@ -29,7 +29,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As typed in a shell."""
+        """The command line."""
         return shlex.join(["cefam", *self.arguments])
 
 
@@ -64,19 +64,19 @@ def steps(folder: Path, scenes: int, evaluation_scenes: int, epochs: int, seed: 
 def demo(
     folder: str = "runs/demo", scenes: int = 4000, evaluation_scenes: int = 200, epochs: int = 60, seed: int = 0
 ) -> None:
-    """Draw scenes, train a translator, measure its regions next to other methods, and explain a scene, without any download.
+    """Draw scenes, train a translator, compare its regions with other methods, and explain a scene, without any download.
 
-    What is finished is kept: the demo can be stopped and started again.
+    Finished steps are kept: a stopped demo can be resumed.
 
     Args:
-        folder: where everything goes.
-        scenes: to train from.
-        evaluation_scenes: to measure regions on.
-        epochs: at most.
-        seed: of the training.
+        folder: output folder.
+        scenes: number of training scenes.
+        evaluation_scenes: number of scenes for the evaluation of regions.
+        epochs: maximum number of epochs.
+        seed: seed of the training.
 
     Raises:
-        CefamError: for a number below 1, or a folder that holds a demo with other options, or anything else.
+        CefamError: for a number below 1, or a folder that holds a demo with other options, or other files.
     """
     _check_numbers(scenes, evaluation_scenes, epochs, seed)
     root = Path(folder)
@@ -102,7 +102,7 @@ def _check_numbers(scenes: int, evaluation_scenes: int, epochs: int, seed: int) 
 
 
 def _draw_scene(path: Path) -> None:
-    """Draw the scene that is explained."""
+    """Draw the scene to be explained."""
     from PIL import Image
 
     from cefam.brodenette import describe, draw
@@ -112,7 +112,7 @@ def _draw_scene(path: Path) -> None:
 
 
 def _run(step: Step, made: Path) -> dict[str, Any]:
-    """Run a step by the command's own entry; its name and the seconds it took."""
+    """Run the command of a step; return the step's name and duration."""
     from cefam.commands import main
 
     arguments = list(step.arguments)
@@ -129,7 +129,7 @@ def _run(step: Step, made: Path) -> dict[str, Any]:
 
 
 def _resumed(checkpoints: Path) -> list[str]:
-    """Options that take up a stopped training; one that was stopped before its first checkpoint starts afresh."""
+    """Options that resume a stopped training; without a checkpoint, its folder is removed and training restarts."""
     if (checkpoints / "last.ckpt").is_file():
         return ["--ckpt_path", str(checkpoints / "last.ckpt")]
     shutil.rmtree(checkpoints.parent, ignore_errors=True)
@@ -137,7 +137,7 @@ def _resumed(checkpoints: Path) -> list[str]:
 
 
 def _summary(root: Path, entries: Sequence[dict[str, Any]]) -> None:
-    """The time of every step, and where everything is."""
+    """Print the time of every step and the output files."""
     print(f"\n{'step':24} seconds")
     for entry in (*entries, {"step": "together", "seconds": round(sum(entry["seconds"] for entry in entries), 1)}):
         print(f"{entry['step']:24} {entry['seconds']}")

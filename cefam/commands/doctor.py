@@ -1,4 +1,4 @@
-"""``cefam doctor``: is everything here that cefam needs, and which concepts can be trusted."""
+"""``cefam doctor``: check the installation, and which concepts can be trusted."""
 
 import platform
 import time
@@ -37,16 +37,16 @@ def doctor(
 ) -> None:
     """Check the environment; with photographs, also which concepts of an artefact can be trusted.
 
-    What is found about concepts is kept beside the artefact, and said in every explanation.
+    Doubtful concepts are stored beside the artefact and marked in every explanation.
 
     Args:
         artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
-        images: photographs that the translator was not trained on: files, folders, or shards (whose masks tell what is there).
-        count: at most so many photographs.
+        images: photographs that were not used for training: files, folders, or shards (whose masks give the ground truth).
+        count: maximum number of photographs.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
-        crop: side of what the networks see; null: what the classifier was made for.
-        overwrite: judge concepts again that were judged before.
-        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+        crop: side of the central crop, in pixels; null: the classifier's input size.
+        overwrite: judge the concepts again, and replace the stored result.
+        device: "cpu", "cuda:0", ...; "auto": a GPU if there is one.
     """
     if count < checkup.FEWEST:
         raise CefamError(f"count must be at least {checkup.FEWEST}, got {count}.")
@@ -58,9 +58,9 @@ def doctor(
     if artefact is not None or images:
         print("\nConcepts")
         opened, _ = open_artefact(artefact, None, device, resize, crop)
-        print(f"  {len(opened.explainer.concepts)} concepts, {len(opened.explainer.doubts)} doubted before")
+        print(f"  {len(opened.explainer.concepts)} concepts, {len(opened.explainer.doubts)} marked doubtful before")
         if opened.explainer.vlm is None:
-            print("  the VLM is not at hand: the translator is not compared with it")
+            print("  the VLM is not available locally: the translator is not compared with it")
         if images:
             _judge(opened, images, count, artefact or str(DEMO))
         else:
@@ -71,7 +71,7 @@ def doctor(
 
 
 def _environment() -> Iterator[str]:
-    """Print versions, devices and weights; the problems."""
+    """Print versions, devices and weights; yield the problems."""
     print(f"  Python {platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
@@ -87,13 +87,13 @@ def _environment() -> Iterator[str]:
 
 
 def _weights() -> Iterator[str]:
-    """Print which weights are here, and where the others go."""
+    """Print which weights are present and where missing ones belong; yield the problems."""
     from cefam.brodenette.towers import CLASSIFIERS, classifier_weights, weights_folder
 
     places = {f"classifier {name}": classifier_weights(name) for name in CLASSIFIERS}
     places["VLM brodenette"] = weights_folder() / "vlm" / "open_clip_model.safetensors"
     for name, place in places.items():
-        print(f"  weights of {name}: {'found' if place.is_file() else f'missing, they go to {place}'}")
+        print(f"  weights of {name}: {'found' if place.is_file() else f'missing, expected at {place}'}")
         if not place.is_file() and name in ("classifier brodenette", "VLM brodenette"):
             yield f"The weights of {name} are missing ({place}): install cefam again."
     hub = Path(torch.hub.get_dir()) / "checkpoints"
@@ -108,7 +108,7 @@ def _weights() -> Iterator[str]:
 
 
 def _self_test() -> Iterator[str]:
-    """Run the small towers that come with cefam on drawn scenes."""
+    """Run the shipped classifier and VLM on drawn scenes; yield the problems."""
     from cefam import ConceptSet, Explainer, Translator, load_classifier, load_vlm
     from cefam.brodenette import CLASSES, describe, draw
 
@@ -124,18 +124,18 @@ def _self_test() -> Iterator[str]:
     part = explainer.explain(images[:1], top_k=1)[0].concepts[0]
     finite = all(bool(region.isfinite().all()) for region in part.maps)
     print(f"  self-test: {right} of 40 scenes named, a concept explained, {time.monotonic() - start:.1f} s")
-    if right < 28 or not finite:  # 87 % are right on average: fewer than 28 never happen by chance
+    if right < 28 or not finite:  # mean accuracy is 87 %: fewer than 28 do not occur by chance
         yield f"The self-test failed ({right} of 40 scenes named): the installed torch computes something else."
 
 
 def _judge(opened: LoadedArtefact, images: list[str], count: int, artefact: str) -> None:
-    """Judge the concepts, print the doubts, and keep them."""
+    """Judge the concepts; print and store the doubtful ones."""
     explainer = opened.explainer
     measured = checkup.measure(explainer, _batches(opened, images, count))
     reasons = checkup.judge(measured)
     if measured.there is not None:
         present, absent = checkup.called(measured.said, measured.there)
-        print(f"  there: {percent(present)} of what is called present, {percent(absent)} of what is called absent")
+        print(f"  present: {percent(present)} of concepts called present, {percent(absent)} of those called absent")
     words = {concept.number: concept.word for concept in explainer.concepts.concepts}
     print(f"  judged from {len(measured.said)} photographs; do not trust {len(reasons)}:")
     for number, reason in reasons.items():
@@ -147,7 +147,7 @@ def _judge(opened: LoadedArtefact, images: list[str], count: int, artefact: str)
 
 
 def _batches(opened: LoadedArtefact, images: list[str], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Views, and what is known to be in them."""
+    """Yield batches of views, and the states of their concepts if known."""
     from rich.progress import track
 
     where = next(opened.explainer.translator.parameters()).device
@@ -171,7 +171,7 @@ def _together(known: list[Tensor | None]) -> Tensor | None:
 def _samples(
     opened: LoadedArtefact, images: list[str], count: int
 ) -> tuple[int, Iterator[tuple[Photograph, Tensor | None]]]:
-    """How many photographs there are, and each with what is known to be in it, read one by one."""
+    """The number of photographs, and an iterator over photographs and the states of their concepts, if known."""
     manifest = Manifest.find(images[0]) if len(images) == 1 else None
     if manifest is not None:
         total = min(count, manifest.num_samples)
@@ -181,7 +181,7 @@ def _samples(
 
 
 def _of_sample(opened: LoadedArtefact, sample: Sample) -> tuple[Photograph, Tensor]:
-    """A photograph of a shard, and which concepts its masks or labels show."""
+    """A photograph of a shard, and the state of every concept: 1 present, 0 absent, -1 unknown."""
     concepts = opened.explainer.concepts.concepts
     photograph = Photograph.of(sample.picture(), opened.view, sample.id)
     shown = {label for mask in sample.masks for label in mask.labels}

@@ -1,4 +1,4 @@
-"""``cefam explain``: which concepts a classifier sees in photographs, where, and how much each of them counts."""
+"""``cefam explain``: which concepts a classifier sees in photographs, where, and how much each contributes."""
 
 import json as json_
 import sys
@@ -33,7 +33,7 @@ from cefam.io.passes import Pass, Unit
 FOLDER = "runs/explain"
 STYLES = {"title": "bold", "for": "blue", "against": "dark_orange", "absent": "dim", "": ""}
 COLUMNS = ["photograph", "class", "probability", "concepts"]
-LEADING = 3  # concepts that an index names
+LEADING = 3  # concepts per photograph in the index
 
 
 def explain(
@@ -57,30 +57,30 @@ def explain(
     overwrite: bool = False,
     device: str = "auto",
 ) -> list[Path]:
-    """Explain photographs: a summary here, and a page for each.
+    """Explain photographs: print a summary, and write a page for each.
 
     Args:
         images: files, or folders of them.
         artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
-        concepts: a concept set by name or file, among which the best-scoring are explained; null: those of the artefact.
-        concept: texts that are explained, whatever they score. New ones need the vision-language model.
-        target: the class, by name or index, that is explained; null: the predicted one.
-        why_not: a class that the photograph was not taken for: both classes side by side, and what would change the decision.
+        concepts: a concept set, by name or file, of which the best-scoring concepts are explained; null: the artefact's.
+        concept: texts to explain, regardless of their scores. New texts need the vision-language model.
+        target: class to explain, by name or index; null: the predicted class.
+        why_not: another class to compare with the predicted one; also shows what would change the decision.
         out: a .html, .png, .svg, .json, .csv or .npz file for one photograph; a folder for several; null: runs/explain.
         open: open the page in a browser.
-        json: also write the explanations as JSON, one a line if there are several; "-": to the terminal, instead of the summary.
+        json: also write the explanations to this JSON file, one per line; "-": print them instead of the summary.
         top_k: concepts per photograph.
-        method: of the regions: "beyond", one map of all stages (see docs/research/beyond.md); "ce-fam", that of the stage with the largest
-            association, as published.
-        probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: it is the translator's
-            gradient, and regions are less exact (the demo's artefact takes the demo's probe).
-        every_stage: contributions at every stage, not at the concept's own alone.
-        num_channels: K, how many channels are masked; null: as in training.
-        colormap: that a page opens with.
+        method: method of the regions: "beyond", one map that combines all stages (see docs/research/beyond.md); "ce-fam",
+            the map of the stage with the largest association, as published.
+        probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: use the
+            translator's gradient, with less exact regions (the demo's artefact uses the demo's probe).
+        every_stage: compute contributions at every stage, not only at the concept's stage.
+        num_channels: K, number of masked channels; null: as in training.
+        colormap: initial color map of the page.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
-        crop: side of what the networks see; null: what the classifier was made for.
-        overwrite: replace files that are there.
-        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+        crop: side of the central crop, in pixels; null: the classifier's input size.
+        overwrite: replace existing files.
+        device: "cpu", "cuda:0", ...; "auto": a GPU if there is one.
     """
     if concepts is not None and concept:
         raise CefamError("Name either `--concepts`, a set to choose from, or `--concept`, the texts to explain.")
@@ -120,7 +120,7 @@ def explain(
 
 
 def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None) -> None:
-    """Refuse places that cannot be written before the work begins."""
+    """Reject output paths that cannot be written, before the work begins."""
     if why_not is not None and not (single and place.suffix.lower() == ".html"):
         raise CefamError(f"`--why-not` compares two classes of one photograph in one .html file, got {place}.")
     if single:
@@ -136,7 +136,7 @@ def _explained(opened: LoadedArtefact, name: str, path: Path, options: dict[str,
 
 
 def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
-    """The summary in the terminal, or JSON in its place, or beside it."""
+    """Print the summary, write JSON, or both."""
     if json is not None:
         _write_json([explanation.to_dict()], json)
     if json != "-":
@@ -149,7 +149,7 @@ def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
 
 
 def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:
-    """One explanation, or one a line, to a file or the terminal."""
+    """Write explanations as JSON, one per line, to a file or the terminal."""
     whole = place != "-" or (sys.stdout.encoding or "").lower() in ("utf-8", "utf8")
     text = "".join(json_.dumps(each, ensure_ascii=not whole) + "\n" for each in explanations)
     if place == "-":
@@ -159,7 +159,7 @@ def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:
 
 
 def show(explanation: Findings) -> None:
-    """Print a summary, in colors where the terminal has them, as wide as the terminal."""
+    """Print a summary in the terminal's width, with colors if supported."""
     from rich.console import Console
     from rich.text import Text
 
@@ -177,7 +177,7 @@ def _folder(
     colormap: str,
     overwrite: bool,
 ) -> list[Path]:
-    """A page per photograph and an index that links them; a stopped run is taken up where it stopped."""
+    """Write one page per photograph, and an index that links them; a stopped run can be resumed."""
     regions = {"method": "ce-fam" if opened.fused is None else "beyond", "probe": opened.probe}
     form = {"colormap": colormap, "json": json is not None}
     run = identity(**opened.explainer.identity(), view=opened.view, **regions, options=options, **form)
@@ -199,7 +199,7 @@ def _folder(
 def _write(
     opened: LoadedArtefact, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
 ) -> dict[str, Any]:
-    """One page; what the index says of it, and all of it, where that is wanted."""
+    """Write one page; return its index entry, with the whole explanation if ``whole``."""
     done = _explained(opened, name, path, options)
     write_text(target, page(done, colormap))
     leading = ", ".join(part.concept.word for part in done.concepts[:LEADING])

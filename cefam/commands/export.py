@@ -10,8 +10,8 @@ def export(checkpoint: str, folder: str, overwrite: bool = False) -> Path:
 
     Args:
         checkpoint: a .ckpt of `cefam fit`.
-        folder: where to.
-        overwrite: replace an artefact that is there.
+        folder: output folder.
+        overwrite: replace an existing artefact.
     """
     from cefam.trained import write_artefact
 

@@ -19,14 +19,14 @@ def figure(
     """Draw a figure for print from a folder of `cefam evaluate`.
 
     Args:
-        kind: "methods" (one row a concept, one column a method), "curves" (IoU over the threshold), "stages" (which stage held the best
-            candidate), "epochs" (Hit Rate during a training).
+        kind: "methods" (one row per concept, one column per method), "curves" (IoU over the threshold), "stages" (stages of
+            the best candidates), "epochs" (Hit Rate during training).
         run: a folder of `cefam evaluate`.
         out: a .png, .pdf or .svg file.
-        methods: which ones; null: all; of "stages" the first one counts.
-        example: number of the pair of "curves", from 0, in the order of the contact sheet.
-        log: of "epochs": metrics.csv of the training.
-        protocol: of "epochs".
+        methods: methods to show; null: all; "stages" uses only the first.
+        example: index of the pair for "curves", from 0, in the order of the contact sheet.
+        log: metrics.csv of the training, for "epochs".
+        protocol: protocol for "epochs".
     """
     from cefam.report import examples, plots, records, results
 

@@ -1,4 +1,4 @@
-"""``cefam import``: artefacts of other programs, without running what is in them."""
+"""``cefam import``: import artefacts of other programs, without executing code from them."""
 
 from pathlib import Path
 from typing import Literal
@@ -26,11 +26,11 @@ def import_artefact(
 
     Args:
         kind: "cefam", "clip_dissect" or "www".
-        files: by the stage they belong to, `{layer4: www.pkl}`; for "cefam" and "clip_dissect" one, under any name.
-        classifier: that they were made for, with its stages.
-        folder: where the imported artefact goes.
-        concepts: that they were made with.
-        vlm: that a translator mimics.
+        files: files by stage, `{layer4: www.pkl}`; for "cefam" and "clip_dissect" a single file, under any key.
+        classifier: the classifier for which they were made, with its stages.
+        folder: output folder for the imported artefact.
+        concepts: the concept set with which they were made.
+        vlm: the vision-language model that the translator mimics; required for "cefam".
     """
     if kind != "www" and len(files) != 1:
         raise CefamError(f"One file is imported as {kind!r}, got {len(files)}.")
@@ -54,10 +54,10 @@ def import_artefact(
 
 
 def _compare(about: dict[str, float | str], vlm: VisionLanguageModel) -> None:
-    """Refuse a translator of a VLM with another scale.
+    """Check that translator and VLM have the same logit scale.
 
     Raises:
-        CefamError: with both.
+        CefamError: if the scales differ.
     """
     scale = about.get("scale")
     if isinstance(scale, float | int) and scale and abs(scale - vlm.logit_scale) > 0.01 * abs(vlm.logit_scale):

@@ -1,4 +1,4 @@
-"""``cefam prepare``: a raw data set -> shards."""
+"""``cefam prepare``: convert a raw data set into shards."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,26 +30,27 @@ def prepare(
     shuffle: bool | None = None,
     num_workers: int = 0,
 ) -> Manifest:
-    """Convert a raw data set into shards. A stopped run is taken up where it stopped.
+    """Convert a raw data set into shards. A stopped run can be resumed.
 
     Args:
-        kind: "images" (a folder of images, one folder a class or flat), "broden" (its on-disk format, or a zip of it), "brodenette"
-            (drawn scenes), "imagenet" (the original tars, or one folder per wnid), "imagenet_s" (ImageNet-S 50, 300 or 919), "awa2",
-            "described" (any folder with masks, COCO and PASCAL VOC among them; see docs/guide/data.md), or "webdataset" (existing shards
-            of photographs and classes, which are used where they lie).
-        source: where the raw data lies; of Brodenette, a split: train, val, test, captioned, retrieval, evaluation; of "described",
-            the YAML file; of "webdataset", a folder, or the shards by a pattern ("wds/train-*.tar", "https://host/train-{000..123}.tar").
-        folder: where the shards go.
-        samples_per_shard: samples in a shard.
-        count: how many scenes of Brodenette (200). Other data is taken whole.
-        masks: categories of the masks, of Broden and Brodenette (color, object, part, material); [] for none.
-        ignore: a number in Broden's mask files whose pixels are not measured (255, for example).
-        reading: of ImageNet-S's masks: "published" (default) or "paper".
-        classes: a text file with the wnids of the ImageNet-S subset, where folders are missing.
-        split: of ImageNet-S: "validation" (default), "test" or "train-semi".
-        shuffle: whether samples are written in a random order, always the same; by default "imagenet" alone. Training batches from
-            shards that are sorted by class are of few classes. On disks that seek slowly, false is faster.
-        num_workers: processes that write shards, or read existing ones; the result does not depend on it.
+        kind: "images" (a folder of images, flat or with one folder per class), "broden" (its on-disk format, or a zip of
+            it), "brodenette" (drawn scenes), "imagenet" (the original tars, or one folder per wnid), "imagenet_s"
+            (ImageNet-S 50, 300 or 919), "awa2", "described" (any folder with masks, including COCO and PASCAL VOC; see
+            docs/guide/data.md), or "webdataset" (existing shards of photographs and classes, which are used in place).
+        source: location of the raw data; for Brodenette a split: train, val, test, captioned, retrieval, evaluation; for
+            "described" the YAML file; for "webdataset" a folder, or a pattern of shards ("wds/train-*.tar",
+            "https://host/train-{000..123}.tar").
+        folder: output folder for the shards.
+        samples_per_shard: samples per shard.
+        count: number of Brodenette scenes (default: 200). Other data sets are converted completely.
+        masks: mask categories of Broden and Brodenette (color, object, part, material); [] for none.
+        ignore: a number in Broden's mask files whose pixels are not measured, e.g. 255.
+        reading: interpretation of ImageNet-S's masks: "published" (default) or "paper".
+        classes: a text file with the wnids of the ImageNet-S subset, if folders are missing.
+        split: split of ImageNet-S: "validation" (default), "test" or "train-semi".
+        shuffle: write samples in a fixed random order; by default only for "imagenet". Training batches from shards sorted
+            by class contain few classes. On disks with slow seeks, false is faster.
+        num_workers: number of processes that write or read shards; the result does not depend on it.
     """
     if masks is not None and len(set(masks)) < len(masks):
         raise CefamError(f"A category is in masks twice: {list(masks)}.")
@@ -65,7 +66,7 @@ def prepare(
         opened.shuffle()
     target = new_folder(folder)
     with Pass(target, ["prepare", samples_per_shard]) as work:
-        new_folder(target)  # another run may have finished since
+        new_folder(target)  # another run may have finished in the meantime
         if opened is None:
             manifest = describe(str(source), target, work, num_workers)
         else:
@@ -78,7 +79,7 @@ def prepare(
 
 
 def _convert(source: Source, target: Path, samples_per_shard: int, work: Pass, num_workers: int) -> Manifest:
-    """Write the shards and their manifest, and say what is worth knowing of them."""
+    """Write the shards and their manifest, and print the source's notes."""
     if not len(source):
         raise CefamError(f"No sample was found in {source.name}: nothing was written to {target}.")
     starts = range(0, len(source), samples_per_shard)
@@ -100,7 +101,7 @@ def _unit(source: Source, index: int, start: int, samples_per_shard: int) -> Uni
     return Unit(shard_name(index), source.digest(start, stop), stop - start, partial(_write, start, stop))
 
 
-_sources: list[Source] = []  # of this process: a source of a million entries is not sent with every shard
+_sources: list[Source] = []  # per process, so that a source of a million entries is not sent with every shard
 
 
 def _use(source: Source) -> None:

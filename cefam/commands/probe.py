@@ -1,4 +1,4 @@
-"""``cefam probe``: one pass over a probe set, to associate neurons with concepts."""
+"""``cefam probe``: record activations on a probe set, to associate neurons with concepts."""
 
 from cefam.commands._options import call
 from cefam.probe.compute import compute_probe

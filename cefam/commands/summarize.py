@@ -1,4 +1,4 @@
-"""``cefam summarize``: the concepts that carry a class, or a whole set of photographs."""
+"""``cefam summarize``: the most important concepts of a class or of a set of photographs."""
 
 import json
 from functools import partial
@@ -18,9 +18,9 @@ from cefam.io.identity import identity
 from cefam.io.passes import Pass, Unit
 from cefam.towers.naming import class_number
 
-BATCH = 8  # photographs of a unit of work
+BATCH = 8  # photographs per unit of work
 CARDS = 24  # concepts with pictures
-PARTS = "parts"  # the folder of a run's unfinished work
+PARTS = "parts"  # folder for intermediate results
 
 
 def summarize(
@@ -36,22 +36,22 @@ def summarize(
     overwrite: bool = False,
     device: str = "auto",
 ) -> Path:
-    """Summarize the explanations of many photographs. A stopped run is taken up where it stopped.
+    """Summarize the explanations of many photographs. A stopped run can be resumed.
 
-    Folders that are called like classes (or, if there is one per class, all folders in order) tell the photographs' labels.
+    Labels come from folders that are named like classes or, if there is one folder per class, from the folders' order.
 
     Args:
         images: files, or folders of them.
         artefact: a folder of `cefam export`, or a checkpoint of `cefam fit`; null: the demo's.
-        concepts: a concept set by name or file, among which the best-scoring are explained; null: those of the artefact.
-        target: the class, by name or index, that is explained in all photographs; null: the predicted one in each.
-        out: the folder for summary.html, summary.csv and summary.json.
+        concepts: a concept set, by name or file, of which the best-scoring concepts are explained; null: the artefact's.
+        target: class to explain in all photographs, by name or index; null: the predicted class of each.
+        out: output folder for summary.html, summary.csv and summary.json.
         top_k: concepts per photograph.
-        num_channels: K, how many channels are masked; null: as in training.
+        num_channels: K, number of masked channels; null: as in training.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
-        crop: side of what the networks see; null: what the classifier was made for.
-        overwrite: replace a summary that is there.
-        device: "cpu", "cuda:0", ...; "auto": a GPU where there is one.
+        crop: side of the central crop, in pixels; null: the classifier's input size.
+        overwrite: replace an existing summary.
+        device: "cpu", "cuda:0", ...; "auto": a GPU if there is one.
     """
     found, folder = photographs_of(images), Path(out)
     if (folder / "summary.html").exists() and not overwrite:
@@ -66,9 +66,9 @@ def summarize(
     records = _records(opened, found, labels, options, folder, overwrite)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
-    title = "All photographs" if wanted is None else f"What carries {names[wanted]}"
+    title = "All photographs" if wanted is None else f"Most important concepts of {names[wanted]}"
     doubtful = [c.word for c in opened.explainer.concepts.concepts if c.number in opened.explainer.doubts]
-    notes = [f"Not to be trusted, says `cefam doctor`: {', '.join(doubtful)}."] if doubtful else []
+    notes = [f"Doubtful concepts, according to `cefam doctor`: {', '.join(doubtful)}."] if doubtful else []
     overview = Overview(title, records, names, notes)
     pictures = _pictures(opened, overview, dict(found), options)
     write_text(folder / "summary.json", json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
@@ -80,7 +80,7 @@ def summarize(
 
 
 def _labels(opened: LoadedArtefact, names: list[str]) -> list[int | None]:
-    """The class of each photograph by the folder it lies in, where that tells it."""
+    """The class of each photograph according to its folder; ``None`` if unknown."""
     classifier = opened.explainer.classifier
     folders = sorted({name.split("/")[0] for name in names if "/" in name})
     known: dict[str, int] = {}
@@ -149,7 +149,7 @@ def _pictures(
 
 
 def _print(overview: Overview) -> None:
-    """The leading concepts, in the terminal."""
+    """Print the leading concepts."""
     from rich.console import Console
     from rich.table import Table
 

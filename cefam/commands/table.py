@@ -15,11 +15,11 @@ def table(
     """Print the table of one or several folders of `cefam evaluate`, made from their records.
 
     Args:
-        runs: the folders. Methods that occur in several of them are called "folder: method".
+        runs: the folders. Methods that occur in several folders are named "folder: method".
         format: text, md (Markdown), csv, or latex.
-        published: numbers to put beside: a table of the paper ("table1/resnet50"), or a CSV file with the columns of table.csv.
-        columns: what is shown: epg, nra, nra_calibrated, hit, auc, auc_high, auc_low, and secondary metrics that were measured.
-        remake: write the tables and the contact sheet of each folder again.
+        published: published numbers to add: a table of the paper ("table1/resnet50"), or a CSV file in the format of table.csv.
+        columns: metrics to show: epg, nra, nra_calibrated, hit, auc, auc_high, auc_low, and the measured secondary metrics.
+        remake: first regenerate the tables and the contact sheet of each folder.
     """
     from cefam.report import results
     from cefam.report.tables import FORMATS

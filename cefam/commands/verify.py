@@ -1,4 +1,4 @@
-"""``cefam verify``: reads everything in a folder again: shards, a feature cache, or an exported artefact."""
+"""``cefam verify``: check all files of shards, a feature cache, or an exported artefact."""
 
 import json
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from cefam.datasets.contract import MANIFEST, Manifest, Shard
 from cefam.datasets.shards import read_shard
 from cefam.errors import CefamError, MissingError
 
-ROWS = 4096  # looked at at once
+ROWS = 4096  # feature rows per check
 
 
 def verify(folders: list[str]) -> None:
-    """Read folders of shards, feature caches and artefacts again, and compare them with what they say of themselves.
+    """Check shards, feature caches and artefacts against their checksums and metadata.
 
-    Every problem is printed; the status is 1 where there is one.
+    All problems are printed; the exit status is 1 if there are any.
 
     Args:
-        folders: local ones, or URLs of shards.
+        folders: local folders, or URLs of shards.
     """
     problems = 0
     for folder in folders:
@@ -34,7 +34,7 @@ def verify(folders: list[str]) -> None:
 
 
 def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
-    """What to check, by name, and what the folder is."""
+    """The checks of a folder, by name, and a description of its contents."""
     if storage.exists(storage.join(folder, MANIFEST)):
         kind = _kind(folder)
         if kind == "cefam-shards":
@@ -62,7 +62,7 @@ def _kind(folder: str) -> str:
 
 
 def _run(folder: str, checks: list[tuple[str, Any]]) -> int:
-    """Print the problems of all checks; how many there are."""
+    """Run all checks, print their problems, and return the number of problems."""
     from rich.progress import track
 
     count = 0
@@ -78,7 +78,7 @@ def _run(folder: str, checks: list[tuple[str, Any]]) -> int:
 
 
 def _shard(shard: Shard, known: set[int]) -> Iterator[str]:
-    """Bytes, samples, photographs, masks and labels of a shard."""
+    """Check the checksum, samples, photographs, masks and labels of a shard."""
     with storage.local(shard.place, shard.sha256) as path:
         if storage.digest_of(path) != shard.sha256:
             yield "its bytes are others than when it was written"
@@ -95,7 +95,7 @@ def _samples(shard: Shard, known: set[int]) -> Iterator[str]:
 
 
 def _features(folder: str) -> Iterator[str]:
-    """Bytes, shape and values of a feature cache."""
+    """Check the checksum, shape and values of a feature cache."""
     import torch
 
     from cefam.datasets.features import FILE, FeatureManifest, load_features
@@ -107,7 +107,7 @@ def _features(folder: str) -> Iterator[str]:
 
 
 def _artefact(folder: str) -> Iterator[str]:
-    """An artefact, without building its networks."""
+    """Check an artefact without building its networks."""
     from cefam.trained import read_stored
 
     read_stored(folder)

@@ -62,8 +62,10 @@ class Flip:
             found = f"{word}: with {self.at} of {self.grid} patches hidden the decision becomes {self.becomes} ({before} -> {after})."
         if self.random is None:
             return f"{found} The same number of random patches never changes it."
-        share = f"{100 * self.random_share:.0f} % of the random draws of the same number of patches"
-        return f"{found} {share} change it, after {self.random:.0f} on average."
+        return (
+            f"{found} {100 * self.random_share:.0f} % of the random draws of the same number of patches change it, "
+            f"after {self.random:.0f} on average."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,5 @@
-"""Ground truth for contributions: one concept of a drawn scene is changed, everything else stays, and the class's log-odds move.
+"""Ground truth for contributions: change of a class's log-odds when a single concept of a drawn scene is edited.
 
-``edits`` (scenes, no torch), ``effects`` (what a classifier makes of them), ``rules`` (what explanations say), ``agreement`` (how well
-the two agree), ``checks`` (FunnyBirds' checks), ``benchmark`` (all of it).
+``edits`` (edited scenes, no torch), ``effects`` (effects of edits on a classifier), ``rules`` (explanation rules),
+``agreement`` (of rules with effects), ``checks`` (FunnyBirds' checks), ``benchmark`` (the complete benchmark).
 """

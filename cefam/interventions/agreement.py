@@ -1,4 +1,4 @@
-"""How well contributions agree with interventional effects: signs, orders, ranks; with intervals over scenes."""
+"""Agreement of contributions with interventional effects: signs, pairwise order, ranks; with intervals over scenes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,9 +22,9 @@ class Estimate(NamedTuple):
 
 
 def signs(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
-    """Right signs and all, of concepts that speak for the class and of those that speak against it: (2, 2), [for / against][right, all].
+    """Count correct signs of concepts with positive and with negative effects: (2, 2), [for / against][correct, all].
 
-    Effects within the noise have no sign. A value of 0 is right for none.
+    Effects within the noise are ignored. A value of 0 is never correct.
     """
     counts = np.zeros((2, 2))
     for row, sign in enumerate((1, -1)):
@@ -34,13 +34,13 @@ def signs(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
 
 
 def balanced(counts: np.ndarray) -> float:
-    """Mean of both shares of right signs: always saying "for" gives one half. NaN where one kind is missing."""
+    """Mean share of correct signs over both kinds; a constant sign gives one half. NaN if a kind is missing."""
     right, every = counts[:, 0], counts[:, 1]
     return float((right / every).mean()) if (every > 0).all() else float("nan")
 
 
 def ordered(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
-    """Pairs of one scene's concepts whose effects differ by more than the noise: rightly ordered (ties: one half) and all, (2,)."""
+    """Count a scene's concept pairs with effects that differ beyond the noise: [correctly ordered (ties: half), all], (2,)."""
     larger = effect.unsqueeze(1) - effect.unsqueeze(0) > noise
     difference = value.unsqueeze(1) - value.unsqueeze(0)
     right = (difference > 0).double() + 0.5 * (difference == 0).double()
@@ -48,7 +48,7 @@ def ordered(value: Tensor, effect: Tensor, noise: float) -> np.ndarray:
 
 
 def spearman(value: Tensor, effect: Tensor) -> float:
-    """Rank correlation of one scene's concepts; NaN where all values or all effects are equal.
+    """Rank correlation over one scene's concepts; NaN if all values or all effects are equal.
 
     >>> import torch
     >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0]))
@@ -60,12 +60,12 @@ def spearman(value: Tensor, effect: Tensor) -> float:
 
 
 def estimate(per_scene: Sequence[np.ndarray], total: Callable[[np.ndarray], float], seed: int = 0) -> Estimate:
-    """A statistic of the scenes' summed counts, with its interval.
+    """Estimate a statistic of the scenes' summed counts, with its interval.
 
     Args:
-        per_scene: counts of every scene, of one shape.
-        total: from their sum over scenes to the value.
-        seed: of the bootstrap.
+        per_scene: counts of every scene, all of the same shape.
+        total: computes the statistic from the sum of the counts.
+        seed: seed of the bootstrap.
     """
     counts = np.stack(per_scene)
     random = np.random.default_rng(seed)
@@ -76,10 +76,10 @@ def estimate(per_scene: Sequence[np.ndarray], total: Callable[[np.ndarray], floa
 
 
 def share(counts: np.ndarray) -> float:
-    """First count over the second; NaN where there is nothing."""
+    """First count divided by the second; NaN if the second is 0."""
     return float(counts[0] / counts[1]) if counts[1] else float("nan")
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean over scenes of a value that each has; NaN is skipped."""
+    """Mean over scenes of one value per scene; NaN is skipped."""
     return estimate([np.array([0.0 if np.isnan(v) else v, float(not np.isnan(v))]) for v in values], share, seed)

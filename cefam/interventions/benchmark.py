@@ -1,4 +1,4 @@
-"""The contribution benchmark: scenes, their interventional effects, what every rule says, and a table of how well they agree."""
+"""The contribution benchmark: agreement of explanation rules with interventional effects on drawn scenes, as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ from cefam.methods import WWWRegions
 from cefam.towers.classifier import FrozenClassifier
 
 MAPPINGS = ("name", "place")
-SPREAD = 16  # best-scoring concepts whose contributions are spread over their regions
-DILATION = 5  # pixels: of a mask, as FunnyBirds'
+SPREAD = 16  # number of best-scoring concepts in the mapping by place
+DILATION = 5  # pixels, kernel size of the masks' dilation, as in FunnyBirds
 SHUFFLED = "control: shuffled classifier"
 
 
 def rules_for(explainer: Explainer, method: WWWRegions | None = None) -> dict[str, Rule]:
-    """All rows but the shuffled classifier's, which is another explainer; WWW's where it is given."""
+    """All rules, including WWW's if given, except the shuffled classifier's, which needs another explainer."""
     others = {} if method is None else {"WWW": www(method)}
     return {**RULES, **last_stages(explainer), **others, **CONTROLS, **REFERENCES}
 
 
 def shuffled(explainer: Explainer) -> Explainer:
-    """The same explainer of a classifier whose weights are in disorder: each tensor's entries at other places."""
+    """The same explainer with a classifier whose weights are randomly permuted within each tensor."""
     import copy
 
     given = copy.deepcopy(explainer.classifier.unfolded().module)
@@ -50,7 +50,7 @@ def shuffled(explainer: Explainer) -> Explainer:
 
 
 def examine(explainer: Explainer, split: str, index: int, method: WWWRegions | None = None) -> dict[str, Any]:
-    """One scene: effects, every rule's importances by both mappings, and FunnyBirds' checks; in plain types."""
+    """Evaluate one scene: effects, every rule's importances by both mappings, FunnyBirds' checks; in plain types."""
     found = measure(explainer.classifier, describe(split, index))
     says = Predictions(explainer.classifier, found)
     rows: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def examine(explainer: Explainer, split: str, index: int, method: WWWRegions | N
 
 
 def _answers(explainer: Explainer, rule: Rule, found: Effects, says: Predictions) -> dict[str, Any]:
-    """A rule's importances of the scene's concepts by both mappings, and what they pass."""
+    """A rule's importances of the scene's concepts by both mappings, with the results of the checks."""
     importances = importance(explainer, rule, found, found.target)
 
     def of_target(mapping: str) -> list[float]:
@@ -89,8 +89,8 @@ def _answers(explainer: Explainer, rule: Rule, found: Effects, says: Predictions
 def importance(explainer: Explainer, rule: Rule, found: Effects, target: int) -> dict[str, Tensor]:
     """Importances of a scene's P concepts, double: by name, and by place.
 
-    By name: what the rule says of the concept. By place: what it says of the best-scoring concepts, each spread over its region, summed
-    inside the concept's mask (dilated), as FunnyBirds maps attributions to parts.
+    By name: the rule's value of the concept. By place: the rule's values of the best-scoring concepts, each distributed over
+    its region and summed inside the concept's dilated mask, as FunnyBirds maps attributions to parts.
     """
     place = {number: index for index, number in enumerate(explainer.concepts.numbers)}
     named = torch.tensor([place[number] for number in found.numbers])
@@ -109,7 +109,7 @@ def importance(explainer: Explainer, rule: Rule, found: Effects, target: int) ->
 
 @dataclass(frozen=True)
 class Row:
-    """A rule under one mapping, over many scenes."""
+    """Results of a rule under one mapping, over many scenes."""
 
     rule: str
     mapping: str
@@ -123,11 +123,11 @@ class Row:
 
 
 def rows(records: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None = None) -> list[Row]:
-    """The table.
+    """Compute the rows of the table.
 
     Args:
-        records: of :func:`examine`.
-        thresholds: t by "rule/mapping", fixed on development scenes; ``None``: these are the development scenes, which choose it.
+        records: results of :func:`examine`.
+        thresholds: t by "rule/mapping", from development scenes; ``None``: choose t on these scenes.
     """
     made = []
     for rule in records[0]["rules"]:
@@ -178,13 +178,14 @@ COLUMNS = ("CSDC", "PC", "DC", "D", "SD", "TS", "Com", "Cor", "Con")
 
 
 def table(found: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as text (Markdown)."""
+    """Format the table as Markdown."""
     concepts = sum(len(each["effect"]) for each in records)
     strong = sum(sum(abs(e) > each["noise"] for e in each["effect"]) for each in records)
     against = sum(sum(-e > each["noise"] for e in each["effect"]) for each in records)
     right = sum(each["right"] for each in records)
     lines = [
-        f"{len(records)} scenes, {right} of them named rightly; {concepts} interventions, {strong} with an effect beyond the noise, "
+        f"{len(records)} scenes, {right} of them classified correctly; "
+        f"{concepts} interventions, {strong} with an effect beyond the noise, "
         f"{against} of these against the class.",
         "",
         f"| rule | mapping | sign agreement, balanced | pairwise AUC | Spearman | {' | '.join(COLUMNS)} | t | Com, oracle t |",
@@ -222,5 +223,5 @@ def plain(found: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def read_thresholds(path: Path) -> dict[str, float]:
-    """The thresholds that a development run chose, by "rule/mapping"."""
+    """Read the thresholds chosen by a development run, by "rule/mapping"."""
     return {f"{row['rule']}/{row['mapping']}": row["best_threshold"] for row in json.loads(path.read_text())["rows"]}

@@ -1,4 +1,4 @@
-"""FunnyBirds' checks (ICCV 2023) on drawn scenes: concepts stand for parts, a class's rule for its minimal sufficient set."""
+"""FunnyBirds' checks (ICCV 2023) on drawn scenes: concepts replace parts, a class's rule its minimal sufficient set."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from cefam.interventions.edits import changed, needs
 from cefam.interventions.effects import Effects, pixels
 from cefam.towers.classifier import FrozenClassifier
 
-THRESHOLDS = np.linspace(0.01, 0.50, 80)  # shares of the sum from which on a concept is important
+THRESHOLDS = np.linspace(0.01, 0.50, 80)  # importance thresholds, as shares of the sum
 IRRELEVANT = 0.05  # a concept whose change lowers the log-odds by less than this share is irrelevant
 
 
@@ -22,10 +22,10 @@ def important(importance: Tensor) -> Tensor:
 
 
 class Predictions:
-    """What the classifier says of a scene with some of its concepts changed; every set of them is drawn once.
+    """Predictions for a scene with sets of its concepts changed; every set is drawn only once.
 
     Args:
-        classifier: the one that is explained.
+        classifier: the explained classifier.
         found: the scene's effects.
     """
 
@@ -46,11 +46,11 @@ class Predictions:
 
 
 def check(says: Predictions, importance: Tensor) -> dict[str, list[float]]:
-    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; those that cannot be inputs of it are left out.
+    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; undefined checks are left out.
 
     Args:
-        says: of the scene.
-        importance: of its concepts (P,), double.
+        says: predictions for the scene.
+        importance: importances of its concepts (P,), double.
     """
     found, chosen = says.found, important(importance)
     answers: dict[str, list[float]] = {}
@@ -68,7 +68,7 @@ def check(says: Predictions, importance: Tensor) -> dict[str, list[float]]:
 
 
 def rivals(target: int) -> list[tuple[int, int, set[tuple[str, str]], set[tuple[str, str]]]]:
-    """Pairs of classes that each share two or more concepts of the rule with the target, and those that only the one shares."""
+    """Pairs of classes that share two or more rule concepts with the target, and the concepts that only one of them shares."""
     mine = needs(CLASSES[target])
     shared = {CLASSES.index(rule.name): mine & needs(rule.name) for rule in RULES if rule.name != CLASSES[target]}
     close = [index for index, both in shared.items() if len(both) >= 2]
@@ -82,14 +82,14 @@ def rivals(target: int) -> list[tuple[int, int, set[tuple[str, str]], set[tuple[
 
 
 def sensitivity(found: Effects, importance_for: Callable[[int], Tensor]) -> list[float]:
-    """Target sensitivity of one scene: what the target shares with a class must weigh more in the explanation of that class.
+    """Target sensitivity of one scene: concepts shared with a class must weigh more in the explanation of that class.
 
     Args:
         found: the scene's effects.
         importance_for: importances of its concepts (P,) in the explanation of a class.
 
     Returns:
-        1 or 0 for each of two classes; nothing where no two classes can be compared.
+        1 or 0 for each of two classes; empty if no two classes can be compared.
     """
     names = [(each.label.category, each.label.name) for each in found.interventions]
     for one, other, first, second in rivals(found.target):
@@ -104,7 +104,7 @@ def sensitivity(found: Effects, importance_for: Callable[[int], Tensor]) -> list
 
 
 def curves(answers: Sequence[dict[str, list[float]]]) -> dict[str, np.ndarray]:
-    """CSDC, PC, DC, D and completeness over the thresholds (80,), means over scenes."""
+    """CSDC, PC, DC, D and completeness at every threshold (80,), averaged over scenes."""
     means = {}
     for name in ("CSDC", "PC", "DC", "D"):
         rows = [each[name] for each in answers if name in each]

@@ -1,6 +1,6 @@
-"""Scenes with one concept changed: recolored, of another material, without a part, without an object, or with another one.
+"""Edits of scenes: one concept gets another color or material, a part is removed, an object is removed or replaced.
 
-All occurrences of the concept are changed at once: then it is absent, and nothing else is.
+All occurrences of the concept are changed, so that it is absent from the edited scene.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,17 +12,17 @@ from cefam.brodenette.rules import RULES, held_out
 from cefam.brodenette.scenes import Element, Scene, class_of, label_of
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, LABELS, MATERIALS, OBJECTS, Label
 
-SWAPS = 3  # other kinds that an object is exchanged for
+SWAPS = 3  # number of other kinds that replace an object
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """A concept of a scene, and the scenes in which it is changed.
+    """A concept of a scene, and the edited scenes in which it is changed.
 
     Args:
         label: the concept.
-        alternatives: the same scene with other values in its place, none of which completes another class's rule.
-        needed: whether the rule of the scene's class names it.
+        alternatives: the scene with other values of the concept, none of which satisfies another class's rule.
+        needed: whether the rule of the scene's class includes the concept.
     """
 
     label: Label
@@ -34,8 +34,8 @@ def interventions(scene: Scene, shown: Iterable[int]) -> list[Intervention]:
     """Interventions on the concepts of a scene; those without an admissible alternative are left out.
 
     Args:
-        scene: with a class.
-        shown: numbers of the labels that can be seen in it.
+        scene: a scene with a class.
+        shown: numbers of the labels visible in the scene.
     """
     needed = needs(scene.label)
     found = []
@@ -48,7 +48,7 @@ def interventions(scene: Scene, shown: Iterable[int]) -> list[Intervention]:
 
 
 def needs(name: str | None) -> set[tuple[str, str]]:
-    """The concepts, (category, name), of a class's rule: together they are sufficient for it, and none can be left out."""
+    """The concepts (category, name) of a class's rule: together sufficient for the class, and each of them necessary."""
     rule = next((rule for rule in RULES if rule.name == name), None)
     if rule is None:
         return set()
@@ -62,7 +62,7 @@ def needs(name: str | None) -> set[tuple[str, str]]:
 
 
 def admissible(scene: Scene, changed: Scene) -> bool:
-    """Whether an edit completes no other class's rule, and shows no look that is kept from the classifier's training."""
+    """Whether an edit satisfies no other class's rule and shows no look that is held out from the classifier's training."""
     before = {class_of(element) for element in scene.elements}
     return all(class_of(element) in (None, *before) for element in changed.elements) and not any(
         _kept(element) and element not in scene.elements for element in changed.elements
@@ -74,7 +74,7 @@ def _kept(element: Element) -> bool:
 
 
 def _alternatives(scene: Scene, label: Label) -> Iterator[Scene]:
-    """The scene with each other value in place of a concept."""
+    """Yield the scene with each alternative value of a concept."""
     if label.category == "color":
         yield from (_looking(scene, "color", label.name, other) for other in COLORS if other != label.name)
     elif label.category == "material":
@@ -97,7 +97,7 @@ def _with(scene: Scene, elements: Sequence[Element]) -> Scene:
 
 
 def _looking(scene: Scene, what: Literal["color", "material"], name: str, other: str) -> Scene:
-    """Every look with this color or material gets another one."""
+    """Replace a color or material in every look of a scene."""
     elements = []
     for element in scene.elements:
         looks = []
@@ -110,7 +110,7 @@ def _looking(scene: Scene, what: Literal["color", "material"], name: str, other:
 
 
 def without_part(scene: Scene, part: str) -> Scene:
-    """No object has this part any more."""
+    """Remove a part from all objects."""
     return _with(
         scene,
         [
@@ -125,7 +125,7 @@ def _without_kind(scene: Scene, kind: str) -> Scene:
 
 
 def _exchanged(scene: Scene, kind: str, other: str) -> Scene:
-    """Every element of a kind becomes one of another kind, as large, all over in its main look."""
+    """Replace every element of a kind by one of another kind, of the same size, entirely in its main look."""
     found = []
     for element in scene.elements:
         if element.kind == kind:
@@ -136,9 +136,9 @@ def _exchanged(scene: Scene, kind: str, other: str) -> Scene:
 
 
 def changed(scene: Scene, labels: Iterable[Label]) -> Scene:
-    """A scene with several concepts changed, each to its first admissible alternative; one without any stays.
+    """Change several concepts of a scene, each to its first admissible alternative, if there is one.
 
-    Objects come last: without them there are no parts to change.
+    Objects are changed last, because removing an object also removes its parts.
     """
     order = {"color": 0, "material": 1, "part": 2, "object": 3}
     for label in sorted(labels, key=lambda each: (order[each.category], each.number)):

@@ -1,4 +1,4 @@
-"""What a classifier makes of edits: the interventional effect of every concept of a scene (CaCE, arXiv 1907.07165)."""
+"""Interventional effects of a scene's concepts on a classifier (CaCE, arXiv 1907.07165)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +13,26 @@ from cefam.brodenette.scenes import Scene
 from cefam.interventions.edits import Intervention, interventions
 from cefam.towers.classifier import FrozenClassifier
 
-REDRAWN = 8  # times that a scene's noise is drawn anew
+REDRAWN = 8  # number of redraws of a scene's noise
 BATCH = 128
-EDGE = 30.0  # log-odds beyond this are cut: the probability is 0 or 1 to 13 digits
+EDGE = 30.0  # log-odds are clamped here: the probability is 0 or 1 to 13 digits
 
 
 @dataclass(frozen=True)
 class Effects:
-    """One scene and what its concepts do.
+    """One scene and the effects of its concepts.
 
     Args:
-        scene: as described.
+        scene: description of the scene.
         image: (3, H, W), uint8.
-        target: its class.
-        predicted: what the classifier says.
-        interventions: on P concepts.
+        target: class of the scene.
+        predicted: predicted class.
+        interventions: interventions on P concepts.
         effect: log-odds of the class before minus the mean over the alternatives (P,).
-        probability: the same of its probability (P,).
-        noise: two standard deviations of the log-odds over the scene's noise: effects below it are none.
-        log_odds: before.
-        masks: where each concept shows (P, H, W), boolean.
+        probability: the same difference of the class's probability (P,).
+        noise: two standard deviations of the log-odds over redraws of the noise; smaller effects do not count.
+        log_odds: log-odds of the class in the unedited scene.
+        masks: where each concept is visible (P, H, W), boolean.
     """
 
     scene: Scene
@@ -53,12 +53,12 @@ class Effects:
 
     @property
     def needed(self) -> Tensor:
-        """Whether the class's rule names each concept (P,), boolean."""
+        """Whether the class's rule includes each concept (P,), boolean."""
         return torch.tensor([each.needed for each in self.interventions])
 
     @property
     def right(self) -> bool:
-        """Whether the classifier is right."""
+        """Whether the prediction is correct."""
         return self.predicted == self.target
 
 

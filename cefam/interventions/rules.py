@@ -1,4 +1,4 @@
-"""Rules: ways to say how much a concept counts for a class. One value and one map per (image, concept) pair."""
+"""Rules that estimate how much a concept contributes to a class: one value and one map per (image, concept) pair."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from cefam.methods import Activated, WWWRegions
 from cefam.pairs import ConceptPairs
 from cefam.translator import Translator
 
-TOP = 0.05  # share of the picture that is masked where a region is masked in the picture
-FILLS = 5  # colors that a mask is filled with
+TOP = 0.05  # share of the picture that is filled by rules that fill a region
+FILLS = 5  # number of fill colors
 
 
 @dataclass(frozen=True)
 class RuleInputs:
-    """One scene's question: its ``image`` (3, H, W), the ``target`` class, P ``concepts`` by index, and ``masks`` (P, H, W) of those
-    whose masks are known (rules that are references look at them; a row without a mask is False throughout).
+    """Inputs of a rule for one scene: ``image`` (3, H, W), ``target`` class, P ``concepts`` by index, and their true ``masks``
+    (P, H, W), which only references use (all False if unknown).
     """  # noqa: D205
 
     image: Tensor
@@ -39,7 +39,7 @@ def _pairs(inputs: RuleInputs) -> tuple[Tensor, ConceptPairs]:
 
 
 def contribution(stage: int | None = None, preset: str = "published", derivative: str = "total") -> Rule:
-    """CE-FAM's contribution (section 3.4), at the stage of largest association or at one stage throughout."""
+    """CE-FAM's contribution (section 3.4), at the stage of largest association or at a given stage."""
 
     def rule(explainer: Explainer, inputs: RuleInputs) -> Answer:
         settings = explainer.settings.changed(preset=preset, derivative=derivative)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def _associated(explainer: Explainer, inputs: RuleInputs) -> Tensor:
 
 
 def score(explainer: Explainer, inputs: RuleInputs) -> Answer:
-    """The concept's similarity alone, over that of the average concept: it knows nothing of the class."""
+    """The concept's similarity minus that of the average concept, regardless of the class."""
     found = explainer.encode(inputs.image.unsqueeze(0)).similarity[0]
     return (found - found.mean())[inputs.concepts].double(), _associated(explainer, inputs)
 
@@ -97,7 +97,7 @@ def gradient_activation(explainer: Explainer, inputs: RuleInputs) -> Answer:
 
 
 def region_masked(explainer: Explainer, inputs: RuleInputs) -> Answer:
-    """How far the log-odds fall while the strongest part of the region is filled with other colors in the picture."""
+    """Decrease of the log-odds when the strongest part of the region is filled with other colors in the picture."""
     region = _associated(explainer, inputs)
     count = max(1, int(TOP * region[0].numel()))
     edge = region.flatten(1).topk(count).values[:, -1].view(-1, 1, 1)
@@ -105,12 +105,12 @@ def region_masked(explainer: Explainer, inputs: RuleInputs) -> Answer:
 
 
 def true_mask(explainer: Explainer, inputs: RuleInputs) -> Answer:
-    """The same with the concept's TRUE mask: what a perfect region would give. A reference, it looks at the truth."""
+    """Reference: :func:`region_masked` with the concept's true mask, the result of a perfect region."""
     return _filled(explainer, inputs, inputs.masks), inputs.masks.float()
 
 
 def _filled(explainer: Explainer, inputs: RuleInputs, mask: Tensor) -> Tensor:
-    """Log-odds before, minus their mean while masks (P, H, W) are filled with colors drawn once for all (P,)."""
+    """Log-odds minus their mean (P,) when masks (P, H, W) are filled, each with the same fixed colors."""
     generator = torch.Generator().manual_seed(0)
     mean = inputs.image.float().mean(dim=(-2, -1)).round().byte()
     colors = torch.cat(
@@ -125,7 +125,7 @@ def _filled(explainer: Explainer, inputs: RuleInputs, mask: Tensor) -> Tensor:
 
 
 def www(method: WWWRegions) -> Rule:
-    """WWW's: the contributions of all neurons of the last stage that stand for the concept; 0 where none does."""
+    """WWW: sum of the contributions of the last stage's neurons associated with the concept; 0 if there are none."""
     neurons, classifier = method.associations, method.context.classifier  # type: ignore[union-attr]
     last = neurons.stage == len(classifier.stages) - 1
     channel, concept = neurons.channel[last], neurons.concept[last]
@@ -155,7 +155,7 @@ def random_concepts(explainer: Explainer, inputs: RuleInputs) -> Answer:
 
 
 def random_translator(explainer: Explainer, inputs: RuleInputs) -> Answer:
-    """Control: a translator that was never trained."""
+    """Control: an untrained translator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mine = explainer.translator

@@ -9,8 +9,9 @@ import numpy as np
 from cefam.metrics.table import inexpressible
 from cefam.report.records import Block, blocks_of
 
-# A map's last bits depend on the processor and on the images that share its batch. Where two pixels change places, NRA moves by less
-# than this (docs/reference/conformance.md has what was measured). Hits that lie nearer to their threshold are counted below the table.
+# A map's last bits depend on the processor and on the other images in the batch. If two pixels swap ranks, NRA changes by
+# less than this (measured in docs/reference/conformance.md). Pairs this close to the hit threshold are counted below the
+# table.
 NEAR = 0.005
 THRESHOLD = 0.5  # NRA threshold of a hit
 Key = tuple[str, str, str]  # protocol, method, category
