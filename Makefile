@@ -16,9 +16,9 @@ demo: env
 test: env check
 	$(PYTEST) --dist loadfile --no-loadscope-reorder
 
-# Kills every verb twenty times at random moments: an hour or so.
+# Everything, with the tests that `make test` leaves out: every verb is killed twenty times, every verb stopped at many moments. Hours.
 soak: env
-	CEFAM_KILLS=20 $(PYTEST) tests/test_kills.py
+	CEFAM_SOAK=1 CEFAM_KILLS=$${CEFAM_KILLS:-20} $(PYTEST)
 
 quick: env
 	$(PYTEST) $(QUICK)

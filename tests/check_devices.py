@@ -86,7 +86,7 @@ def trained(module, batch, features):
     loss = module.training_step(features, 0)
     gradients = torch.autograd.grad(loss, list(module.translator.parameters()))
     module.validation_step(features, 0)
-    module.validation_step(vars(batch), 0, 1)
+    module.validation_step(batch, 0, 1)
     means = [metric.compute() for metric in module.val_means.values()]
     regions = [list(metric.compute().values()) for metric in module.val_regions.values()]
     return [loss, gradients, means, module.val_correlation.compute(), regions]

@@ -21,6 +21,14 @@ hypothesis.settings.load_profile("cefam")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests marked `soak` (more members of a kind that is tested anyway) unless `make soak` asks for them."""
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    if left_out and "CEFAM_SOAK" not in os.environ:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def fill(module: nn.Module, seed: int) -> nn.Module:
     """Draw every floating-point tensor of a state dict, in order, from one legacy generator (the golden files' rule)."""
     random = np.random.RandomState(seed)

@@ -57,6 +57,7 @@ def test_slurm_asks_for_what_the_preset_counts_on():
 
 
 @pytest.mark.processes
+@pytest.mark.soak
 def test_a_job_that_is_told_to_end_goes_back_into_the_queue_and_goes_on(world, prepared, tmp_path):
     """SLURM's warning (SIGUSR1) writes a checkpoint and asks for the queue; the job, started again, goes on from it by itself."""
     (tmp_path / "bin").mkdir()

@@ -309,7 +309,7 @@ def test_frozen_towers_are_byte_equal_after_fit(world, prepared):
     classifier = {"class_path": "cefam.load_classifier", "init_args": classifier}
     data = images_data(world / "images/train", world / "images/val", regions=str(prepared / "broden"))
     options = ["--config", world / "model.yaml", f"--model.classifier={json.dumps(classifier)}", f"--data={data}"]
-    options += ["--model.concepts=broden", "--trainer.max_epochs=1", "--trainer.logger=false"]
+    options += ["--model.concepts", world / "broden/label.csv", "--trainer.max_epochs=1", "--trainer.logger=false"]
     assert run("fit", *options, "--trainer.callbacks=tests.test_commands.Witness", *QUIET) == 0
     seen = json.loads(Path("witness.json").read_text())
     assert any("running_mean" in name for name in seen)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cefam.datamodules import RegionsData
 from cefam.datasets import Manifest
-from tests.commands import QUIET, assert_same_results, csv_logger, evaluated, good_call, images_data, run
+from tests.commands import QUIET, csv_logger, evaluated, good_call, images_data, run
 
 
 def rewritten(shard, change):
@@ -69,7 +69,7 @@ def test_an_evaluation_stops_with_shard_key_and_reason(damage, trained, prepared
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.soak), 2])
 def test_an_evaluation_goes_on_when_a_shard_is_mended(workers, trained, prepared, tmp_path, capsys):
     shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
     good = (shards / "shard-000001.tar").read_bytes()
@@ -91,49 +91,6 @@ def test_an_evaluation_goes_on_when_a_shard_is_mended(workers, trained, prepared
     )
 
 
-def test_an_evaluation_with_another_probe_in_the_same_place_starts_afresh(world, trained, prepared, tmp_path, capsys):
-    towers = [
-        "--config",
-        world / "towers.yaml",
-        "--folder",
-        tmp_path / "probe",
-        "--size",
-        64,
-        "--resize",
-        64,
-        "--top",
-        2,
-    ]
-    shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
-    good = (shards / "shard-000001.tar").read_bytes()
-    options = [f"--data.shards={shards}", "--data.batch_size=2", f"--model.probe={tmp_path}/probe"]
-    rewritten(shards / "shard-000001.tar", without_image)
-    assert run("probe", *towers, "--images", world / "images/val", "--device", "cpu") == 0
-    assert evaluated(trained, prepared, tmp_path / "out", *options) == 1
-    assert list((tmp_path / "out/.parts").glob("*.npz"))
-    shutil.rmtree(tmp_path / "probe")
-    assert run("probe", *towers, "--images", world / "images/train", "--device", "cpu") == 0
-    (shards / "shard-000001.tar").write_bytes(good)
-    capsys.readouterr()
-    assert evaluated(trained, prepared, tmp_path / "out", *options) == 0
-    assert "measured already" not in capsys.readouterr().out
-
-
-def test_an_evaluation_with_other_options_starts_afresh(trained, prepared, tmp_path, capsys):
-    shards = shutil.copytree(prepared / "broden", tmp_path / "shards")
-    good = (shards / "shard-000001.tar").read_bytes()
-    options = [f"--data.shards={shards}", "--data.batch_size=2"]
-    rewritten(shards / "shard-000001.tar", without_image)
-    assert evaluated(trained, prepared, tmp_path / "out", *options) == 1
-    (shards / "shard-000001.tar").write_bytes(good)
-    capsys.readouterr()
-    other = [*options, "--model.derivative=branch"]
-    assert evaluated(trained, prepared, tmp_path / "out", *other) == 0
-    assert "measured already" not in capsys.readouterr().out
-    assert evaluated(trained, prepared, tmp_path / "whole", *other) == 0
-    assert_same_results(tmp_path / "out", tmp_path / "whole")
-
-
 def fit(world, val, train, folder, name, *more, **data):
     options = ["--config", world / "model.yaml", f"--data={images_data(train, val, **data)}", csv_logger(folder, name)]
     options += ["--model.concepts", world / "broden/label.csv", "--trainer.max_epochs=2", *QUIET, *more]
@@ -145,7 +102,7 @@ def skipped(folder):
         return [float(row["train/skipped"]) for row in csv.DictReader(lines) if row.get("train/skipped")]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.soak), 2])
 def test_training_leaves_samples_of_shards_out_if_it_may(workers, world, prepared, tmp_path, capsys):
     train = shutil.copytree(prepared / "train", tmp_path / "train")
 
@@ -171,7 +128,7 @@ def test_training_leaves_samples_of_shards_out_if_it_may(workers, world, prepare
     assert "More than 2 sample(s) of an epoch cannot be read (`max_skipped`); the last: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_training_leaves_files_out_if_it_may(workers, world, tmp_path, capsys):
     train = shutil.copytree(world / "images/train", tmp_path / "train")
     paths = sorted(train.rglob("*.png"))

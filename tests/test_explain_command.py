@@ -29,7 +29,7 @@ def test_one_photograph(explain, photograph, capsys):
     said = capsys.readouterr().out
     assert "x.html" in said
     assert "%)" in said.splitlines()[0]
-    assert "VLM's own" in Path("x.html").read_text()
+    assert "VLM probability" in Path("x.html").read_text()
     assert explain(photograph, "--out", "x.html") == 1
     assert "x.html already exists" in capsys.readouterr().err
     assert explain(photograph, "--out", "x.html", "--overwrite") == 0
@@ -97,7 +97,7 @@ def test_why_not(explain, photograph, capsys):
     assert explain(photograph, "--why-not", (predicted + 1) % 10, "--out", "why.html", "--top_k", 3) == 0
     said = capsys.readouterr().out
     assert "patches" in said or "region is empty" in said
-    assert "What must be hidden" in Path("why.html").read_text()
+    assert "Hiding regions until the decision changes" in Path("why.html").read_text()
     assert explain(photograph, "--why-not", predicted, "--out", "again.html") == 1
     assert "name a class that it is not taken for" in capsys.readouterr().err
 

@@ -193,7 +193,8 @@ def test_orders_and_ranks_are_literal_ones(pairs, noise):
                 right += 1 if pairs[i][0] > pairs[j][0] else 0.5 if pairs[i][0] == pairs[j][0] else 0
     assert agreement.ordered(value, effect, noise).tolist() == [right, every]
     if len(set(value.tolist())) > 1 and len(set(effect.tolist())) > 1:
-        assert agreement.spearman(value, effect) == pytest.approx(stats.spearmanr(value, effect).statistic, abs=1e-9)
+        # torchmetrics adds 1e-6 to the denominator.
+        assert agreement.spearman(value, effect) == pytest.approx(stats.spearmanr(value, effect).statistic, abs=1e-5)
     else:
         assert math.isnan(agreement.spearman(value, effect))
 

@@ -1,6 +1,6 @@
 """Kill -9 at random moments: the verb, run again, ends with the result of an uninterrupted run, and finished files stay.
 
-Two verbs are killed by default; ``make soak`` (``CEFAM_KILLS=20``) kills all of them twenty times. ``CEFAM_SEED`` draws other moments.
+Two verbs are killed by default; ``make soak`` kills all of them twenty times (``CEFAM_KILLS``). ``CEFAM_SEED`` draws other moments.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 from cefam.trained import Trained
 from tests.commands import QUIET, ROOT, assert_same_results, command, csv_logger, feature_options, images_data, run
 
-SOAK = "CEFAM_KILLS" in os.environ
 KILLS = int(os.environ.get("CEFAM_KILLS", "1"))
 SEED = os.environ.get("CEFAM_SEED", "0")
 
@@ -163,11 +162,11 @@ def killed(arguments, folder, begun, wait):
 
 
 NAMES = ("prepare", "features", "probe", "fit from features", "fit from images", "evaluate", "summarize")
-NAMES = NAMES if SOAK else ("features", "fit from features")
+DEFAULT = ("features", "fit from features")
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in DEFAULT else pytest.mark.soak) for n in NAMES])
 def test_a_verb_that_was_killed_goes_on(name, verbs, tmp_path):
     verb, draws = verbs[name], random.Random(f"{SEED}/{name}")
     whole = tmp_path / "whole"
@@ -221,8 +220,9 @@ def test_an_evaluation_that_was_killed_does_not_mix_with_that_of_another_artefac
     assert (folder / "records.csv").read_bytes() == (fresh / "records.csv").read_bytes()
 
 
+@pytest.mark.soak
 @pytest.mark.processes
-@pytest.mark.parametrize("verb", ["evaluate", "fit"] if SOAK else ["evaluate"])
+@pytest.mark.parametrize("verb", ["evaluate", "fit"])
 def test_one_process_of_two_is_killed(verb, world, prepared, trained, measured, tmp_path):
     """The run ends within 30 seconds with a sentence, and can be taken up."""
     output = tmp_path / "out"

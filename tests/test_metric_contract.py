@@ -239,7 +239,7 @@ def test_two_processes_give_what_one_gives():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     found = context.Queue()
     started = [context.Process(target=_sync, args=(rank, 2, port, found)) for rank in range(2)]
     for process in started:

@@ -180,6 +180,7 @@ def test_a_stopped_probe_is_taken_up(scenes, tmp_path, monkeypatch):
     assert again == []
 
 
+@pytest.mark.soak
 def test_two_processes_give_the_probe_of_one(scenes, tmp_path):
     assert probe(scenes, tmp_path / "one") == 0
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", "-m", "cefam"]

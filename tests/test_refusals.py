@@ -105,6 +105,7 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     assert {path.name for path in (tmp_path / "out").glob("*")} <= {".parts"}  # what the first process measured
 
 
+@pytest.mark.soak
 @pytest.mark.processes
 def test_bad_input_of_all_processes_is_said_once(world, prepared, tmp_path):
     options = [*feature_options(world, prepared), "--data.init_args.batch_size=4000", csv_logger(tmp_path)]
@@ -326,7 +327,9 @@ def test_a_gpu_that_is_not_there_is_said(world, prepared, capsys):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("verb", ["prepare", "features", "fit", "evaluate", "export"])
+@pytest.mark.parametrize(
+    "verb", ["export", "fit", *(pytest.param(v, marks=pytest.mark.soak) for v in ("prepare", "features", "evaluate"))]
+)
 def test_the_exit_status_of_a_command(verb, tmp_path):
     bad = {
         "prepare": ["--kind", "images", "--source", "nowhere", "--folder", "x"],

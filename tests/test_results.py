@@ -162,8 +162,8 @@ def test_the_table_needs_no_torch_network_and_exits_with_its_status(measured, tm
     status, printed = command(sys.executable, "-m", "cefam", "table", measured)
     assert status == 0
     assert printed == (measured / "table.txt").read_text()
-    assert command(sys.executable, "-m", "cefam", "table", tmp_path)[0] == 1
-    assert command(sys.executable, "-m", "cefam", "table", measured, "--formt=md")[0] == 2
+    assert run("table", tmp_path) == 1
+    assert run("table", measured, "--formt=md") == 2
 
 
 def test_means_over_categories_from_a_pencil():

@@ -32,6 +32,9 @@ LONG = {
 }
 
 
+DEFAULT = (("fit", signal.SIGINT), ("evaluate", signal.SIGTERM), ("prepare", signal.SIGHUP))
+
+
 def stopped(verb, sign, options, begun, to_all=True):
     """Status and words of a verb that gets a signal once a file that it writes is there; all its processes must end."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -55,7 +58,11 @@ def stopped(verb, sign, options, begun, to_all=True):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("verb", "sign"), [*itertools.product(LONG, [signal.SIGINT, signal.SIGTERM]), ("prepare", signal.SIGHUP)]
+    ("verb", "sign"),
+    [
+        pytest.param(verb, sign, marks=() if (verb, sign) in DEFAULT else pytest.mark.soak)
+        for verb, sign in [*itertools.product(LONG, [signal.SIGINT, signal.SIGTERM]), ("prepare", signal.SIGHUP)]
+    ],
 )
 def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_path):
     """Stopped in the middle of its work: the status says so, finished files are whole, nothing half-written stays."""
@@ -76,9 +83,9 @@ def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_pa
     ("verb", "sign", "to_all"),
     [
         ("fit", signal.SIGTERM, False),
-        ("fit", signal.SIGTERM, True),
-        ("evaluate", signal.SIGTERM, False),
-        ("evaluate", signal.SIGINT, True),
+        pytest.param("fit", signal.SIGTERM, True, marks=pytest.mark.soak),
+        pytest.param("evaluate", signal.SIGTERM, False, marks=pytest.mark.soak),
+        pytest.param("evaluate", signal.SIGINT, True, marks=pytest.mark.soak),
     ],
 )
 def test_signals_end_all_processes(verb, sign, to_all, world, prepared, trained, tmp_path):
@@ -129,7 +136,9 @@ def contents(folder):
 MOMENTS = {"prepare": 12, "features": 10, "fit": 8, "validate": 5, "evaluate": 8, "export": 10}
 
 
-@pytest.mark.parametrize("verb", MOMENTS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=() if verb in ("prepare", "export") else pytest.mark.soak) for verb in MOMENTS]
+)
 def test_stopped_at_any_moment(verb, world, prepared, trained, tmp_path, capsys):
     """At lines spread over the whole of a verb's work, in turn Ctrl-C and SIGTERM; then the verb is run again."""
     options = good_call(verb, world, prepared, trained)
@@ -180,6 +189,7 @@ def test_a_signal_that_turned_into_another_error_is_still_one(monkeypatch, capsy
     assert main(["demo"]) == 70  # the signal of an earlier run is forgotten
 
 
+@pytest.mark.soak
 def test_a_data_worker_that_is_told_to_end_does_so_without_a_word(world, prepared, trained, tmp_path, capfd):
     """Ctrl-C and SIGTERM go to all processes of a terminal or a job; the first one says what there is to say."""
     options = [*good_call("evaluate", world, prepared, trained), "--data.num_workers=2", "--data.batch_size=1"]

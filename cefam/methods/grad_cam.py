@@ -70,7 +70,8 @@ class GradCAMRegions(RegionMethod):
         activation = activated.output.activations[-1].float()
         gradient = class_score_gradient(self.classifier, activated.output, activated.images, target)
         every = torch.arange(len(activation), device=activation.device)
-        return fuse(activation, pool(gradient), PairTable(every, len(every)))
+        with single_precision(activation.device):
+            return fuse(activation, pool(gradient), PairTable(every, len(every)))
 
     def _concept_maps(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
         explainer, encoding = self.explainer, encoding_of(self.explainer, activated)

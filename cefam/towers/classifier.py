@@ -1,12 +1,11 @@
-"""FrozenClassifier: any image classifier as stages and a head, tapped without touching its code.
+"""FrozenClassifier: any image classifier as stages and a head, without changing its code.
 
-``forward`` gives the logits and one map (B, C, H, W) per stage; ``resume`` runs the rest of the network from a changed
-map; ``rerun`` connects maps and logits by autograd. All three run the module's own ``forward``. For ``resume`` every
-submodule that has finished before the stage is replaced by a stand-in that returns NaN: nothing in front of the stage is
-computed again, and if anything by-passes the stage, NaN reaches the logits. That is the cut check, made once at
-construction.
+``forward`` returns the logits and one map (B, C, H, W) per stage; ``resume`` runs the rest of the network from a modified
+map; ``rerun`` connects maps and logits by autograd. All three run the module's own ``forward``. In ``resume``, every
+submodule that finishes before the stage is replaced by a stand-in that returns NaN. Nothing before the stage is recomputed,
+and if anything bypasses the stage, the logits become NaN. The constructor uses this to check that each stage is a cut.
 
-All three may be called from several threads; one of them runs at a time.
+All three are thread-safe: a lock serializes the calls.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,31 +30,33 @@ from cefam.towers.wrapping import alike, among_others, can_be_batched, check_def
 
 
 class FrozenClassifier(nn.Module):
-    """A classifier that never changes, with its stages; build it with :meth:`from_module` or :func:`load_classifier`.
+    """A frozen classifier with named stages; build it with :meth:`from_module` or :func:`load_classifier`.
 
-    The module itself is frozen: it is put into eval mode, its parameters need no gradient, and gradient checkpointing is off.
+    The given module is modified: it is put into eval mode, ``requires_grad`` of its parameters is set to ``False``, and
+    gradient checkpointing is turned off.
 
     Args:
-        module: the classifier; its ``forward`` takes images and returns logits (B, Y), or an output with ``.logits``, or one
-            whose first tensor they are. Its weights may be in half or double precision.
+        module: the classifier; its ``forward`` takes images and returns logits (B, Y), an output with ``.logits``, or an
+            output whose first tensor is the logits. Half and double precision weights are supported.
         stages: names of the tapped submodules, in the order they run (``module.named_modules()`` lists them).
-        input_size: (H, W) of the probe image, or (C, H, W) for other than three channels; ``None``: read off the module,
-            else 224 x 224.
-        layout: how the stages' outputs are laid out; "auto" infers it from the probe.
-        num_prefix_tokens: prefix tokens of token outputs; ``None``: read off the module, or what the grid of its patches leaves over.
-        preprocessing: applied to the images in ``forward``; default: none, they come as the module wants them.
-        class_names: names of the classes, for people.
-        source: how the classifier was loaded, in plain types, kept in checkpoints (``load_classifier`` sets it).
-        fold: run a copy with BatchNorm folded into the convolutions and channels last (:func:`cefam.towers.folding.folded`),
-            which gives the same values to rounding, faster; ``False`` runs the module as it is.
-        outputs: what the module's outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from
-            the probe (:func:`cefam.towers.outputs.meaning`). A single output is the second of two classes.
+        input_size: (H, W) of the probe image, or (C, H, W) if the number of channels is not three; ``None``: taken from
+            the module's attributes, else 224 x 224.
+        layout: axis order of the stages' outputs; "auto" infers it from the probe.
+        num_prefix_tokens: number of prefix tokens in token outputs; ``None``: taken from the module, or inferred from its
+            patch grid.
+        preprocessing: applied to the images in ``forward``; default: none, so images must match the module's input format.
+        class_names: class names for display.
+        source: how the classifier was loaded, in plain Python types; saved in checkpoints (set by ``load_classifier``).
+        fold: run a faster copy with BatchNorm folded into the convolutions and channels-last memory
+            (:func:`cefam.towers.folding.folded`), equal up to rounding; ``False`` runs the module unchanged.
+        outputs: type of the module's outputs: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from
+            the probe (:func:`cefam.towers.outputs.meaning`). A single output is the score of the second of two classes.
 
     Raises:
-        CefamError: for stages that do not exist (near names are given), run twice, run in another order, or give outputs
-            without a map; for modules that cannot be tapped (TorchScript, exported, quantized); for a probe that the module does
-            not accept; where outputs are random or depend on the other images of a batch; where no gradient reaches a stage; where
-            torch's default precision is not single.
+        CefamError: if a stage does not exist (similar names are suggested), does not run exactly once, is out of order, or
+            returns no map; if the module cannot be tapped (TorchScript, exported, quantized) or rejects the probe image; if
+            outputs are random or depend on other images of the batch; if no gradient reaches a stage; if torch's default
+            dtype is not float32.
 
     >>> layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     >>> classifier = FrozenClassifier(nn.Sequential(*layers), stages=["1", "2"], input_size=(32, 32))
@@ -66,7 +67,7 @@ class FrozenClassifier(nn.Module):
     True
     """
 
-    @torch.inference_mode(False)  # its tensors take part in gradients, whatever the caller's mode
+    @torch.inference_mode(False)  # autograd uses its tensors, even if the caller is in inference mode
     def __init__(
         self,
         module: nn.Module,
@@ -100,11 +101,11 @@ class FrozenClassifier(nn.Module):
             raise CefamError("Name at least one stage of the classifier.")
         self.stages = [Stage(name, name, layout) for name in stages]
         self._probe(num_prefix_tokens, outputs)
-        # Hashed now: later the weights may be folded, lie on a GPU, or in another precision.
+        # Hash before the weights are folded, moved to a GPU or converted to another precision.
         self.fingerprint = weights_fingerprint(module, salt=repr(self.stage_names))
         self._given = (
             module,
-        )  # in a tuple, so that it is not a submodule: it is neither moved nor saved with the classifier
+        )  # a tuple, so that it is not registered as a submodule and not moved or saved with the classifier
         if fold:
             self.module = folded(module, self._probe_image(), {stage.tap for stage in self.stages})
         self._batched_gradients = True
@@ -115,7 +116,7 @@ class FrozenClassifier(nn.Module):
 
     @classmethod
     def from_module(cls, module: nn.Module, stages: Sequence[str], **options: Any) -> Self:
-        """Wrap any module with named stages; ``options`` are those of the class."""
+        """Wrap any module with named stages; ``options`` are passed to the constructor."""
         return cls(module, stages, **options)
 
     @property
@@ -130,16 +131,16 @@ class FrozenClassifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the module's weights, in which it runs; maps and logits are used in single precision."""
+        """Dtype of the module's weights and computation; maps and logits are used in single precision."""
         kinds = (value.dtype for value in self.module.parameters() if value.is_floating_point())
         return next(kinds, torch.float32)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: ``Trainer.fit`` must not move BatchNorm's running statistics."""
+        """Stay in eval mode, so that ``Trainer.fit`` does not update BatchNorm's running statistics."""
         return super().train(False)
 
     def identity(self) -> dict[str, Any]:
-        """What an artefact must agree with to be used with this classifier, in plain types."""
+        """The fields that an artefact must match to be used with this classifier, in plain Python types."""
         return {
             "source": self.source,
             "fingerprint": self.fingerprint,
@@ -149,37 +150,37 @@ class FrozenClassifier(nn.Module):
         }
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or its number where names are not known."""
+        """The name of a class, or its index if names are unknown."""
         return self.class_names[index] if self.class_names else str(index)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities of the classes, as the outputs mean them, double: (V, Y) -> (V, classes)."""
+        """Class probabilities in double precision: (V, Y) -> (V, classes)."""
         return O.log_probabilities(logits, self.outputs).exp()
 
     def log_probability(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Logarithm of the probability of one class in each row, double: (V, Y), (V,) -> (V,)."""
+        """Log-probability of one class per row, in double precision: (V, Y), (V,) -> (V,)."""
         return O.log_probabilities(logits, self.outputs).gather(1, classes.unsqueeze(1)).squeeze(1)
 
     def unfolded(self) -> LogitsModel:
-        """The network as it was given, on the device where the classifier is, for libraries that need its layers."""
+        """The given network without folding, on the classifier's device, for libraries that need its layers."""
         where = next((value.device for value in self.module.parameters()), torch.device("cpu"))
         return LogitsModel(self._given[0].to(where), self._input)
 
     def _input(self, images: Tensor) -> Tensor:
-        """Views as the module takes them."""
+        """Convert views to the module's input channels, normalization and dtype."""
         if self.input_channels == 1 and images.dim() == 4 and images.shape[1] == 3:
             images = to_grey(images)
         prepared = self.preprocessing(images).to(self.dtype)
         return prepared.clone() if self._writes_input and prepared is images else prepared
 
-    @torch.inference_mode(False)  # gradients are taken of what it gives, whatever the caller's mode
+    @torch.inference_mode(False)  # autograd uses its outputs, even if the caller is in inference mode
     @torch.no_grad()
     def forward(self, images: Tensor) -> ClassifierOutput:
-        """Logits, stage maps and context, without a graph.
+        """Compute logits, stage maps and context, without an autograd graph.
 
         Args:
-            images: views (B, 3, H, W), uint8 or floats in [0, 1], which ``preprocessing`` normalizes; without one, floats as
-                the module wants them.
+            images: views (B, 3, H, W), uint8 or floats in [0, 1], which ``preprocessing`` normalizes; without it,
+                floats in the module's input format.
         """
         images = self._input(images)
         captured: list[Any] = [None] * len(self.stages)
@@ -189,16 +190,16 @@ class FrozenClassifier(nn.Module):
 
     @torch.inference_mode(False)
     def resume(self, stage: int, activation: Tensor, context: Context | None = None) -> Tensor:
-        """Logits (P, Y) when the map that leaves a stage is ``activation``, which is never changed.
+        """Logits (P, Y) with a stage's map replaced by ``activation``, which is not modified.
 
         Args:
-            stage: from 0.
+            stage: index of the stage, from 0.
             activation: (P, C_l, H, W).
-            context: that of the images, as in the output of ``forward``, one row per row of ``activation``; needed where
-                the stage has prefix tokens.
+            context: the images' context from ``forward``, one row per row of ``activation``; required if the stage has
+                prefix tokens.
 
         Raises:
-            CefamError: where something by-passes the stage, or a needed context is missing.
+            CefamError: if something bypasses the stage, or a required context is missing.
         """
         if not self.stages[stage].resumable:
             raise CefamError(
@@ -213,10 +214,10 @@ class FrozenClassifier(nn.Module):
         """Maps and logits of some images, connected by autograd to the map of one stage.
 
         Args:
-            output: of ``forward(images)``.
+            output: result of ``forward(images)``.
             images: (B, 3, H, W).
-            chosen: which of them (b,).
-            first: the stage to start from; a negative number counts from the last.
+            chosen: indices of the images to rerun (b,).
+            first: index of the stage to start from; negative indices count from the last stage.
 
         Returns:
             The maps and raw outputs of the stages from ``first`` on, and the logits.
@@ -226,13 +227,13 @@ class FrozenClassifier(nn.Module):
         size = self.preprocessing.size or images.shape[-2:]
         with LOCK, ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            # Fused attention has no rule for a backward pass with many gradients at once.
+            # Fused attention does not support batched gradients.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self.stages[first].resumable:
                 activation = output.activations[first][chosen]
                 context = [c.select(chosen) for c in output.context]
                 pixels = stack.enter_context(self._standing_in(first, activation, context))
-            else:  # nothing may stand in for what by-passes the stage
+            else:  # something bypasses the stage: run the whole network
                 pixels = self._input(images[chosen])
             stack.enter_context(tapped(self.module, self.stages, captured, size, first))
             logits = O.logits_of(self.module(pixels))
@@ -241,25 +242,25 @@ class FrozenClassifier(nn.Module):
     def gradients(
         self, outputs: Sequence[Tensor], sources: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Gradients of what :meth:`rerun` gave, for S gradients of the outputs at once.
+        """Backpropagate S gradients of the outputs at once through the graph of :meth:`rerun`.
 
         Args:
             outputs: connected to the sources by autograd.
-            sources: the tensors to derive by.
-            gradients: of the outputs, each in its output's shape after S.
+            sources: tensors to differentiate with respect to.
+            gradients: one tensor per output, of shape (S, *output.shape).
 
         Returns:
-            One gradient per source, in its shape after S.
+            One gradient per source, of shape (S, *source.shape).
         """
         return stacked_gradients(outputs, sources, gradients, self._batched_gradients)
 
     def as_map(self, stage: int, raw: Tensor, like: Tensor) -> Tensor:
-        """A tensor laid out as the stage's raw output, as a map of the size of ``like`` (P, C, H, W)."""
+        """Convert a tensor in the stage's raw layout to a map with the height and width of ``like`` (P, C, H, W)."""
         return self.stages[stage].to_map(raw, (like.shape[-2], like.shape[-1]))[0]
 
     @torch.inference_mode(False)
     def through_norm(self, stage: int, gradient: Tensor, before_norm: Tensor) -> Tensor:
-        """Carry a gradient (P, C, H, W) at the map after the final LayerNorm to the map before it (P, C, H, W)."""
+        """Backpropagate a gradient (P, C, H, W) through the final LayerNorm to the map before it (P, C, H, W)."""
         norm = self.module.get_submodule(self.stages[stage].tap)
         with torch.enable_grad():
             source = before_norm.detach().requires_grad_()
@@ -268,7 +269,7 @@ class FrozenClassifier(nn.Module):
 
     @contextmanager
     def _standing_in(self, index: int, activation: Tensor, context: Context | None) -> Iterator[Tensor]:
-        """While open, the module runs from the given stage on; yields the image to call it with (it is not looked at)."""
+        """Make the module start at the given stage while active; yields a dummy input to call it with."""
         stage = self.stages[index]
         prefix = None if context is None else context[index].prefix
         if stage.num_prefix and prefix is None:
@@ -287,15 +288,15 @@ class FrozenClassifier(nn.Module):
             yield image.clone() if self._writes_input else image
 
     def _probe_image(self) -> Tensor:
-        """Noise in [0, 1), the same every time."""
+        """Uniform noise in [0, 1) from a fixed seed."""
         reference = next(self.module.parameters(), torch.zeros(()))
         generator = torch.Generator().manual_seed(0)
         return torch.rand(1, self.input_channels, *self.input_size, generator=generator).to(reference)
 
-    @torch.enable_grad()  # what the outputs mean is seen in their graph
+    @torch.enable_grad()  # the type of the outputs is inferred from their autograd graph
     def _probe(self, num_prefix_tokens: int | None, outputs: O.Outputs | None) -> None:
-        """Run one image through the module: learn layouts, channels and stand-ins, and check the order and the cuts."""
-        image = self._probe_image().requires_grad_().clone()  # not a leaf: some networks change their input in place
+        """Run one image through the module to find layouts, channels and stand-ins, and check stage order and cuts."""
+        image = self._probe_image().requires_grad_().clone()  # not a leaf: some networks modify their input in place
         probe, version = image.detach().clone(), image._version
         trace = Trace(self.module)
         with trace:
@@ -328,16 +329,16 @@ class FrozenClassifier(nn.Module):
 
     @torch.no_grad()
     def _check_cuts(self, image: Tensor, logits: Tensor, all_elements: int) -> None:
-        """Find the stages that are a cut of the network: from their map alone it must give the same logits."""
+        """Mark a stage as resumable if the network reproduces the logits from its map alone."""
         captured = among_others(self.module, self.stages, self.input_size, image, logits)
         for index, (_, activation, _) in enumerate(captured):
             with self._standing_in(index, activation[:1], [c[2].select(slice(1)) for c in captured]) as nothing:
                 try:
                     again = O.logits_of(self.module(nothing))
-                except Exception as error:  # what by-passes the stage does not even fit
+                except Exception as error:  # a bypass may also cause mismatched shapes
                     if isinstance(error, MemoryError | torch.OutOfMemoryError):
                         raise
                     again = torch.full_like(logits, torch.nan)
             self.stages[index].resumable = alike(again, logits, self.dtype)
-            if not self.stages[index].resumable:  # then everything runs again
+            if not self.stages[index].resumable:  # a rerun computes the whole network
                 self.stages[index].elements = all_elements

@@ -1,4 +1,4 @@
-"""A frozen network, made faster without changing its outputs: BatchNorm folded into convolutions, channels last."""
+"""Speed up a frozen network: fold BatchNorm into convolutions and use channels-last memory."""
 
 import copy
 from collections import Counter
@@ -15,18 +15,19 @@ from cefam.towers.outputs import first_tensor, logits_of
 
 @torch.no_grad()
 def folded(module: nn.Module, image: Tensor, kept: Collection[str] = ()) -> nn.Module:
-    """A network of the same values in which BatchNorm costs nothing, with its convolutions laid out channels last.
+    """Fold BatchNorm into convolutions and use channels-last memory; outputs are equal up to rounding.
 
-    In eval mode BatchNorm is a factor and a shift per channel, which the convolution in front of it can take over: a pass
-    over the map less, and one less on the way back. Which convolution that is, is seen while the module runs.
+    In eval mode BatchNorm is a scale and a shift per channel, which the preceding convolution can absorb. This saves one pass
+    over the map in the forward and one in the backward pass. The preceding convolution is found by running the module.
 
     Args:
-        module: in eval mode; it is left as it is, and given back where nothing can be folded.
-        image: (1, 3, H, W), to run it with.
-        kept: names of modules whose outputs are looked at, and must stay.
+        module: network in eval mode; it is not modified.
+        image: (1, 3, H, W), input to run the module with.
+        kept: names of modules whose outputs must not change.
 
     Returns:
-        A copy with the same names, BatchNorm that was folded being what else it did, if anything; or ``module`` itself.
+        A copy with the same module names, in which folded BatchNorms are replaced by their activation or an identity; or
+        ``module`` itself if it cannot be folded.
     """
     pairs = _pairs(module, image, kept)
     if not pairs:
@@ -36,21 +37,21 @@ def folded(module: nn.Module, image: Tensor, kept: Collection[str] = ()) -> nn.M
     except (
         RuntimeError,
         TypeError,
-    ):  # it holds something that cannot be copied: locks, open files, tensors with a graph
+    ):  # not copyable: it holds locks, open files or tensors with an autograd graph
         return module
     for convolution, norm in pairs:
         both: Any = copied.get_submodule(convolution), copied.get_submodule(norm)
         copied.set_submodule(convolution, fuse_conv_bn_eval(*both))
         copied.set_submodule(norm, _rest(both[1]))
     copied = copied.requires_grad_(False).to(memory_format=torch.channels_last)
-    # Whatever else a convolution's output is used for shows here.
+    # Outputs differ if a convolution's output is also used elsewhere.
     values = zip(_outputs(copied, image, kept), _outputs(module, image, kept), strict=True)
     same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max())) for a, b in values)
     return copied if same else module
 
 
 def _outputs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[Tensor]:
-    """What the modules of these names give, and the whole."""
+    """The logits, then the outputs of the ``kept`` modules."""
     outputs: list[Tensor] = []
     with ExitStack() as stack:
         for name in kept:
@@ -63,15 +64,15 @@ def _outputs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[Te
 
 def _tensor(output: Any) -> Tensor:
     found = first_tensor(output)
-    assert found is not None  # a stage has a map
+    assert found is not None  # every stage returns a tensor
     return found
 
 
 def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tuple[str, str]]:
-    """Names of convolutions and the BatchNorm that takes their output, where each runs once and is plain."""
+    """Names of (convolution, BatchNorm that takes its output), if both run once and satisfy :func:`_plain`."""
     names = {child: name for name, child in module.named_modules() if _plain(child)}
     runs: Counter[nn.Module] = Counter()
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # outputs by identity; held, so that no address is used twice
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # outputs by id(), kept alive so that no id is reused
     found: list[tuple[nn.Module, nn.Module]] = []
 
     def ran(child: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -81,7 +82,7 @@ def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tupl
         elif id(inputs[0]) in made:
             found.append((made[id(inputs[0])][0], child))
 
-    looked_at: set[nn.Module] = set()  # convolutions whose output is that of a kept module, which may contain them
+    looked_at: set[nn.Module] = set()  # convolutions whose output is also that of a kept module
 
     def kept_ran(child: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         tensor = first_tensor(output)
@@ -91,7 +92,7 @@ def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tupl
     with ExitStack() as stack:
         for child in names:
             stack.callback(child.register_forward_hook(ran).remove)
-        for name in kept:  # after those above: a convolution may itself be kept
+        for name in kept:  # must run after `ran`: a convolution may itself be kept
             stack.callback(module.get_submodule(name).register_forward_hook(kept_ran).remove)
         module(image.clone())
     takers = Counter(convolution for convolution, _ in found)
@@ -99,7 +100,7 @@ def _pairs(module: nn.Module, image: Tensor, kept: Collection[str]) -> list[tupl
 
 
 def _plain(child: nn.Module) -> bool:
-    """Whether this is a convolution or BatchNorm without parametrization or hooks, and with running statistics."""
+    """Whether this is an unparametrized convolution, or a BatchNorm with running statistics, without hooks."""
     if child._forward_hooks or child._forward_pre_hooks:
         return False
     if isinstance(child, nn.BatchNorm2d):
@@ -112,5 +113,5 @@ def _has_activation(norm: nn.Module) -> bool:
 
 
 def _rest(norm: Any) -> nn.Module:
-    """What a BatchNorm module does besides normalizing."""
+    """The layers of a BatchNorm module other than the normalization."""
     return nn.Sequential(norm.drop, norm.act) if _has_activation(norm) else nn.Identity()

@@ -1,4 +1,4 @@
-"""Image classifiers in Hugging Face's format: a folder, or a name on the hub, with their class names and preprocessing."""
+"""Load Hugging Face image classifiers from a folder or the hub, with their class names and preprocessing."""
 
 import os
 from importlib import import_module
@@ -9,22 +9,23 @@ from torch import nn
 from cefam.errors import CefamError, MissingError
 from cefam.images.views import Preprocessing
 
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # keyed by Pillow's resampling codes
 
 
 def build(
     name: str, weights: str | None, num_classes: int | None
 ) -> tuple[nn.Module, Preprocessing, list[str], list[str]]:
-    """A classifier, its preprocessing, class names (``id2label``) and usual stages.
+    """Load a classifier, its preprocessing, class names (``id2label``) and default stages.
 
     Args:
-        name: a folder, or a name on the hub.
-        weights: "DEFAULT", those that come with it; ``None``: random ones.
-        num_classes: must be left out, the config says it.
+        name: a folder, or a model name on the hub.
+        weights: "DEFAULT": the pretrained weights; ``None``: random weights.
+        num_classes: must be ``None``; the model's config sets it.
 
     Raises:
-        MissingError: without the package transformers, or where the model is not there and cannot be fetched.
-        CefamError: where it is not an image classifier, or needs code of its own.
+        MissingError: if transformers is not installed, or the model cannot be loaded (not found, not an image classifier, or
+            custom code required).
+        CefamError: if ``weights`` or ``num_classes`` has another value.
     """
     try:
         transformers: Any = import_module("transformers")
@@ -52,23 +53,23 @@ def build(
     names = [str(config.id2label[index]) for index in range(count)]
     preprocessing = _preprocessing(processor, config)
     if preprocessing.size is not None:
-        module.image_size = preprocessing.size  # what it is probed with
+        module.image_size = preprocessing.size  # size of the probe image
     return module, preprocessing, names, _stages(module)
 
 
 def _preprocessing(processor: Any, config: Any) -> Preprocessing:
-    """What the image processor does to pixels; its own resizing and cropping is the view's matter."""
+    """The image processor's normalization and the fixed input size; views already handle resizing and cropping."""
     mean, std = tuple(processor.image_mean or ()), tuple(processor.image_std or ())
     if not getattr(processor, "do_normalize", True):
         mean, std = (), ()
     interpolation = INTERPOLATIONS.get(int(getattr(processor, "resample", 2) or 2), "bilinear")
-    fixed = getattr(config, "image_size", None)  # transformers with position embeddings
+    fixed = getattr(config, "image_size", None)  # vision transformers with position embeddings
     size = None if fixed is None else (fixed, fixed) if isinstance(fixed, int) else (fixed[0], fixed[1])
     return Preprocessing(mean, std, size, interpolation)
 
 
 def _stages(module: nn.Module) -> list[str]:
-    """The children of a list called "stages" (ResNet, ConvNeXt), else the last block of the longest list (transformers)."""
+    """Default stages: the children of a ModuleList "stages" (ResNet, ConvNeXt), else the longest ModuleList's last block."""
     lists = {name: each for name, each in module.named_modules() if isinstance(each, nn.ModuleList) and len(each)}
     staged = next((name for name in lists if name.endswith(".stages")), None)
     if staged is not None:

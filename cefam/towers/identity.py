@@ -1,4 +1,4 @@
-"""What an artefact belongs to, in plain types, and the refusal of another tower."""
+"""Check that an artefact is used with the tower it was made with."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ VLM_KEYS = ("embedding_dim", "logit_scale", "logit_bias", "probability", "prepro
 
 
 def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> None:
-    """Refuse an artefact that was made with another tower.
+    """Check that the identity stored in an artefact matches the given tower.
 
     Raises:
-        CefamError: with the first thing that differs.
+        CefamError: if they differ; the message names the first differing key.
     """
     for key in keys:
         if stored.get(key) != given.get(key):

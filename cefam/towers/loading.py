@@ -1,4 +1,4 @@
-"""Building a tower as an artefact describes it: a class path and its arguments."""
+"""Rebuild a tower from the class path and arguments stored in an artefact."""
 
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -9,10 +9,10 @@ from cefam.errors import CefamError
 
 
 def load_source(kind: str, source: dict[str, Any] | None) -> Any:
-    """Build a tower again as its ``source`` describes.
+    """Rebuild a tower from its ``source``.
 
     Raises:
-        CefamError: if the artefact does not describe it, or the class does not exist.
+        CefamError: if ``source`` is missing, cannot be imported, or is neither a network nor a function that returns one.
     """
     if not source:
         raise CefamError(
@@ -22,7 +22,7 @@ def load_source(kind: str, source: dict[str, Any] | None) -> Any:
 
 
 def _build(kind: str, spec: Any) -> Any:
-    """Call what ``class_path`` names with its ``init_args``, which may hold such entries themselves."""
+    """Call ``class_path`` with its ``init_args``, which may contain nested specifications."""
     if not isinstance(spec, dict) or "class_path" not in spec:
         return spec
     module, _, name = str(spec["class_path"]).rpartition(".")
@@ -35,7 +35,7 @@ def _build(kind: str, spec: Any) -> Any:
         ) from error
     returned = build if isinstance(build, type) else get_type_hints(build).get("return")
     if not (isinstance(returned, type) and issubclass(returned, nn.Module)):
-        # An artefact may come from anywhere: it can name networks, not programs.
+        # Artefacts are untrusted: they may build networks, but not call arbitrary functions.
         raise CefamError(
             f"The artefact says that its {kind} is loaded by {spec['class_path']!r}, which is neither a network nor a function annotated "
             f"to return one: it is not called. Load the {kind} yourself and pass it as `{kind}`."

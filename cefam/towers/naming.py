@@ -1,4 +1,4 @@
-"""Classes by their names."""
+"""Look up classes by name or index."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ from cefam.errors import CefamError, near
 
 
 def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> int:
-    """The index of a class that is given by name or index.
+    """The index of a class given by name or index.
 
     Args:
-        names: of the classes, where they are known.
+        names: class names, or ``None`` if unknown.
         count: number of classes.
-        wanted: a name, in any case, or an index.
+        wanted: a name (case-insensitive) or an index.
 
     Raises:
-        CefamError: for a class that does not exist (near names are given), or a name that several classes have.
+        CefamError: if the class does not exist (similar names are suggested), or several classes have this name.
 
     >>> class_number(["goldfinch", "canary"], 2, "Canary"), class_number(None, 10, "7")
     (1, 7)

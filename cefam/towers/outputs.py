@@ -1,7 +1,7 @@
-"""What modules return, and what the outputs of a classifier mean.
+"""Extract tensors from module outputs, and convert classifier outputs to probabilities.
 
-A module may return a tensor, or a tuple, list or dict, or an object with ``.logits``. The rule is the same for classifiers and
-stages: ``.logits`` where there is one, else the first tensor.
+A module may return a tensor, a tuple, list or dict, or an object with ``.logits``. A classifier's logits are ``.logits`` if
+present, else the first tensor; a stage's output is the first tensor.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from cefam.errors import CefamError
 
 Outputs = Literal["softmax", "sigmoid", "probabilities"]
-# Backward functions of operations that move numbers, or combine a few: probabilities pass through them.
+# Autograd nodes that `_squashed` looks through: they only move values or combine a few of them.
 PASSING = frozenset(
     "View UnsafeView Reshape Squeeze Unsqueeze Alias Clone ToCopy Slice Select Transpose T Permute Cat Stack "  # noqa: SIM905
     "Clamp ClampMin ClampMax Mul Div Add Sub Rsub Mean".split()
@@ -23,15 +23,15 @@ PASSING = frozenset(
 
 
 def describe_value(value: Any) -> str:
-    """A few words on what a module returned, for error messages."""
+    """Short description of a module's output, for error messages."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def logits_of(value: Any) -> Tensor:
-    """The tensor in what a classifier returned: ``.logits`` where there is one, else the first tensor.
+    """The logits in a classifier's output: ``.logits`` if present, else the first tensor.
 
     Raises:
-        CefamError: where it holds no tensor.
+        CefamError: if the output contains no tensor.
     """
     found = value if isinstance(value, Tensor) else getattr(value, "logits", None)
     if found is None:
@@ -54,11 +54,12 @@ def with_first_tensor(value: Any, tensor: Tensor) -> Any:
 
 
 class StandIn:
-    """What a module returned for one image, kept as shapes, to be returned again for any batch, filled with NaN.
+    """Structure and shapes of a module's output for one image, used to return the same output filled with NaN.
 
     Args:
-        value: the output.
-        own_memory: whether what follows writes into it: then it needs memory of its own. Otherwise every entry is one number.
+        value: the module's output.
+        own_memory: whether the output is modified in place later, so that its tensors must be allocated; otherwise they are
+            expanded from a single NaN.
     """
 
     def __init__(self, value: Any, own_memory: bool) -> None:
@@ -69,12 +70,12 @@ class StandIn:
         self.own_memory = own_memory
 
     def answering(self, nothing: Tensor, batch: int, first: Tensor | None = None) -> Callable[..., Any]:
-        """A function that returns it for any arguments.
+        """A function that ignores its arguments and returns the output filled with NaN.
 
         Args:
-            nothing: a single NaN of the right type, on the right device.
+            nothing: a scalar NaN tensor of the required dtype and device.
             batch: number of images.
-            first: what its first tensor is instead of NaN.
+            first: value of the first tensor, instead of NaN.
         """
 
         def answer(*_: Any, **__: Any) -> Any:
@@ -90,17 +91,17 @@ class StandIn:
 
 
 def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
-    """What a classifier's outputs mean: as the user states, else inferred from the outputs for the probe.
+    """The type of a classifier's outputs: as given by the user, else inferred from the outputs for the probe.
 
-    They are probabilities if they lie in [0, 1] and come from a softmax or sigmoid, or several of them sum to 1.
-    Else a single output is a sigmoid's logit, and several are a softmax's.
+    Outputs in [0, 1] are probabilities if they come from a softmax or sigmoid, or if there are several and they sum to 1.
+    Otherwise a single output is a sigmoid logit, and several outputs are softmax logits.
 
     Args:
-        outputs: (1, Y), with a graph where the module has one.
-        given: what the user states, or ``None``.
+        outputs: (1, Y), with their autograd graph if there is one.
+        given: the type given by the user, or ``None``.
 
     Raises:
-        CefamError: for another word.
+        CefamError: if ``given`` is not a valid type.
     """
     if given is not None:
         if given not in get_args(Outputs):
@@ -115,7 +116,7 @@ def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
 
 
 def _squashed(function: Any) -> bool:
-    """Whether everything that an output is combined from is a softmax or sigmoid."""
+    """Whether every path of the autograd graph reaches a softmax or sigmoid through ``PASSING`` nodes only."""
     if function is None:
         return False
     name = function.name().partition("Backward")[0]
@@ -126,9 +127,9 @@ def _squashed(function: Any) -> bool:
 
 
 def log_probabilities(outputs: Tensor, kind: Outputs) -> Tensor:
-    """Logarithms of the class probabilities, double: (V, Y) -> (V, classes).
+    """Log-probabilities of the classes in double precision: (V, Y) -> (V, classes).
 
-    A single output is the second of two classes: (V, 1) -> (V, 2).
+    A single output is the score of the second of two classes: (V, 1) -> (V, 2).
     """
     values = outputs.double()
     if kind == "probabilities":
@@ -140,5 +141,5 @@ def log_probabilities(outputs: Tensor, kind: Outputs) -> Tensor:
 
 
 def class_scores(outputs: Tensor) -> Tensor:
-    """What class maps are derived from, one column per class, as the network gives it: (V, Y) -> (V, classes)."""
+    """Raw outputs with one column per class, used to compute class maps: (V, Y) -> (V, classes)."""
     return torch.cat([-outputs, outputs], dim=1) if outputs.shape[1] == 1 else outputs

@@ -1,4 +1,4 @@
-"""What a stage is: where the network is tapped, and how its output is a map."""
+"""A stage of a network: where it is tapped, and how its output converts to a map."""
 
 import math
 from collections.abc import Sequence
@@ -16,37 +16,37 @@ MapLayout = Literal["auto", "channels_first", "channels_last", "tokens"]
 
 @dataclass(frozen=True)
 class StageContext:
-    """The part of a stage's output that its map does not hold.
+    """Tensors of a stage other than its map.
 
     Args:
         prefix: prefix tokens (class token, registers), (B, C, n), or ``None``.
-        before_norm: the map (B, C, H, W) before the final LayerNorm where the stage's map is taken after it, or ``None``.
+        before_norm: the map (B, C, H, W) before the final LayerNorm if the stage's map is taken after it, else ``None``.
     """
 
     prefix: Tensor | None = None
     before_norm: Tensor | None = None
 
     def select(self, index: Tensor | slice) -> "StageContext":
-        """The context of the images that ``index`` (P,) or a slice names."""
+        """The context of the images at ``index``, a tensor (P,) or a slice."""
         return StageContext(*(None if v is None else v[index] for v in (self.prefix, self.before_norm)))
 
 
 @dataclass
 class Stage:
-    """One tapped place of the network.
+    """One tapped point of the network.
 
     Args:
         name: the module named by the user.
-        tap: the module whose output is the stage's map; the final norm where ``name`` is the last block of a ViT.
-        layout: how that output is laid out.
-        num_prefix: prefix tokens in it.
+        tap: the module whose output is the stage's map; the final norm if ``name`` is the last block of a ViT.
+        layout: axis order of that output.
+        num_prefix: number of prefix tokens in it.
         probed_size: height and width of the probe image, for tokens.
         probed_grid: rows and columns of its patches, for tokens.
-        channels: C_l.
-        resumable: whether the stage is a cut of the network.
-        elements: numbers that the network computes after the stage for one image of the probe, for memory limits.
-        output: what the tapped module returns, with the map as its first tensor.
-        stand_ins: the same of the modules that end before the stage.
+        channels: number of channels C_l.
+        resumable: whether the stage is a cut of the network (nothing bypasses it).
+        elements: number of tensor elements computed after the stage for the probe image, for memory limits.
+        output: stand-in for the tapped module; its first tensor is the map.
+        stand_ins: stand-ins for the modules that finish before the stage, by name.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Stage:
         patches = raw.shape[1] - self.num_prefix
         if tuple(image_size) == self.probed_size and patches == self.probed_grid[0] * self.probed_grid[1]:
             return self.probed_grid
-        # Patches keep their size; what an image's side leaves over is cut off or padded.
+        # The patch size is fixed; an incomplete patch is cropped (floor) or padded (ceil).
         exact = [
             side * n / probed for side, n, probed in zip(image_size, self.probed_grid, self.probed_size, strict=True)
         ]

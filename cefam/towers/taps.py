@@ -1,4 +1,4 @@
-"""How a module is tapped and entered in the middle: forward hooks, stand-ins for modules, and the whole as one function."""
+"""Forward hooks that capture stage outputs, stand-ins to run a module from a stage, and a scores-only wrapper."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from cefam.errors import CefamError
 from cefam.towers.outputs import class_scores, first_tensor, logits_of, with_first_tensor
 from cefam.towers.stages import Stage, StageContext
 
-# Held while hooks or stand-ins are on a network, so that a thread never sees those of another. One for all networks: the choice of
-# attention kernels in `FrozenClassifier.rerun` holds for the whole process.
+# Held while a network has hooks or stand-ins, so that other threads do not run with them. All networks share one lock, because
+# `FrozenClassifier.rerun` selects attention kernels for the whole process.
 LOCK = threading.RLock()
 
 
@@ -21,14 +21,14 @@ LOCK = threading.RLock()
 def tapped(
     module: nn.Module, stages: Sequence[Stage], captured: list[Any], size: Sequence[int], first: int | None = None
 ) -> Iterator[None]:
-    """While open, fill ``captured`` with (raw output, map, context) of every stage that runs.
+    """While active, store (raw output, map, context) of every stage that runs in ``captured``.
 
     Args:
         module: the network.
-        stages: all of them.
-        captured: one entry per stage.
+        stages: all stages of the network.
+        captured: list to fill, one entry per stage.
         size: (H, W) of the images.
-        first: the stage where the graph starts; ``None``: no graph, all stages.
+        first: index of the first captured stage, where the autograd graph starts; ``None``: all stages, no graph.
     """
 
     def hook(index: int) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def tapped(
             if raw is None:
                 raise CefamError(f"Stage {stage.name!r} returned no tensor this time.")
             if index == first:
-                with torch.enable_grad():  # the stage itself may run without
+                with torch.enable_grad():  # the stage itself may run under no_grad
                     raw = raw.detach().requires_grad_()
                     following = raw.clone()
             else:
@@ -49,7 +49,7 @@ def tapped(
             before = None if taken is None else stage.to_map(taken, grid)[0]
             activation, prefix = stage.to_map(raw, grid)
             captured[index] = (raw, activation, StageContext(prefix, before))
-            return with_first_tensor(output, following)  # a copy: what follows may work in place
+            return with_first_tensor(output, following)  # a copy: later modules may modify it in place
 
         return capture
 
@@ -64,10 +64,10 @@ def tapped(
 def stacked_gradients(
     outputs: Sequence[Tensor], sources: Sequence[Tensor], gradients: Sequence[Tensor], batched: bool
 ) -> list[Tensor]:
-    """Gradients by the sources, for S gradients of the outputs: at once, or one after another.
+    """Gradients with respect to the sources, for S gradients of the outputs: batched, or one at a time.
 
-    torch.vmap knows how convolutions go back in batches; ``is_grads_batched=True`` runs one after another. Some operations that mix
-    precisions have no rule for it.
+    torch.vmap batches the backward pass of convolutions; ``is_grads_batched=True`` would run them one at a time. Some
+    mixed-precision operations do not support torch.vmap.
     """
     if batched:
         return list(torch.vmap(lambda *g: torch.autograd.grad(outputs, list(sources), g, True))(*gradients))
@@ -77,7 +77,7 @@ def stacked_gradients(
 
 @contextmanager
 def standing_in(module: nn.Module, stage: Stage, raw: Tensor) -> Iterator[Tensor]:
-    """While open, the module runs from a stage on, whose raw output is ``raw``; yields a NaN of its kind."""
+    """While active, the module starts at a stage with the raw output ``raw``; yields a NaN of its dtype and device."""
     nothing = raw.detach().new_full((), torch.nan)
     forwards = {name: value.answering(nothing, len(raw)) for name, value in stage.stand_ins.items()}
     if stage.output is not None:
@@ -88,7 +88,7 @@ def standing_in(module: nn.Module, stage: Stage, raw: Tensor) -> Iterator[Tensor
 
 @contextmanager
 def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """While open, calls of these modules run the given functions instead."""
+    """While active, calls of these modules run the given functions instead."""
     own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
         for module, forward in forwards.items():
@@ -101,13 +101,13 @@ def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iter
 
 
 class LogitsModel(nn.Module):
-    """A classifier as attribution libraries want it: images, as views, to class scores (B, classes), differentiable.
+    """A classifier for attribution libraries: maps views to class scores (B, classes), differentiably.
 
-    ``module`` is the network as it was given, without folding, so its layers are there to be named.
+    ``module`` is the given network without folding, so its layers can be referenced by name.
 
     Args:
         module: the network.
-        prepare: views -> what the network takes.
+        prepare: converts views to the network's input.
     """
 
     def __init__(self, module: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
@@ -115,5 +115,5 @@ class LogitsModel(nn.Module):
         self.module, self.prepare = module, prepare
 
     def forward(self, images: Tensor) -> Tensor:
-        """Views (B, 3, H, W), uint8 or floats in [0, 1], to class scores (B, classes)."""
+        """Class scores (B, classes) of views (B, 3, H, W), uint8 or floats in [0, 1]."""
         return class_scores(logits_of(self.module(self.prepare(images))))

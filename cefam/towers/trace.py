@@ -1,4 +1,4 @@
-"""What is learned of a module before it is used: the size of its images, and, from a Trace of one forward pass, its stages."""
+"""Inspect a module before use: its image size and, from a Trace of one forward pass, its stages."""
 
 import math
 import sys
@@ -15,16 +15,16 @@ from cefam.towers.stages import MapLayout, Stage
 
 
 class Trace:
-    """When every submodule starts and ends, what it takes and returns, and what is written in place afterwards.
+    """Records the start, end, inputs and outputs of every submodule, and which outputs are modified in place later.
 
     A context manager: run the module once inside it.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.names = {child: name for name, child in module.named_modules()}
-        self.events: list[tuple[str, bool]] = []  # (name, whether it starts)
+        self.events: list[tuple[str, bool]] = []  # (name, True for start or False for end)
         self.outputs: dict[str, Any] = {}
-        self.leaves: list[tuple[int, int]] = []  # (when, number of elements)
+        self.leaves: list[tuple[int, int]] = []  # (event index, number of elements)
         self.convolved: list[tuple[int, int]] = []  # height and width of every convolution's output
         self._taken: list[tuple[str, nn.Module, list[Tensor]]] = []
         self._versions: dict[str, list[tuple[Tensor, int]]] = {}
@@ -62,10 +62,10 @@ class Trace:
         self._versions[name] = [(value, value._version) for value in tensors]
 
     def start(self, name: str) -> int:
-        """When the module starts.
+        """Index of the event at which the module starts.
 
         Raises:
-            CefamError: where it did not run exactly once.
+            CefamError: if the module did not run exactly once.
         """
         runs = self.events.count((name, True))
         if runs != 1:
@@ -81,21 +81,21 @@ class Trace:
         return self.events.index((name, True))
 
     def final_norm(self, name: str) -> str | None:
-        """The LayerNorm that alone takes the tokens that a module returns: the final norm of a vision transformer.
+        """Name of the final norm of a vision transformer: the LayerNorm that is the only consumer of a module's tokens.
 
-        The map of its last block is then taken after the norm (golden rule). Inner blocks also feed the next block.
+        The map of the last block is taken after this norm. Other blocks give ``None``: their tokens also feed the next block.
         """
         tokens = first_tensor(self.outputs.get(name))
         if tokens is None or tokens.dim() != 3:
             return None
-        same = [tokens]  # the tokens, and what passes them on unchanged: dropout, identity
+        same = [tokens]  # the tokens, and outputs that are the same tensor (dropout, identity)
         takers: list[tuple[str, nn.Module]] = []
         for taker, module, values in self._taken:
             if any(value is known for value in values for known in same):
                 passed = first_tensor(self.outputs.get(taker))
                 if passed is not None and passed.data_ptr() == tokens.data_ptr() and passed.shape == tokens.shape:
                     same.append(passed)
-                elif not isinstance(module, nn.Sequential):  # a sequence hands them to its first module
+                elif not isinstance(module, nn.Sequential):  # nn.Sequential passes them to its first module
                     takers.append((taker, module))
         outer = [(t, m) for t, m in takers if not any(t.startswith(f"{other}.") for other, _ in takers)]
         return outer[0][0] if len(outer) == 1 and isinstance(outer[0][1], nn.LayerNorm) else None
@@ -103,7 +103,7 @@ class Trace:
     def describe(
         self, stage: Stage, num_prefix_tokens: int | None, module: nn.Module, input_size: tuple[int, int]
     ) -> None:
-        """Fill in everything about a stage that the trace shows."""
+        """Set a stage's layout, channels, token grid, elements and stand-ins from the trace."""
         begin = self.start(stage.tap)
         raw = first_tensor(self.outputs[stage.tap])
         if raw is None or raw.dim() not in (3, 4):
@@ -126,12 +126,12 @@ class Trace:
     def _token_grid(
         self, name: str, count: int, stated: int | None, module: nn.Module, input_size: tuple[int, int]
     ) -> tuple[int, int]:
-        """Rows and columns of the patches among ``count`` tokens: those of a convolution that ran, or of the ``patch_size`` stated.
+        """Rows and columns of the patches among ``count`` tokens, from a convolution's output or a ``patch_size`` attribute.
 
-        A stage that merges patches has a half, a quarter ... of them on each side.
+        If patches were merged before the stage, its grid has 1/2, 1/4, ... 1/32 as many rows and columns.
 
         Raises:
-            CefamError: where the network shows no such grid.
+            CefamError: if no such grid fits.
         """
         if stated is None:
             known = (getattr(child, "num_prefix_tokens", None) for child in module.modules())  # timm
@@ -142,7 +142,7 @@ class Trace:
             prefix = count - grid[0] * grid[1]
             if prefix == stated or (stated is None and 0 <= prefix < (count / 2 if grid in shown else 2)):
                 return grid
-        if stated is not None:  # patches are squares
+        if stated is not None:  # assume square patches
             rows = round(math.sqrt(max(count - stated, 0) * input_size[0] / input_size[1]))
             columns = round(rows * input_size[1] / input_size[0])
             if rows * columns == count - stated > 0:
@@ -154,7 +154,7 @@ class Trace:
         )
 
     def _finished_before(self, begin: int) -> list[str]:
-        """Outermost modules all of whose calls end before the event ``begin``."""
+        """Names of the outermost modules whose calls all end before the event ``begin``."""
         last = {name: when for when, (name, starts) in enumerate(self.events) if not starts}
         finished = {name for name, when in last.items() if when < begin}
         return [
@@ -167,10 +167,10 @@ class Trace:
 
 
 def check_batch(name: str, raw: Tensor, images: int) -> None:
-    """Refuse a stage whose batch is not that of the images.
+    """Check that a stage's batch size equals the number of images.
 
     Raises:
-        CefamError: with both.
+        CefamError: if they differ; the message gives both.
     """
     if len(raw) != images:
         raise CefamError(
@@ -180,7 +180,7 @@ def check_batch(name: str, raw: Tensor, images: int) -> None:
 
 
 def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> MapLayout:
-    """Tell the layout of a square image's map: the two equal sides are height and width."""
+    """Infer the layout of a square image's map: the two equal dimensions are height and width."""
     if raw.dim() == 3:
         return "tokens"
     if input_size[0] != input_size[1]:
@@ -193,7 +193,7 @@ def _layout(raw: Tensor, name: str, input_size: tuple[int, int]) -> MapLayout:
 
 
 def _stated_grids(module: nn.Module, input_size: tuple[int, int]) -> set[tuple[int, int]]:
-    """Grids of patches by the ``patch_size`` that modules state."""
+    """Patch grids computed from the modules' ``patch_size`` attributes."""
     grids = set()
     for child in module.modules():
         size = getattr(child, "patch_size", None)
@@ -204,12 +204,12 @@ def _stated_grids(module: nn.Module, input_size: tuple[int, int]) -> set[tuple[i
 
 
 def refuse_untappable(module: nn.Module) -> nn.Module:
-    """The module itself, or the one inside torch.compile; what cannot be tapped is refused.
+    """Check that the module can be tapped; returns it, unwrapped from torch.compile.
 
     Raises:
-        CefamError: for TorchScript, exported and quantized modules, and submodules that were compiled.
+        CefamError: for TorchScript, exported or quantized modules, and compiled submodules.
     """
-    # Where torch.compile was never used, nothing is compiled, and its slow import is spared.
+    # Do not import torch._dynamo (slow): if it is not loaded, nothing is compiled.
     compiled = sys.modules["torch._dynamo"].OptimizedModule if "torch._dynamo" in sys.modules else ()
     if isinstance(module, compiled):
         module = module._orig_mod
@@ -235,7 +235,7 @@ def refuse_untappable(module: nn.Module) -> nn.Module:
 
 
 def probe_size(module: nn.Module, given: Sequence[int] | None) -> tuple[int, int, int]:
-    """Channels, height and width of the images the module is probed with."""
+    """Channels, height and width of the probe image."""
     if given is not None:
         if len(given) not in (2, 3) or min(given) < 1:
             raise CefamError(

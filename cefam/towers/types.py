@@ -1,4 +1,4 @@
-"""What a classifier gives: data only."""
+"""Output types of a classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Context = Sequence[StageContext]
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """``logits`` (B, Y); ``activations``: one map (B, C_l, H_l, W_l) per stage, shallow to deep; ``context``: the rest."""
+    """``logits`` (B, Y); per stage, shallow to deep, ``activations`` (a map (B, C_l, H_l, W_l)) and ``context``."""
 
     logits: Tensor
     activations: list[Tensor]
@@ -21,9 +21,9 @@ class ClassifierOutput:
 
 
 class Rerun(NamedTuple):
-    """``activations`` and ``logits`` (b, Y) with a graph down to the first of ``sources``: the raw outputs of the stages.
+    """Maps and ``logits`` (b, Y), connected by autograd to the first of ``sources``, the stages' raw outputs.
 
-    A gradient with respect to a source becomes a map's gradient by :meth:`cefam.FrozenClassifier.as_map`.
+    :meth:`cefam.FrozenClassifier.as_map` converts the gradient of a source to the gradient of its map.
     """
 
     activations: list[Tensor]

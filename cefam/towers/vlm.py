@@ -1,7 +1,7 @@
-"""Vision-language models: what the translator learns to mimic, and what turns text into concepts.
+"""Vision-language models: the translator's teacher, and the encoder of concept texts.
 
-Any model that gives image and text embeddings in one space will do: subclass :class:`VisionLanguageModel` and name the
-class in a config (``class_path``). :func:`load_vlm` brings those of open_clip.
+Any model that embeds images and texts in one space can be used: subclass :class:`VisionLanguageModel` and name the
+class in a config (``class_path``). :func:`load_vlm` loads open_clip models.
 """
 
 import json
@@ -25,17 +25,17 @@ Probability = Literal["softmax", "sigmoid"]
 
 
 class VisionLanguageModel(nn.Module):
-    """A frozen pair of encoders into one embedding space.
+    """A frozen image encoder and text encoder with a joint embedding space.
 
     Subclasses set the attributes below in their constructor and define :meth:`encode_image` and :meth:`encode_text`.
 
     Attributes:
         embedding_dim: D.
         logit_scale: the multiplier of cosines (not its logarithm).
-        logit_bias: what is added to them.
+        logit_bias: added to the scaled cosines.
         probability: "softmax" over concepts (CLIP) or "sigmoid" (SigLIP).
-        preprocessing: what the image encoder does to a view.
-        source: how the model was loaded, in plain types; kept in artefacts.
+        preprocessing: applied to views by the image encoder.
+        source: how the model was loaded, in plain Python types; saved in artefacts.
     """
 
     embedding_dim: int
@@ -47,15 +47,15 @@ class VisionLanguageModel(nn.Module):
     _fingerprint: str | None = None
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """RAW embeddings (B, D), not normalized, of views (B, 3, H, W), uint8 or floats in [0, 1]."""
+        """Embeddings (B, D), not normalized, of views (B, 3, H, W), uint8 or floats in [0, 1]."""
         raise NotImplementedError
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (T, D) of texts; normalized by the caller that compares them."""
+        """Embeddings (T, D) of texts; the caller normalizes them."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """What an artefact must agree with to be used with this model, in plain types."""
+        """The fields that an artefact must match to be used with this model, in plain Python types."""
         return {
             "source": self.source or {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"},
             "embedding_dim": self.embedding_dim,
@@ -68,16 +68,16 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, as they were when the teacher was frozen."""
+        """SHA-256 of the weights at the time of :meth:`freeze`."""
         return self._fingerprint or weights_fingerprint(self)
 
     def freeze(self) -> Self:
-        """No gradient, no dropout, no moving statistics; called by everything that uses a teacher.
+        """Turn off gradients and set eval mode; must be called before the teacher is used.
 
-        The weights are hashed here: later they may lie on a GPU, or in another precision.
+        The weights are hashed here, before they are moved to a GPU or converted to another precision.
 
         Raises:
-            CefamError: where its scale or bias is no finite number, or its probability is unknown.
+            CefamError: if ``logit_scale`` or ``logit_bias`` is not finite, or ``probability`` is unknown.
         """
         if self.probability not in ("softmax", "sigmoid"):
             raise CefamError(f"The VLM's probability must be 'softmax' or 'sigmoid', got {self.probability!r}.")
@@ -94,10 +94,10 @@ class VisionLanguageModel(nn.Module):
 
 
 def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
-    """Embeddings (B, D) of views, whose shape has been looked at.
+    """Embeddings (B, D) of views, with a check of their shape.
 
     Raises:
-        CefamError: where the VLM gives another shape than it promises.
+        CefamError: if the shape is not (B, ``embedding_dim``).
     """
     embedding = vlm.encode_image(images)
     if embedding.shape != (len(images), vlm.embedding_dim):
@@ -108,12 +108,12 @@ def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
     return embedding
 
 
-# Fast tokenizers of Hugging Face fail where two threads use one of them at once.
+# Hugging Face's fast tokenizers fail if two threads use the same one at once.
 TOKENIZING = threading.Lock()
 
 
 class OpenCLIP(VisionLanguageModel):
-    """A model of open_clip, CLIP or SigLIP kind, that is built already; :func:`load_vlm` builds it.
+    """Wrapper of an open_clip model (CLIP or SigLIP); :func:`load_vlm` builds it.
 
     Args:
         model: an ``open_clip`` model.
@@ -144,7 +144,7 @@ class OpenCLIP(VisionLanguageModel):
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """RAW embeddings (B, D) of views (B, 3, H, W)."""
+        """Embeddings (B, D), not normalized, of views (B, 3, H, W)."""
         embedding: Tensor = self.model.encode_image(self.preprocessing(images)).float()
         return embedding
 
@@ -153,7 +153,7 @@ class OpenCLIP(VisionLanguageModel):
         """Embeddings (T, D) of texts, in batches.
 
         Raises:
-            CefamError: for a text that exceeds the model's context and would be cut silently.
+            CefamError: if a text exceeds the model's context length (the tokenizer would truncate it silently).
         """
         device = self.model.logit_scale.device
         length: int = getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77) or 77
@@ -169,15 +169,15 @@ class OpenCLIP(VisionLanguageModel):
         return torch.cat([self.model.encode_text(part) for part in tokens]).float()
 
     def _num_tokens(self, text: str) -> int:
-        """Tokens of a text, uncut, with those that mark its ends; 0 where the tokenizer does not tell."""
-        if hasattr(self.tokenizer, "encode"):  # CLIP's own
+        """Number of tokens of a text without truncation, with start and end tokens; 0 if it cannot be determined."""
+        if hasattr(self.tokenizer, "encode"):  # CLIP's tokenizer
             return len(self.tokenizer.encode(text)) + 2
-        inner = getattr(self.tokenizer, "tokenizer", None)  # of Hugging Face
+        inner = getattr(self.tokenizer, "tokenizer", None)  # Hugging Face tokenizer
         clean = getattr(self.tokenizer, "clean_fn", str)
         return len(inner(clean(text))["input_ids"]) if callable(inner) else 0
 
 
-# The same weights in two readings: the bias that was learned beside them (examples/brodenette_recipe), or none.
+# logit_bias by model name; None: softmax, else sigmoid. Same weights; the bias is trained in examples/brodenette_recipe.
 BRODENETTE = {"brodenette": None, "brodenette_sigmoid": 0.0206}
 
 
@@ -189,21 +189,21 @@ def load_vlm(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> VisionLanguageModel:
-    """Load a vision-language model of open_clip.
+    """Load an open_clip vision-language model.
 
     Args:
         name: an open_clip model ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP"), "local-dir:/folder" with
-            ``open_clip_config.json`` and weights, or one of the small models that come with the package, "brodenette" (softmax, as
-            CLIP) and "brodenette_sigmoid"; with ``config``, the name that the config is registered under.
+            ``open_clip_config.json`` and weights, or one of the package's small models, "brodenette" (softmax, like CLIP) and
+            "brodenette_sigmoid"; with ``config``, the stem of the config file.
         pretrained: a tag ("openai", "webli") or a checkpoint file; not used with "local-dir:".
-        config: a JSON model config of one's own (open_clip's format).
-        cache_dir: where fetched weights are kept.
+        config: a custom JSON model config (open_clip's format).
+        cache_dir: folder for downloaded weights.
         mean: overrides the model's normalization.
         std: overrides the model's normalization.
 
     Raises:
         CefamError: for an unknown name, random weights, or OpenAI weights under a name without "quickgelu".
-        MissingError: where weights are not available.
+        MissingError: if weights are not available.
 
     >>> vlm = load_vlm("brodenette")
     >>> vlm.encode_text(["a photo of a wing"]).shape, vlm.probability
@@ -227,7 +227,7 @@ def load_vlm(
         _check_weights(name, pretrained)
     override = {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
     with warnings.catch_warnings():
-        # A wrong activation changes every embedding without an error (a QuickGELU mismatch): make it one.
+        # open_clip only warns of a QuickGELU mismatch, which changes every embedding: turn it into an error.
         warnings.filterwarnings("error", message="QuickGELU mismatch")
         try:
             model = open_clip.create_model(
@@ -238,7 +238,7 @@ def load_vlm(
             raise CefamError(f"{error} Use the model name that ends in '-quickgelu' for these weights.") from error
         except (MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # open_clip and safetensors have errors of their own for an incomplete folder
+        except Exception as error:  # open_clip and safetensors raise their own error types for an incomplete folder
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise MissingError(
                 f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {reason} "
@@ -251,7 +251,7 @@ def load_vlm(
 
 
 def _register(config: Path, name: str) -> str:
-    """Make a JSON model config known to open_clip; the model's name is the file's stem."""
+    """Register a JSON model config with open_clip; returns the model name, which must be the file's stem."""
     import open_clip
 
     if not config.is_file():
@@ -269,7 +269,7 @@ def _register(config: Path, name: str) -> str:
 
 
 def _check_weights(name: str, pretrained: str | None) -> None:
-    """Refuse what open_clip would load with a wrong activation, or not at all."""
+    """Reject missing weights, and OpenAI weights under a model name without QuickGELU."""
     if pretrained is None:
         raise CefamError(
             f"{name} has no weights, so its embeddings are random: give `pretrained` a tag or a checkpoint file."
@@ -290,13 +290,13 @@ def _uses_quick_gelu(name: str) -> bool:
 
 
 def _is_openai_checkpoint(path: Path) -> bool:
-    """OpenAI's archives hold three numbers that open_clip's own checkpoints do not."""
+    """Whether this is an OpenAI checkpoint, recognized by three entries that open_clip's checkpoints do not have."""
     marks = {"input_resolution", "context_length", "vocab_size"}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a TorchScript archive (OpenAI's format) is not a plain state dict
         try:
             state = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        except Exception:  # neither: open_clip reports what is wrong with it
+        except Exception:  # unreadable: open_clip reports the error
             return False
     return isinstance(state, dict) and marks <= set(state)

@@ -1,4 +1,4 @@
-"""What a network is checked for when it is wrapped: that its outputs depend on each image alone, and that gradients flow."""
+"""Checks when a network is wrapped: each output depends on one image only, and gradients flow between stages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from cefam.towers.trace import check_batch
 
 
 def check_default_precision() -> None:
-    """Refuse to compute with another default precision than the one that weights, embeddings and artefacts are made in.
+    """Check that torch's default dtype is float32, as for weights, embeddings and artefacts.
 
     Raises:
-        CefamError: with what to call.
+        CefamError: if it is another dtype.
     """
     if torch.get_default_dtype() != torch.float32:
         raise CefamError(
@@ -27,7 +27,7 @@ def check_default_precision() -> None:
 
 
 def usable(module: nn.Module) -> nn.Module:
-    """The module with tensors that gradients can flow through, and without gradient checkpointing, which runs modules again."""
+    """Copy inference tensors, which block autograd, and turn off gradient checkpointing, which reruns modules; in place."""
     child: Any
     for child in module.modules():
         if getattr(child, "grad_checkpointing", False) is True:  # timm
@@ -42,7 +42,7 @@ def usable(module: nn.Module) -> nn.Module:
 
 
 def alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits of a network in this precision differ by rounding alone."""
+    """Whether logits computed in ``dtype`` differ only by rounding."""
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 1e-2
     return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
@@ -51,20 +51,21 @@ def alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 def among_others(
     module: nn.Module, stages: Sequence[Stage], size: tuple[int, int], image: Tensor, logits: Tensor
 ) -> list[Any]:
-    """What :func:`~cefam.towers.taps.tapped` captures of an image and another one.
+    """Run an image together with a second one; returns what :func:`~cefam.towers.taps.tapped` captures.
 
     Args:
         module: the network.
         stages: its stages.
         size: (H, W) of the images.
         image: (1, C, H, W), as the network takes it.
-        logits: what the network gave for it alone (1, Y).
+        logits: the network's output for this image alone (1, Y).
 
     Raises:
-        CefamError: where the outputs for one image depend on the other, or on chance; where a stage's batch is not that of the images.
+        CefamError: if the outputs for one image depend on the other image or are random, or if a stage's batch size is not
+            the number of images.
     """
     captured: list[Any] = [None] * len(stages)
-    darker = 0.25 * image.flip(-1)  # with other statistics
+    darker = 0.25 * image.flip(-1)  # different pixel statistics
     try:
         with tapped(module, stages, captured, size):
             both = logits_of(module(torch.cat([image, darker])))
@@ -99,15 +100,15 @@ def _largest(difference: Tensor) -> str:
 
 
 def can_be_batched(stages: Sequence[Stage], activations: Sequence[Tensor], sources: Sequence[Tensor]) -> bool:
-    """Whether the gradients that regions are made of can be taken by torch.vmap, or only one by one.
+    """Whether torch.vmap can compute the gradients for regions; otherwise they are computed one by one.
 
     Args:
-        stages: all of them.
+        stages: all stages of the network.
         activations: maps of one image, connected by autograd to the first stage's.
         sources: the stages' raw outputs.
 
     Raises:
-        CefamError: where there is no gradient.
+        CefamError: if no gradient can be computed.
     """
     for before, stage, raw in zip(stages, stages[1:], sources[1:], strict=False):
         if not raw.requires_grad:
@@ -134,7 +135,7 @@ def can_be_batched(stages: Sequence[Stage], activations: Sequence[Tensor], sourc
 
 
 def refused_probe(module: nn.Module, channels: int, size: tuple[int, int], error: Exception) -> CefamError:
-    """Why the network did not take an image with so many channels, of this size."""
+    """The error for a probe image that the network rejects because of its channels or size."""
     first = next((child for child in module.modules() if isinstance(child, nn.Conv2d)), None)
     if first is not None and first.in_channels != channels:
         return CefamError(

@@ -1,6 +1,6 @@
-"""load_classifier: torchvision and timm classifiers by name, with weights by enum name, timm tag or local file.
+"""load_classifier: torchvision, timm and Hugging Face classifiers by name, with weights by enum name, timm tag or file.
 
-The one place where weights may be downloaded. With ``HF_HUB_OFFLINE=1`` nothing is downloaded: an error names the missing file and
+Weights are downloaded if necessary. With ``HF_HUB_OFFLINE=1`` nothing is downloaded; an error names the missing file and
 where to put it.
 """
 
@@ -23,8 +23,8 @@ from cefam.towers.outputs import Outputs
 
 log = logging.getLogger(__name__)
 
-# The stages that a family is tapped at unless the user names others; a name prefix decides, the first match wins. The
-# last one is the map that is pooled for the classes (section 3.1).
+# Default stages by prefix of the model name; the first match wins. The last stage is the map that is pooled for
+# classification (section 3.1).
 TORCHVISION_STAGES = {
     "vit": ["encoder.layers.-1"],
     "swin": ["features.1", "features.3", "features.5", "features.7"],
@@ -32,7 +32,7 @@ TORCHVISION_STAGES = {
     "efficientnet": ["features.2", "features.3", "features.5", "features.-1"],
     "": ["layer1", "layer2", "layer3", "layer4"],  # ResNet, ResNeXt, Wide ResNet
 }
-# Entries under which training programs keep the state dict.
+# Keys under which training checkpoints store the state dict.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 OFFLINE = ("1", "true", "yes", "on")
 
@@ -51,24 +51,24 @@ def load_classifier(
     """Load a classifier by name and freeze it.
 
     Args:
-        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"); a timm architecture, with
-            "timm:" before it ("timm:resnet50", "timm:tf_efficientnet_lite0"); an image classifier of Hugging Face, with "hf:" before
-            its folder or name ("hf:microsoft/resnet-50"); or one of the small ones that come with the package: "brodenette" (a
-            ResNet), "brodenette_vit", "brodenette_edited", "brodenette_vit_edited".
+        name: a torchvision model ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0"); a timm architecture
+            with the prefix "timm:" ("timm:resnet50", "timm:tf_efficientnet_lite0"); the folder or name of a Hugging Face image
+            classifier with the prefix "hf:" ("hf:microsoft/resnet-50"); or one of the package's small classifiers: "brodenette"
+            (a ResNet), "brodenette_vit", "brodenette_edited", "brodenette_vit_edited".
         weights: name of a torchvision weights entry ("IMAGENET1K_V2", "DEFAULT"), a timm tag ("a1_in1k"), or a local
-            state dict (.pth, .pt, .safetensors); ``None``: random weights, whose explanations mean nothing.
-        stages: names of the tapped submodules in the order they run; ``None``: the family's usual ones.
-        num_classes: classes of a local state dict, where they are not 1000.
-        class_names: names of the classes; ``None``: those that come with the weights.
-        mean: per channel, of pixels in [0, 1]; ``None``: what the weights were trained with.
+            state dict (.pth, .pt, .safetensors); ``None``: random weights (explanations are meaningless).
+        stages: names of the tapped submodules in the order they run; ``None``: the family's default stages.
+        num_classes: number of classes of a local state dict, if not 1000.
+        class_names: class names; ``None``: taken from the weights.
+        mean: per channel, of pixels in [0, 1]; ``None``: the values the weights were trained with.
         std: per channel, as ``mean``.
-        input_size: (H, W) of the image that the network is probed with; ``None``: as the model states. (Views are resized
-            only for networks of a fixed size.)
-        outputs: what the outputs mean: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from the probe.
+        input_size: (H, W) of the probe image; ``None``: taken from the model. (Views are resized only for networks with a
+            fixed input size.)
+        outputs: type of the outputs: "softmax" or "sigmoid" logits, or "probabilities"; ``None``: inferred from the probe.
 
     Raises:
-        CefamError: for an unknown name (near ones are given), stage or weights entry, or a file that does not fit.
-        MissingError: where weights are not available and cannot be fetched.
+        CefamError: for an unknown name (similar names are suggested), stage or weights entry, or a mismatched weights file.
+        MissingError: if weights are neither available locally nor downloadable.
 
     >>> classifier = load_classifier("brodenette")
     >>> classifier.stage_names, classifier.channels
@@ -147,7 +147,7 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
             ) from error
     elif weights is not None:
         _load_file(module, Path(weights))
-    if hasattr(module, "image_size"):  # a vision transformer takes images of one size
+    if hasattr(module, "image_size"):  # vision transformers have a fixed input size
         preprocessing = replace(preprocessing, size=(module.image_size, module.image_size))
     usual = next(stages for family, stages in TORCHVISION_STAGES.items() if name.startswith(family))
     try:
@@ -159,7 +159,7 @@ def _build_torchvision(name: str, weights: str | None, num_classes: int | None) 
 
 
 def _fetched(entry: Any) -> dict[str, Any]:
-    """The state dict of a torchvision weights entry, from torch's cache or, if allowed, the network."""
+    """The state dict of a torchvision weights entry, from torch's cache or, if allowed, downloaded."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
     advice = f"Put the file {cached.name} into {cached.parent}, or name a local file as `weights`."
     if not cached.exists() and os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE:
@@ -202,9 +202,9 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
         usual = [entry["module"] for entry in module.feature_info][-4:]
         usual = [stage.removesuffix(".act") for stage in usual]
         known_modules = dict(module.named_modules())
-        usual = [stage for stage in usual if stage in known_modules]  # some are named for timm's own wrapper
+        usual = [stage for stage in usual if stage in known_modules]  # some exist only in timm's feature wrapper
         if hasattr(module, "conv_head") and hasattr(module, "bn2"):
-            usual[-1] = "bn2"  # EfficientNet: the map that is pooled for the classes comes after the head's convolution
+            usual[-1] = "bn2"  # EfficientNet: the pooled map comes after the head's convolution
     return module, preprocessing, None, usual
 
 
@@ -255,7 +255,7 @@ def _load_file(module: nn.Module, path: Path) -> None:
 
 
 def _without_prefix(state: dict[str, torch.Tensor], expected: set[str], path: Path) -> dict[str, torch.Tensor]:
-    """The state dict without the prefix that all of its names share and the module does not know (DataParallel, torch.compile)."""
+    """Remove prefixes that all names share and the module does not have (from DataParallel or torch.compile)."""
     prefix = ""
     while state and not expected & set(state):
         first = {name.partition(".")[0] for name in state}
@@ -269,11 +269,11 @@ def _without_prefix(state: dict[str, torch.Tensor], expected: set[str], path: Pa
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors or a torch file (read with ``weights_only=True``: no code is run).
+    """Read a state dict from a .safetensors or torch file (with ``weights_only=True``, so no code is run).
 
     Raises:
-        MissingError: where there is no such file.
-        CefamError: where it is empty, truncated, or a pickled object instead of tensors.
+        MissingError: if the file does not exist.
+        CefamError: if the file is empty, truncated, or holds a pickled object instead of tensors.
     """
     if not path.is_file():
         raise MissingError(f"There is no weights file {path}: name an existing .pth, .pt or .safetensors file.")
@@ -285,7 +285,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # every library has errors of its own for a broken file
+    except Exception as error:  # each library raises its own error types for a broken file
         raise CefamError(
             f"{path} is not a readable state dict ({type(error).__name__}): it is truncated, empty, or holds a pickled object. "
             f"Save `model.state_dict()` again."
@@ -300,7 +300,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _resolve_last(module: nn.Module, stage: str) -> str:
-    """Write "blocks.-1" as the name of the last child of ``blocks``."""
+    """Replace "-1" in "blocks.-1" by the name of the last child of ``blocks``."""
     if not stage.endswith(".-1"):
         return stage
     parent = stage.removesuffix(".-1")
