@@ -257,11 +257,11 @@ def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(arte
     inputs = ["contribution-benchmark", "--artefact", artefact]
     usual, seen = benchmark.examine, []
 
-    def examine(explainer, split, index, method):
+    def examine(explainer, control, split, index, method):
         seen.append((split, index))
         if seen == [("development", 0), ("development", 1)]:
             raise KeyboardInterrupt
-        return usual(explainer, split, index, method)
+        return usual(explainer, control, split, index, method)
 
     monkeypatch.setattr(benchmark, "examine", examine)
     assert run(*inputs, "--folder", "b/dev", "--scenes", 2) == 130

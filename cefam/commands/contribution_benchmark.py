@@ -53,6 +53,7 @@ def contribution_benchmark(
     trained = Trained.read(artefact)
     _check(trained)
     explainer = trained.explainer()
+    control = benchmark.shuffled(explainer)
     method = None
     if probe is not None:
         vlm = load_source("vision-language model", (trained.vlm_identity or {}).get("source"))
@@ -60,7 +61,7 @@ def contribution_benchmark(
     run = identity(**explainer.identity(), split=split, associations=None if method is None else method.associations)
     with Pass(target / "scenes", run, replace=overwrite) as work:
         units = [
-            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, split, index, method))
+            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, control, split, index, method))
             for index in range(scenes)
         ]
         entries = list(work.over(units, f"contributions, {split}", scenes))
@@ -106,8 +107,10 @@ def _check(trained: Trained) -> None:
         )
 
 
-def _examine(explainer: Any, split: str, index: int, method: WWWRegions | None, target: Path) -> dict[str, Any]:
-    write_text(target, json.dumps(benchmark.examine(explainer, split, index, method)))
+def _examine(
+    explainer: Any, control: Any, split: str, index: int, method: WWWRegions | None, target: Path
+) -> dict[str, Any]:
+    write_text(target, json.dumps(benchmark.examine(explainer, control, split, index, method)))
     return {}
 
 

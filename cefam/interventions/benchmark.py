@@ -49,14 +49,24 @@ def shuffled(explainer: Explainer) -> Explainer:
     return Explainer(classifier, explainer.translator, explainer.concepts, None, explainer.settings)
 
 
-def examine(explainer: Explainer, split: str, index: int, method: WWWRegions | None = None) -> dict[str, Any]:
-    """Evaluate one scene: effects, every rule's importances by both mappings, FunnyBirds' checks; in plain types."""
+def examine(
+    explainer: Explainer, control: Explainer, split: str, index: int, method: WWWRegions | None = None
+) -> dict[str, Any]:
+    """Evaluate one scene: effects, every rule's importances by both mappings, FunnyBirds' checks; in plain types.
+
+    Args:
+        explainer: of the classifier.
+        control: :func:`shuffled` of it.
+        split: of Brodenette.
+        index: of the scene.
+        method: WWW's regions, for its row.
+    """
     found = measure(explainer.classifier, describe(split, index))
     says = Predictions(explainer.classifier, found)
     rows: dict[str, Any] = {}
     for name, rule in rules_for(explainer, method).items():
         rows[name] = _answers(explainer, rule, found, says)
-    rows[SHUFFLED] = _answers(shuffled(explainer), RULES["contribution (paper's rule)"], found, says)
+    rows[SHUFFLED] = _answers(control, RULES["contribution (paper's rule)"], found, says)
     return {
         "scene": found.scene.name,
         "right": found.right,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -140,12 +141,17 @@ class CEFAM(L.LightningModule):
         """The explainer of the translator as it is now."""
         return self.trained.explainer(self.vlm)
 
+    @cached_property
+    def _optimization(self) -> dict[str, Any]:
+        """Optimizer and schedule in plain types, also before a Trainer has made them."""
+        return described(self.configure_optimizers())
+
     def _training(self) -> dict[str, Any]:
         """How the translator is trained, in plain types; a resumed run must agree with it."""
         stop = None if self._trainer is None else self.trainer.early_stopping_callback
         return {
             "similarity_weight": self.similarity_weight,
-            **described(self.configure_optimizers()),
+            **self._optimization,
             "early_stopping.patience": getattr(stop, "patience", None),
         }
 
@@ -337,10 +343,20 @@ class CEFAM(L.LightningModule):
             CefamError: where it is missing or damaged, or was made for another classifier or VLM.
         """
         trained = Trained.read(path, classifier)
-        trained.explainer(vlm)  # refuses another VLM
+        trained.check_vlm(vlm)
         weight = trained.training.get("similarity_weight", 0.001)
         shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
         module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
         module.translator.load_state_dict(trained.translator.state_dict())
         module._stored_vlm = trained.vlm_identity
         return module.eval()
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **towers: Any) -> Self:  # type: ignore[override]
+        """:meth:`from_pretrained`: a checkpoint names the towers, and holds everything else.
+
+        Args:
+            checkpoint_path: the checkpoint.
+            towers: ``classifier`` and ``vlm``, if they are not loaded as the checkpoint describes.
+        """
+        return cls.from_pretrained(checkpoint_path, **towers)
