@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class CefamError(ValueError):
-    """An error whose message is a sentence for the user: what is wrong, with which value, and what to do.
+    """An error with a message for the user: what is wrong, the value, and how to fix it.
 
     The commands print it and exit with ``status``. Every other exception is reported as unexpected.
     """
@@ -14,7 +14,7 @@ class CefamError(ValueError):
 
 
 class CefamWarning(UserWarning):
-    """Something the user should know; the work continues."""
+    """A warning for the user; the command continues."""
 
 
 class MissingError(CefamError, FileNotFoundError):
@@ -26,7 +26,7 @@ class ExistsError(CefamError, FileExistsError):
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known names that are close to a misspelt one, as a question that follows a sentence; empty if there are none.
+    """A suggestion for a misspelt name, to append to an error message; empty if no known name is similar.
 
     >>> near("strped", ["striped", "wing"])
     " Did you mean 'striped'?"

@@ -1,4 +1,4 @@
-"""What travels between the parts of an evaluation: pairs, batches of photographs with masks, candidate regions. Data only."""
+"""Data classes of an evaluation: pairs, batches of photographs with masks, candidate regions."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from cefam.errors import CefamError
 
 @dataclass(frozen=True, eq=False)
 class ConceptPairs:
-    """P pairs: ``image`` (P,) index into the batch, ``concept`` (P,) index into the concept set; both long.
+    """P (image, concept) pairs: ``image`` (P,) indexes the batch, ``concept`` (P,) indexes the concept set; both long.
 
-    ``key`` (P,), long, names a pair independently of its batch; chance rows draw their random numbers from it.
+    ``key`` (P,), long, identifies a pair independently of its batch; it seeds the random numbers of the chance methods.
 
     >>> pairs = ConceptPairs(image=torch.tensor([0, 0, 1]), concept=torch.tensor([3, 5, 3]))
     >>> len(pairs), pairs[1:].concept.tolist()
@@ -44,16 +44,16 @@ class ConceptPairs:
         return ConceptPairs(self.image.to(device), self.concept.to(device), key)
 
     def keys(self) -> Tensor:
-        """``key``, or one made from the pair's indices."""
+        """``key``, or a default computed from the indices."""
         return self.image * 1_000_003 + self.concept if self.key is None else self.key
 
 
 class Candidates(NamedTuple):
-    """Q candidate regions of P pairs, the method's own first choice first.
+    """Q candidate regions for each of P pairs, best first according to the method.
 
-    ``maps`` (P, Q, H, W); ``score`` (P, Q), by which they are ordered; ``stage`` (P, Q), from 0, or -1 where a map comes
-    from no stage; ``valid`` (P, Q), false where the method has no such candidate. A pair without a valid candidate is a
-    concept that the method cannot express.
+    ``maps`` (P, Q, H, W); ``score`` (P, Q), the method's score for the order; ``stage`` (P, Q), counted from 0, or -1 for
+    maps that belong to no stage; ``valid`` (P, Q), false for missing candidates. If a pair has no valid candidate, the
+    method cannot express its concept.
     """
 
     maps: Tensor
@@ -64,18 +64,18 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """Photographs with their masks, ragged.
+    """Photographs with their masks; the number of masks per photograph varies.
 
     Args:
         image: views (B, 3, H, W), uint8 or floats in [0, 1].
         ids: names of the images (B).
-        masks: index maps (M, h, w), whole numbers; 0 is no label, and pixels with ``IGNORED`` are not measured.
-        mask_image: whose mask it is (M,), index into the batch, ascending.
+        masks: index maps (M, h, w), integers; 0 means no label, pixels with the value ``IGNORED`` are excluded.
+        mask_image: image of each mask (M,), index into the batch, ascending.
         mask_category: categories of the masks (M).
-        pair_mask: mask of every pair (P,).
-        pair_label: label number of every pair (P,).
-        has_ignored: whether any mask has ignored pixels, known in advance, so that no device is asked.
-        number: of the batch in its data set, whatever process measures it; -1: not known.
+        pair_mask: mask of each pair (P,), index into ``masks``.
+        pair_label: label number of each pair (P,).
+        has_ignored: whether any mask has ignored pixels; stored to avoid a device synchronization.
+        number: index of the batch in the data set, independent of the process; -1 if unknown.
     """
 
     image: Tensor
@@ -89,7 +89,7 @@ class RegionBatch:
     number: int = -1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RegionBatch":
-        """The same batch on another device; a Trainer calls it."""
+        """The same batch on another device; called by the Trainer."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
@@ -99,18 +99,18 @@ class RegionBatch:
 
 
 def index_of_numbers(numbers: Sequence[int]) -> Tensor:
-    """A table from label numbers to positions in the concept set, -1 where there is no such concept."""
+    """Lookup table from label numbers to indices in the concept set; -1 for numbers without a concept."""
     table = torch.full((max(numbers) + 1,), -1)
     table[torch.tensor(numbers)] = torch.arange(len(numbers))
     return table
 
 
 def labeled(batch: RegionBatch, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows among the pairs of a batch whose label is in the concept set, and their concepts, both (P,).
+    """Indices of a batch's pairs whose label is in the concept set, and their concepts, both (P,).
 
     Args:
         batch: photographs with masks.
-        table: see :func:`index_of_numbers`, on the batch's device.
+        table: result of :func:`index_of_numbers`, on the batch's device.
     """
     concept = table[batch.pair_label.clamp_max(len(table) - 1)]
     concept = torch.where(batch.pair_label < len(table), concept, -1)
@@ -119,7 +119,7 @@ def labeled(batch: RegionBatch, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slots(image: Tensor, num_images: int) -> Tensor:
-    """Position of every pair among the pairs of its image: (P,) -> (P,).
+    """Position of each pair among the pairs of its image: (P,) -> (P,).
 
     >>> slots(torch.tensor([2, 0, 2, 2, 0]), 3)
     tensor([0, 0, 1, 2, 1])
@@ -133,5 +133,5 @@ def slots(image: Tensor, num_images: int) -> Tensor:
 
 
 def stable_hash(name: str) -> int:
-    """A 62-bit number from a name, the same in every process (Python's own hash is not)."""
+    """A 62-bit hash of a name, equal in all processes (unlike Python's ``hash``)."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2

@@ -1,4 +1,4 @@
-"""MethodSettings: how CE-FAM is computed. One value, made once, passed on whole, and stored with what was trained."""
+"""MethodSettings: the settings of the CE-FAM method, immutable and stored in every artefact."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,14 +11,15 @@ Derivative = Literal["total", "branch"]
 
 
 class SettingsChanges(TypedDict, total=False):
-    """Changes of settings, by name: options of the commands and of the classes that take settings.
+    """Settings to change, by name. Commands and classes that take settings have these options.
 
     Args:
-        preset: "published" (as the authors' program) or "paper" (as the text); docs/reference/conformance.md lists the differences.
-        derivative: of the score, for channel weights. "total" runs through the later stages of the classifier too (published
-            program); "branch" runs through the translator alone and needs no backward pass. They agree at the last stage.
-        num_channels: K, the number of channels that association and contribution mask.
-        channel_share: K is at most this share of a stage's channels (narrow networks: 0.125).
+        preset: "published" (follows the authors' program) or "paper" (follows the text); see docs/reference/conformance.md.
+        derivative: the derivative of the score that gives the channel weights. "total" also includes the later stages of the
+            classifier (published program); "branch" includes only the translator and needs no backward pass. Both are equal
+            at the last stage.
+        num_channels: K, the number of channels masked for association and contribution.
+        channel_share: maximum of K as a share of a stage's channels (0.125 for narrow networks).
         memory_limit: megabytes for the intermediate results of a chunk of pairs.
     """
 
@@ -31,7 +32,7 @@ class SettingsChanges(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """How CE-FAM is computed; the fields are explained in :class:`SettingsChanges`.
+    """Settings of the CE-FAM method; :class:`SettingsChanges` describes the fields.
 
     Raises:
         CefamError: for a value out of range.
@@ -58,7 +59,7 @@ class MethodSettings:
             raise CefamError(f"memory_limit must be positive and finite (megabytes), got {self.memory_limit}.")
 
     def changed(self, **changes: Unpack[SettingsChanges]) -> Self:
-        """The same settings but for these.
+        """A copy with some settings changed.
 
         Raises:
             CefamError: for an unknown name or a value out of range.
@@ -70,7 +71,7 @@ class MethodSettings:
         return replace(self, **changes)
 
     def masked_count(self, channels: int) -> int:
-        """K for a stage of this many channels: at most ``num_channels`` and ``channel_share`` of them, but at least one.
+        """K for a stage with ``channels`` channels: limited by ``num_channels`` and ``channel_share``, and at least 1.
 
         >>> [MethodSettings(channel_share=1 / 8).masked_count(channels) for channels in (4, 64, 2048)]
         [1, 8, 20]

@@ -1,8 +1,8 @@
-"""Trained: a trained translator with everything it belongs to; how it is stored, read and used. No Lightning.
+"""Trained: a trained translator with its classifier, concepts and settings; storing and loading it, without Lightning.
 
 An exported folder holds ``model.safetensors``, ``config.json`` and ``README.md`` (a model card); a training checkpoint
-holds the same description under the key "cefam". Everything is plain types and tensors: nothing is unpickled, and the class
-paths of the towers may name networks (``torch.nn.Module``) or functions annotated to return one, nothing else.
+holds the same description under the key "cefam". All content is plain types and tensors, so nothing is unpickled. The class
+paths of the towers may name only ``torch.nn.Module`` classes and functions annotated to return a module.
 """
 
 import json
@@ -40,11 +40,11 @@ class Trained:
     Args:
         classifier: the frozen classifier.
         translator: trained for its stages.
-        concepts: with the embeddings of the vision-language model that the translator mimics.
-        vlm_identity: what that model is, in plain types (``VisionLanguageModel.identity``), or ``None``.
-        settings: how the method is computed.
+        concepts: the concept set, embedded by the vision-language model that the translator mimics.
+        vlm_identity: identity of that model in plain types (``VisionLanguageModel.identity``), or ``None``.
+        settings: settings of the method.
         training: how the translator was trained, in plain types, for the model card.
-        doubts: numbers of concepts that should not be trusted, with the reason (:mod:`cefam.doctor.doubts`).
+        doubts: reasons not to trust a concept, by concept number (:mod:`cefam.doctor.doubts`).
 
     >>> import tempfile
     >>> from cefam import load_classifier, load_vlm
@@ -69,25 +69,25 @@ class Trained:
 
         Args:
             vlm: only needed for texts that are not in ``concepts``.
-            settings: others than its own.
+            settings: used instead of the stored settings.
 
         Raises:
-            CefamError: where ``vlm`` is not the model that the translator mimics.
+            CefamError: if ``vlm`` is not the model that the translator mimics.
         """
         self.check_vlm(vlm)
         return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts)
 
     def check_vlm(self, vlm: VisionLanguageModel | None) -> None:
-        """Refuse another vision-language model than the translator's.
+        """Check that ``vlm`` is the translator's vision-language model.
 
         Raises:
-            CefamError: with the first thing that differs.
+            CefamError: naming the first difference.
         """
         if vlm is not None and self.vlm_identity is not None:
             check_identity("vision-language model", self.vlm_identity, vlm.freeze().identity(), VLM_KEYS)
 
     def describe(self) -> dict[str, Any]:
-        """Everything but tensors, in plain types."""
+        """The content without tensors, in plain types."""
         return {
             "format": "cefam",
             "version": __version__,
@@ -110,10 +110,10 @@ class Trained:
         }
 
     def check(self, stored: Mapping[str, Any] | None) -> None:
-        """Refuse a description of something that was made for another classifier, VLM or concept set.
+        """Check that a stored description was made for this classifier, VLM and concept set.
 
         Raises:
-            CefamError: with the first thing that differs.
+            CefamError: naming the first difference.
         """
         if not stored or stored.get("format") != "cefam":
             raise CefamError(
@@ -132,11 +132,11 @@ class Trained:
         """Write ``model.safetensors``, ``config.json`` and a model card.
 
         Args:
-            folder: where to; it must not hold an artefact, unless ``overwrite``.
-            overwrite: replace what is there.
+            folder: destination; it must not hold an artefact unless ``overwrite`` is set.
+            overwrite: replace existing files.
 
         Raises:
-            ExistsError: where the folder already holds an artefact, or files of these names.
+            ExistsError: if the folder already holds an artefact, or other files with these names.
         """
         weights = {name: value.detach().cpu() for name, value in self.translator.state_dict().items()}
         stored = Stored(self.describe(), weights, self.concepts.require_embeddings().detach().cpu())
@@ -144,15 +144,15 @@ class Trained:
 
     @classmethod
     def read(cls, path: str | Path, classifier: FrozenClassifier | None = None) -> Self:
-        """Read an exported folder or a training checkpoint (.ckpt), with the classifier it belongs to.
+        """Read an exported folder or a training checkpoint (.ckpt).
 
         Args:
             path: the folder, or the checkpoint.
-            classifier: ``None``: loaded as the artefact describes.
+            classifier: the classifier it was made for; ``None`` loads the one named in the artefact.
 
         Raises:
             MissingError: if it does not exist.
-            CefamError: where it is damaged, or was made for another classifier.
+            CefamError: if it is damaged, or was made for another classifier.
         """
         stored = read_stored(path)
         about = stored.about
@@ -179,7 +179,7 @@ def write_artefact(path: str | Path, folder: str | Path, overwrite: bool = False
 
 
 class Stored(NamedTuple):
-    """What an artefact holds: its description, the translator's weights by name, and the text embeddings (T, D)."""
+    """Content of an artefact: the description, the translator's weights by name, and the text embeddings (T, D)."""
 
     about: dict[str, Any]
     weights: dict[str, Tensor]
@@ -187,11 +187,11 @@ class Stored(NamedTuple):
 
 
 def read_stored(path: str | Path) -> Stored:
-    """Read an exported folder or a checkpoint, without building anything.
+    """Read an exported folder or a checkpoint without building networks.
 
     Raises:
         MissingError: if it does not exist.
-        CefamError: where it is damaged, pickled, or not of cefam.
+        CefamError: if it is damaged, holds pickled objects, or was not written by cefam.
     """
     path = Path(path)
     stored = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
@@ -202,7 +202,7 @@ def read_stored(path: str | Path) -> Stored:
 
 
 def _missing(stored: Stored) -> str:
-    """What a description lacks to build a translator from, or ''; it fits the tensors then."""
+    """Why the artefact is invalid (missing keys, or sizes that do not match the tensors), or '' if it is valid."""
     about = stored.about
     for part, keys in (
         ("translator", ("channels", "embedding_dim", "hidden_dims")),
@@ -246,7 +246,7 @@ def _read_checkpoint(path: Path) -> Stored:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch has many errors for a broken file
+    except Exception as error:  # torch raises many exception types for a broken file
         raise CefamError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is truncated, empty, or holds pickled "
             f"objects. Take another checkpoint of the run."
@@ -286,8 +286,8 @@ def _write(stored: Stored, folder: Path, overwrite: bool) -> Path:
         raise ExistsError(f"{folder} holds a {CARD} or {WEIGHTS} of something else: name another folder.")
     tensors = {f"translator.{name}": value.contiguous() for name, value in stored.weights.items()}
     tensors["concepts.embeddings"] = stored.text.contiguous()
-    (folder / CONFIG).unlink(missing_ok=True)  # it comes last: old and new files are never taken for one artefact
-    write_text(card, _card(stored.about))  # first: it says whose files these are, if nothing else is written
+    (folder / CONFIG).unlink(missing_ok=True)  # removed first, written last: old and new files never form an artefact
+    write_text(card, _card(stored.about))  # first: it marks the folder as ours if the export is interrupted
     write_tensors(weights, tensors)
     write_text(folder / CONFIG, json.dumps(stored.about, indent=1))
     return folder

@@ -1,6 +1,6 @@
 """The translator h: pooled activations -> the VLM's embedding space, and the losses that train it.
 
-Paper: section 3.2 (eq. 4-10) and A.2; the widths and the order of the input are the published program's.
+Paper: section 3.2 (eq. 4-10) and A.2; the layer widths and the input order follow the published program.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cefam.errors import CefamError
 
-WIDE_STAGE = 1024  # deeper stages than this get a first hidden layer of 2048 instead of 1024 (published program)
+WIDE_STAGE = 1024  # if the deepest stage has more channels, the first hidden width is 2048, not 1024
 
 
 def published_hidden_dims(channels: Sequence[int]) -> tuple[int, int]:
@@ -34,10 +34,10 @@ class Translator(nn.Module):
     Args:
         channels: channels C_l of every stage, shallow to deep.
         embedding_dim: D, the dimension of the VLM's embedding.
-        hidden_dims: the two hidden widths; ``None`` takes :func:`published_hidden_dims`.
+        hidden_dims: the two hidden widths; ``None`` uses :func:`published_hidden_dims`.
 
     Raises:
-        CefamError: where a width is not positive or ``hidden_dims`` has not two entries.
+        CefamError: if a width is not positive or ``hidden_dims`` does not have two entries.
 
     >>> translator = Translator(channels=[16, 32], embedding_dim=8)
     >>> translator([torch.rand(2, 16), torch.rand(2, 32)]).shape
@@ -86,9 +86,9 @@ class Translator(nn.Module):
             pooled: list of (B, C_l), shallow to deep.
 
         Returns:
-            The embedding (B, D), and a function that takes the gradient (P, D) of some scores with respect to the
-            embedding and the image (P,) each score belongs to, and gives their gradient with respect to the pooled
-            activations: a list of (P, C_l), shallow to deep.
+            The embedding (B, D), and a function ``pull_back(gradient, image)``. ``gradient`` (P, D) is the gradient of
+            scores with respect to the embedding, ``image`` (P,) the image index of each score. The function returns the
+            gradient with respect to the pooled activations, a list of (P, C_l), shallow to deep.
         """
         first = torch.tanh(self.first_layer(pooled))
         second = torch.tanh(self.fc2(first))
@@ -110,26 +110,25 @@ class Translator(nn.Module):
         return first
 
     def columns(self, stage: int) -> Tensor:
-        """The first layer's weights for one stage's channels (C_l, first width), copied so that rows are gathered fast."""
+        """The first layer's weights for one stage's channels (C_l, first width), contiguous for fast row gathering."""
         return self.split(self.fc1.weight)[stage].t().contiguous()
 
     def masked(self, first: Tensor, columns: Tensor, channels: Tensor, change: Tensor) -> Tensor:
-        """Embeddings while channels of one stage are changed one after another.
+        """Embeddings after changing channels of one stage cumulatively.
 
-        The inputs differ from the unmasked one in a growing set of entries, so the first layer is not computed again: it
-        moves by a growing sum of K of its columns.
+        The first layer is not recomputed: each changed channel adds a multiple of one weight column to its output.
 
         Args:
             first: :meth:`first_layer` of the unmasked input (P, first width).
             columns: :meth:`columns` of the stage.
             channels: channels in the order of masking (P, K).
-            change: what is added to each of them (P, K).
+            change: value added to each channel (P, K).
 
         Returns:
             (P, K, D); entry n has the first n + 1 channels changed.
         """
         count = channels.shape[1]
-        so_far = change.new_ones(count, count).tril()  # row n: the first n + 1
+        so_far = change.new_ones(count, count).tril()  # row n selects the first n + 1 channels
         moved = torch.baddbmm(first.unsqueeze(1), so_far * change.unsqueeze(1), F.embedding(channels, columns))
         return self._tail(moved)
 
@@ -156,10 +155,10 @@ def distillation_losses(
 
     Args:
         student: translated embeddings h (B, D).
-        teacher: RAW image embeddings e of the VLM (B, D), not normalized.
+        teacher: raw, unnormalized image embeddings e of the VLM (B, D).
         text: concept embeddings (T, D); ``None``, or a weight of 0, trains without L_sim (zero-shot).
         logit_scale: the VLM's multiplier of cosines (not its logarithm).
-        logit_bias: the VLM's additive bias; it cancels in the difference and is kept for the reader.
+        logit_bias: the VLM's additive bias; it cancels in the difference, so it has no effect.
         similarity_weight: lambda of eq. 8.
     """
     embedding = F.mse_loss(student, teacher)

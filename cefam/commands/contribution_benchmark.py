@@ -61,7 +61,9 @@ def contribution_benchmark(
     run = identity(**explainer.identity(), split=split, associations=None if method is None else method.associations)
     with Pass(target / "scenes", run, replace=overwrite) as work:
         units = [
-            Unit(f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, control, split, index, method))
+            Unit(
+                f"{index:06d}.json", f"{split}/{index}", 1, partial(_examine, explainer, control, split, index, method)
+            )
             for index in range(scenes)
         ]
         entries = list(work.over(units, f"contributions, {split}", scenes))

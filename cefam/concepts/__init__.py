@@ -1,1 +1,1 @@
-"""Concepts: sets with embeddings, the files people write, categories."""
+"""Concept sets with embeddings, concept files, and categories."""

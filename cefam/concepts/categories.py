@@ -1,9 +1,9 @@
-"""The categories of Broden's labels, and the prompts that the paper gives them (Table A1)."""
+"""The categories of Broden's labels, and their prompts from the paper (Table A1)."""
 
-CATEGORIES = ("object", "part", "color", "material")  # those with masks, in the order of the paper's tables
+CATEGORIES = ("object", "part", "color", "material")  # categories with masks, in the order of the paper's tables
 IMAGE_LEVEL = ("scene", "texture")  # labels of whole images: no masks, not measured
 DEFAULT_TEMPLATE = "a photo of a {}"
-# Scene and texture, which Table A1 leaves out, are the published program's.
+# Scene and texture are not in Table A1; their prompts follow the published program.
 TEMPLATES = {
     "object": "a photo of a {}",
     "part": "a photo of a {}",
@@ -12,11 +12,11 @@ TEMPLATES = {
     "scene": "a photo of an object on {}",
     "texture": "a photo of a {} object",
 }
-IGNORED = 65535  # in an index map: neither inside nor outside of any label
+IGNORED = 65535  # value of pixels in an index map that are excluded from measurement
 
 
 def category_of(text: str) -> str:
-    """A category as people write it: a known one in any case, another one as it is.
+    """Normalize the name of a category: strip blanks, and convert known categories to lower case.
 
     >>> category_of(" Color"), category_of("Shape")
     ('color', 'Shape')

@@ -1,6 +1,6 @@
-"""ConceptSet: the texts that count as concepts, and their embeddings in a VLM's space.
+"""ConceptSet: concept texts and their embeddings in a VLM's space.
 
-A concept is known by its number: words repeat (Broden has a color "orange" and a fruit). The encoder is passed in.
+A concept is identified by its number, because words repeat (in Broden, "orange" is both a color and a fruit).
 """
 
 import hashlib
@@ -26,11 +26,11 @@ __all__ = ["Concept", "ConceptSet"]
 
 log = logging.getLogger(__name__)
 
-FEW = 20  # with fewer concepts than this, a softmax over them says little
+FEW = 20  # with fewer concepts, softmax scores are not informative
 
 
 class TextEncoder(Protocol):
-    """What a concept set needs of a vision-language model (:class:`cefam.VisionLanguageModel`)."""
+    """The part of :class:`cefam.VisionLanguageModel` that a concept set uses."""
 
     embedding_dim: int
     logit_scale: float
@@ -38,16 +38,16 @@ class TextEncoder(Protocol):
 
     @property
     def probability(self) -> str:
-        """Softmax or sigmoid."""
+        """How similarities become scores: softmax or sigmoid."""
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Embeddings (T, D)."""
 
     def freeze(self) -> Any:
-        """The encoder in eval mode."""
+        """Put the encoder in eval mode and return it."""
 
     def identity(self) -> dict[str, Any]:
-        """Its content, in plain types."""
+        """Identity of the model in plain types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +56,13 @@ class ConceptSet:
 
     Args:
         concepts: in order; index t of a score refers to this order.
-        embeddings: unit rows (T, D), or ``None`` until :meth:`embed` was called.
-        logit_scale: multiplier of cosines of the VLM that made the embeddings.
-        logit_bias: its bias.
-        probability: "softmax" or "sigmoid", how its similarities become scores.
+        embeddings: L2-normalized, (T, D); ``None`` before :meth:`embed`.
+        logit_scale: the VLM's multiplier of cosines.
+        logit_bias: the VLM's additive bias.
+        probability: "softmax" or "sigmoid", how similarities become scores.
 
     Raises:
-        CefamError: for no concepts, or two with the same number.
+        CefamError: if there are no concepts, or two have the same number.
 
     >>> ConceptSet.from_words(["striped fur", "wing"]).prompts
     ['a photo of a striped fur', 'a photo of a wing']
@@ -108,14 +108,14 @@ class ConceptSet:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of numbers, words, categories and prompts: an artefact must have been made for the same set."""
+        """SHA-256 of numbers, words, categories and prompts, to check that an artefact was made for this set."""
         return hashlib.sha256(json.dumps(self.to_records(), sort_keys=True).encode()).hexdigest()
 
     def find(self, word: str) -> list[int]:
         """Indices of all concepts with this word.
 
         Raises:
-            CefamError: for an unknown word, with near ones.
+            CefamError: for an unknown word; the message suggests similar ones.
 
         >>> ConceptSet.from_words(["striped fur", "wing"]).find("wing")
         [1]
@@ -133,10 +133,10 @@ class ConceptSet:
         """Concepts from a list of words, numbered from ``start``, all in one category.
 
         Args:
-            words: blank ones are left out.
+            words: blank words are skipped.
             template: prompt with one ``{}``.
-            category: name of their category.
-            start: number of the first.
+            category: category of all concepts.
+            start: number of the first concept.
         """
         return cls(tuple(concepts_of(words, template, category, start)))
 
@@ -173,12 +173,12 @@ class ConceptSet:
     def from_file(cls, path: str | Path) -> Self:
         """Concepts from a file.
 
-        ``.txt``: one word a line. ``.csv``: a column ``word`` or ``name``, and, if there, ``number``, ``category``
-        (several separated by ``;``) and ``prompt``. Broden's own ``label.csv`` is such a file. Lines that begin with ``#`` are
-        comments. Other columns, and concepts with equal prompts, are reported in a warning.
+        ``.txt``: one word per line. ``.csv``: a column ``word`` or ``name``, and optionally ``number``, ``category``
+        (several separated by ``;``) and ``prompt``, as in Broden's ``label.csv``. Lines that start with ``#`` are comments.
+        Unknown columns and concepts with equal prompts cause a warning.
 
         Raises:
-            CefamError: for an empty file, a missing column, or a bad number, with the line.
+            CefamError: for an empty file, a missing column, or an invalid number (with its line).
         """
         concepts = tuple(read_concepts(Path(path)))
         try:
@@ -189,7 +189,7 @@ class ConceptSet:
     @classmethod
     def _shipped(cls, name: str) -> Self:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the vocabularies are what they are
+            warnings.simplefilter("ignore", UserWarning)  # users cannot change the shipped files
             return cls.from_file(Path(str(files("cefam") / "data" / name)))
 
     @classmethod
@@ -199,15 +199,15 @@ class ConceptSet:
 
     @classmethod
     def brodenette(cls) -> Self:
-        """The labels of the miniature world that comes with the package, with the prompts of Table A1."""
+        """The labels of Brodenette, the small data set of the package, with the prompts of Table A1."""
         return cls._shipped("brodenette_label.csv")
 
     @classmethod
     def brodenette_zero_shot(cls) -> Self:
-        """The same, in other categories, with parts of a color that no caption named.
+        """The Brodenette labels in zero-shot categories, with additional color-part compositions.
 
-        "captions only": words that the vision-language model met in captions, but in no concept prompt. "unseen
-        composition": a color and a part ("blue wing") that no text of its training put together.
+        "captions only": words that occur in the VLM's training captions, but in no concept prompt. "unseen composition":
+        a color and a part ("blue wing") that never occur together in its training texts.
         """
         return cls._shipped("brodenette_zero_shot.csv")
 
@@ -229,7 +229,7 @@ class ConceptSet:
 
         Args:
             vlm: the encoder.
-            cache_dir: where embeddings are kept, by the hash of prompts, model and a probe of its weights.
+            cache_dir: cache folder; the key is a hash of prompts, model identity and the embedding of one fixed text.
         """
         vlm.freeze()
         if vlm.probability == "softmax" and len(self) < FEW:
@@ -258,7 +258,7 @@ class ConceptSet:
         from safetensors.torch import load_file
 
         key = hashlib.sha256(json.dumps([self.prompts, vlm.identity()], sort_keys=True, default=str).encode())
-        # The identity holds a hash of the weights; the embedding of one text covers everything else that makes a VLM.
+        # The identity contains a hash of the weights; the embedding of one text covers the rest of the encoder.
         key.update(vlm.encode_text([DEFAULT_TEMPLATE]).detach().float().cpu().numpy().round(4).tobytes())
         path = folder / f"{key.hexdigest()[:32]}.safetensors"
         if path.is_file():
@@ -268,12 +268,12 @@ class ConceptSet:
         return embeddings
 
     def extended(self, texts: Sequence[str | Concept], vlm: TextEncoder) -> Self:
-        """This set and further words or concepts, embedded: call-time texts compete with the stored set.
+        """A copy of this set with further texts or concepts, embedded and numbered after the existing ones.
 
-        (A softmax over one text alone would always be 1.) Concepts are numbered anew.
+        New texts are scored together with the stored concepts, because a softmax over a single text is always 1.
 
         Raises:
-            CefamError: where this set was embedded by another VLM.
+            CefamError: if this set was embedded by another VLM.
         """
         mine = self.require_embeddings()
         stored = (mine.shape[1], self.logit_scale, self.logit_bias, self.probability)
@@ -294,13 +294,13 @@ class ConceptSet:
         return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))
 
     def check_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:
-        """Refuse masks whose labels have our numbers, and other words.
+        """Check that mask labels with this set's numbers also have its words.
 
         Args:
             labels: dicts with number, name and category, as in a manifest of shards.
 
         Raises:
-            CefamError: where more than half of the numbers in common are other words.
+            CefamError: if more than half of the common numbers have different words.
         """
         ours = {concept.number: concept.word for concept in self.concepts}
         common = [label for label in labels if label["number"] in ours]
@@ -316,7 +316,7 @@ class ConceptSet:
         """The embeddings (T, D).
 
         Raises:
-            CefamError: where the set has none yet.
+            CefamError: if the set has no embeddings.
         """
         if self.embeddings is None:
             raise CefamError("This concept set has no text embeddings yet: call `concepts.embed(vlm)` first.")
@@ -328,17 +328,17 @@ class ConceptSet:
 
     @classmethod
     def from_records(cls, records: Iterable[dict[str, Any]], **options: Any) -> Self:
-        """The inverse of :meth:`to_records`; ``options`` are those of the class."""
+        """The inverse of :meth:`to_records`; ``options`` are passed to the constructor."""
         return cls(tuple(Concept(**{**r, "categories": tuple(r["categories"])}) for r in records), **options)
 
 
 def embedded(
     concepts: str | list[Any] | ConceptSet, vlm: TextEncoder | None, text_cache: str | None = None
 ) -> ConceptSet:
-    """Concepts by name, file or list, with embeddings; a set that has them is given back.
+    """Load concepts by name, file or list, and embed them; a set with embeddings is returned unchanged.
 
     Raises:
-        CefamError: where they need embeddings and there is no VLM.
+        CefamError: if embeddings are needed and ``vlm`` is ``None``.
     """
     found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
     if found.embeddings is not None:

@@ -1,4 +1,4 @@
-"""Concepts as people write them down: lists of words, text files, CSV files, label tables."""
+"""Reading and writing concepts: lists of words, text files, CSV files, label tables."""
 
 import csv
 import io
@@ -15,12 +15,12 @@ from cefam.io.files import write_text
 from cefam.io.reading import read_csv, read_text
 
 COLUMNS = ("word", "name", "number", "category", "prompt")
-BRODEN_COLUMNS = ("frequency", "coverage", "syns")  # of its label.csv; not needed
+BRODEN_COLUMNS = ("frequency", "coverage", "syns")  # columns of Broden's label.csv that are not used
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One concept: its number (identity), word, categories (the first one rules) and the prompt that the VLM reads."""
+    """One concept: number (its identity), word, categories (the first is the primary one) and prompt for the VLM."""
 
     number: int
     word: str
@@ -29,12 +29,12 @@ class Concept:
 
     @property
     def category(self) -> str:
-        """The first category listed: the published program's."""
+        """The primary category: the first one, as in the published program."""
         return self.categories[0]
 
 
 def concepts_of(words: Iterable[str], template: str, category: str, start: int = 1) -> Iterator[Concept]:
-    """Concepts from words, numbered from ``start``; blank ones are left out.
+    """Concepts from words, numbered from ``start``; blank words are skipped.
 
     Raises:
         CefamError: for a template without ``{}``.
@@ -49,7 +49,7 @@ def read_concepts(path: Path) -> list[Concept]:
     """Concepts from a .txt file (a word per line) or a .csv file; see :meth:`cefam.ConceptSet.from_file`.
 
     Raises:
-        CefamError: for an empty file, a missing column, or a bad number, with the line.
+        CefamError: for an empty file, a missing column, or an invalid number (with its line).
     """
     if path.suffix.lower() == ".txt":
         lines = (_clean(line, ()) for line in read_text(path).splitlines() if not line.lstrip().startswith("#"))
@@ -63,7 +63,7 @@ def read_concepts(path: Path) -> list[Concept]:
 
 
 def warn_of_equal_prompts(concepts: Sequence[Concept], where: str) -> None:
-    """Warn once of concepts that no score can tell apart."""
+    """Warn about concepts with equal prompts, which always get equal scores."""
     counts = Counter(concept.prompt.strip() for concept in concepts)
     equal = [prompt for prompt, count in counts.items() if count > 1]
     if equal:
@@ -117,7 +117,7 @@ def label_word(label: Mapping[str, Any]) -> str:
 
 
 def _categories(text: str) -> list[str]:
-    """Categories separated by ``;``; Broden has the number of its masks in brackets behind each."""
+    """Categories separated by ``;``; Broden appends the number of masks in brackets to each."""
     return [category_of(part.split("(")[0]) for part in text.split(";") if part.split("(")[0].strip()]
 
 
@@ -130,7 +130,7 @@ def _clean(name: str, categories: Sequence[str]) -> str:
 
 
 def write_values(path: Path, concepts: Sequence[Concept], name: str, values: Sequence[float]) -> None:
-    """Write a number for each concept as a CSV file."""
+    """Write one value per concept to a CSV file."""
     out = io.StringIO()
     rows = zip(concepts, values, strict=True)
     csv.writer(out).writerows(
@@ -140,7 +140,7 @@ def write_values(path: Path, concepts: Sequence[Concept], name: str, values: Seq
 
 
 def write_labels(path: Path, labels: Sequence[Mapping[str, Any]]) -> None:
-    """Write labels as a CSV file that is a concept set, too: number, name and category."""
+    """Write labels to a CSV file (number, name, category) that can be loaded as a concept set."""
     out = io.StringIO()
     writer = csv.DictWriter(out, ("number", "name", "category"), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

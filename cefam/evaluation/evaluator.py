@@ -1,8 +1,7 @@
-"""RegionEvaluator: methods + pairs + masks -> values per pair, and the candidates they were measured on.
+"""RegionEvaluator: measures the regions of methods against masks; returns values per pair and, on request, candidates.
 
-No Lightning, no files; ``evaluation`` runs it in a Trainer.
-
-Its values are the source of every table; metric objects take the same values for logging.
+It uses neither Lightning nor files; :mod:`cefam.evaluation.module` runs it in a Trainer. All tables and logged metrics are
+computed from its values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from cefam.settings import MethodSettings
 from cefam.towers.types import ClassifierOutput
 
 PROTOCOLS = ("top1", "oracle")
-# Bytes of the maps that are measured at once on the CPU: their copies, sorted and masked, stay in the caches.
+# Bytes of maps measured at once on the CPU, so that their sorted and masked copies fit into the caches.
 CPU_CACHE = 4 * 2**20
 
 
@@ -31,9 +30,9 @@ CPU_CACHE = 4 * 2**20
 class LabeledPairs:
     """The P pairs of a batch whose label is in the concept set.
 
-    ``pairs``; ``mask`` (P,): index of the mask in the batch; ``place`` (P,): the same among its image's masks; ``label`` (P,);
-    ``category`` (P,): index into the evaluator's categories, -1 where the category is not measured; ``outside``: number of
-    pairs whose label is not in the concept set.
+    ``mask`` (P,): index of the mask in the batch; ``place`` (P,): index of the mask among its image's masks; ``label`` (P,):
+    label number; ``category`` (P,): index into the evaluator's categories, -1 if the category is not measured; ``outside``:
+    number of pairs whose label is not in the concept set.
     """
 
     pairs: ConceptPairs
@@ -48,7 +47,7 @@ class LabeledPairs:
 class MethodValues:
     """Values of one method under one protocol, all (P,).
 
-    ``metrics``: those of ``METRICS`` by name, NaN where undefined; ``auc``: the area they come from; ``stage`` of the chosen
+    ``metrics``: metric values by name, NaN where undefined; ``auc``: area under the IoU curve; ``stage``: stage of the chosen
     candidate; ``expressible``: whether the method has a region for the concept.
     """
 
@@ -60,7 +59,7 @@ class MethodValues:
 
 @dataclass(frozen=True)
 class MeasuredCandidates:
-    """Candidates of some pairs, as they were measured: ``nra`` (k, Q), and which of them each protocol chose (k,)."""
+    """Candidates of k pairs, their NRA (k, Q), and the index of each protocol's choice (k,)."""
 
     candidates: Candidates
     nra: Tensor
@@ -69,7 +68,7 @@ class MeasuredCandidates:
 
 @dataclass(frozen=True)
 class PairValues:
-    """What was measured on the pairs ``found``: areas of the masks (P,), values by method and protocol, candidates that were kept."""
+    """Results for the pairs ``found``: area bounds (P,), values by method and protocol, and the kept candidates by method."""
 
     found: LabeledPairs
     auc_high: Tensor
@@ -82,11 +81,11 @@ class RegionEvaluator:
     """Measure regions against masks.
 
     Args:
-        methods: by name, in the order of the table.
-        concepts: the concept set; labels of the masks are its numbers.
-        num_candidates: among so many candidates the oracle chooses (4 in Table 1).
+        methods: methods by name, in the order of the table.
+        concepts: the concept set; mask labels are its numbers.
+        num_candidates: number of candidates the oracle chooses from (4 in Table 1).
         settings: preset, and memory limit for the maps of one chunk of pairs.
-        metrics: names of secondary metrics to measure, too.
+        metrics: names of secondary metrics to measure in addition.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class RegionEvaluator:
             raise CefamError("There is no method to measure: name at least one.")
         self.methods, self.concepts, self.num_candidates = dict(methods), concepts, num_candidates
         self.settings, self.secondary = settings or MethodSettings(), tuple(metrics)
-        chosen(self.secondary)  # refuses an unknown name
+        chosen(self.secondary)  # raises an error for an unknown name
         listed = {category for concept in concepts.concepts for category in concept.categories}
         others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
         self.categories = [category for category in CATEGORIES if category in listed] + others
@@ -139,20 +138,20 @@ class RegionEvaluator:
         Args:
             batch: photographs with masks.
             output: the classifier's output for them.
-            found: :meth:`find` of the batch, if it is known already.
-            keep: pairs whose candidates are kept, ascending.
+            found: result of :meth:`find` for the batch, if already computed.
+            keep: indices of pairs whose candidates are kept, ascending.
 
         Raises:
-            CefamError: where a method gives something else than candidates, or a valid region that is not finite.
+            CefamError: if a method does not return :class:`Candidates`, or returns a valid region that is not finite.
         """
         found = self.find(batch) if found is None else found
         activated = Activated(batch.image, output)
         height, width = batch.masks.shape[-2:]
-        # Candidate maps, their sorted values and the counts of the metrics.
+        # About 10 arrays of this size are needed: candidate maps, their sorted values and the counts of the metrics.
         maps_each = height * width * max(self.num_candidates, len(output.activations)) * 4
         size = max(1, int(self.settings.memory_limit * 2**20 / (10 * maps_each)))
         parts = [self._chunk(batch, activated, found, rows, keep) for rows in chunks(max(len(found.mask), 1), size)]
-        # One wait for the device per batch, not one per chunk and method.
+        # One device synchronization per batch, not one per chunk and method.
         finite = torch.stack([part.finite for part in parts]).all(dim=0).tolist()
         for name, good in zip(self.methods, finite, strict=True):
             if not good:
@@ -174,7 +173,7 @@ class RegionEvaluator:
     def _chunk(
         self, batch: RegionBatch, activated: Activated, found: LabeledPairs, rows: slice, keep: Sequence[int]
     ) -> "_Part":
-        """Measure all methods on some of the pairs."""
+        """Measure all methods on one chunk of pairs."""
         pairs, of_pair = found.pairs[rows], batch.masks[found.mask[rows]]
         mask = of_pair == found.label[rows].view(-1, 1, 1)
         ignored = of_pair == IGNORED if batch.has_ignored else None
@@ -217,7 +216,7 @@ class RegionEvaluator:
         each = 4 * candidates.maps.shape[1:].numel()
         size = max(1, CPU_CACHE // each if masks.device.type == "cpu" else pairs)
         if ignored is not None:
-            size = 1  # the pixels that count differ from pair to pair
+            size = 1  # ignored pixels differ between pairs
         for rows in chunks(pairs, size):
             # The values of an invalid map are not used.
             region = candidates.maps[rows].float().masked_fill(~candidates.valid[rows, :, None, None], 0)
@@ -237,7 +236,7 @@ class RegionEvaluator:
 
 @dataclass(frozen=True)
 class _Part:
-    """What was measured on a chunk of pairs; ``finite``: per method, whether its valid regions are."""
+    """Results for a chunk of pairs; ``finite``: for each method, whether all its valid regions are finite."""
 
     bounds: Bounds
     values: dict[str, dict[str, MethodValues]]
@@ -246,7 +245,7 @@ class _Part:
 
 
 def _bounds(mask: Tensor, ignored: Tensor | None) -> Bounds:
-    """Areas that depend on the masks alone; of masks with ignored pixels, on those that count."""
+    """Area bounds of the masks, without ignored pixels."""
     if ignored is None:
         return area_bounds(mask)
     each = [area_bounds(one[~without].view(1, 1, -1)) for one, without in zip(mask, ignored, strict=True)]
@@ -259,7 +258,7 @@ def _picked(values: Tensor, choice: Tensor) -> Tensor:
 
 
 def _check_candidates(name: str, candidates: object, mask: Tensor) -> None:
-    """Refuse what is not :class:`Candidates` for these masks (P, H, W)."""
+    """Check that ``candidates`` are :class:`Candidates` with shapes that match the masks (P, H, W)."""
     if not isinstance(candidates, Candidates) or not all(isinstance(part, Tensor) for part in candidates):
         raise CefamError(f"{name} must give Candidates of tensors for every pair, got a {type(candidates).__name__}.")
     pairs, height, width = mask.shape

@@ -38,7 +38,7 @@ from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 from cefam.training.trainer_checks import check_precision
 
-NO_OPTIONS = ("output", "overwrite", "artefact", "concepts", "probe")  # their content is in the key
+NO_OPTIONS = ("output", "overwrite", "artefact", "concepts", "probe")  # not in the key, which hashes file contents
 METHODS: dict[str, MethodFactory] = {
     "CE-FAM": CEFAMRegions,
     "random channel": RandomChannelRegions,
@@ -50,15 +50,15 @@ METHODS: dict[str, MethodFactory] = {
 
 @runtime_checkable
 class NumberedData(Protocol):
-    """Data whose batches have numbers: an evaluation of it can be resumed, and missing batches are noticed."""
+    """Data with numbered batches: its evaluation can be resumed, and missing batches are detected."""
 
     num_batches: int
 
     def identity(self) -> Any:
-        """What its batches are made of, in plain types."""
+        """Identity of the data in plain types."""
 
     def counts(self) -> str:
-        """How much there is, in words that end with the number of batches."""
+        """A text that states the amount of data and ends with the number of batches."""
 
 
 class RegionEvaluation(L.LightningModule):
@@ -69,18 +69,18 @@ class RegionEvaluation(L.LightningModule):
 
     Args:
         artefact: a folder of ``cefam export`` or a checkpoint of ``cefam fit``.
-        output: folder for the results; it must not hold any, unless ``overwrite``.
-        overwrite: replace results that are there.
-        concepts: another concept set than the artefact's (name or file); needs ``vlm``.
-        vlm: the VLM that the translator mimics; only for other concepts, or methods that ask for it.
+        output: folder for the results; it must not hold results unless ``overwrite`` is set.
+        overwrite: replace existing results.
+        concepts: concept set (name or file) to use instead of the artefact's; needs ``vlm``.
+        vlm: the VLM that the translator mimics; only needed with ``concepts``, or for methods that use it.
         probe: a folder of ``cefam probe``, for methods that associate neurons with concepts.
-        methods: the rows of the table by name: classes that derive from :class:`cefam.methods.RegionMethod`, with their options.
+        methods: methods by their name in the table: subclasses of :class:`cefam.methods.RegionMethod`, with their options.
             ``--model.methods.NAME CLASS`` adds one.
-        num_candidates: of the oracle (4 in Table 1, 1 for ImageNet-S); at most the number of stages.
-        num_examples: rows of the contact sheet.
-        metrics: secondary ones: "pointing", "iou" (at the mask's own area), "auprc".
-        presence_scores: measure, too, whether each method's score tells photographs with a concept from those without it.
-        settings: changes of the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
+        num_candidates: number of candidates for the oracle (4 in Table 1, 1 for ImageNet-S); limited to the number of stages.
+        num_examples: number of rows of the contact sheet.
+        metrics: secondary metrics: "pointing", "iou" (at the mask's area), "auprc".
+        presence_scores: also measure how well each method's score separates photographs with and without a concept.
+        settings: changes to the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class RegionEvaluation(L.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Make the methods on the device, refuse what cannot be measured, and read what a stopped run has measured."""
+        """Build the methods on the device, check data and options, and find the finished batches of a stopped run."""
         check_precision(self.trainer)
         if self.trainer.limit_test_batches == 0:
             raise CefamError("Nothing would be measured: set `trainer.limit_test_batches` above 0.")
@@ -130,7 +130,7 @@ class RegionEvaluation(L.LightningModule):
         share = (self.global_rank, self.trainer.world_size)
         work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
         self.parts, done = Parts(work), len(work.files())
-        self.trainer.strategy.barrier()  # no process writes before all have counted
+        self.trainer.strategy.barrier()  # no process writes before all have counted the files
         if isinstance(data, NumberedData) and self.global_rank == 0:
             finished = f"; {done} of them are measured already" if done else ""
             print(f"{data.counts()} for {self.trainer.world_size} process(es){finished}.")
@@ -147,16 +147,16 @@ class RegionEvaluation(L.LightningModule):
         self.classifier, self.translator = trained.classifier, trained.translator
         context = MethodContext(trained, self.vlm, None if self.probe is None else Probe.read(self.probe))
         methods = {name: make(context) for name, make in self.factories.items()}
-        # Files that the options name: their content is part of the key.
+        # Files named in the options; their content is part of the key.
         self.inputs = [context.probe, *(m.associations for m in methods.values() if isinstance(m, NeuronRegions))]
         # Methods with weights move to the device with this module.
         self.networks = nn.ModuleList([method for method in methods.values() if isinstance(method, nn.Module)])
-        # Limit the candidates to the number of stages, for chance rows, too.
+        # Limit the candidates to the number of stages, for chance methods too.
         candidates = min(self.num_candidates, len(self.classifier.stages))
         self.evaluator = RegionEvaluator(methods, self.concepts, candidates, self.settings, self.metrics)
 
     def _key(self, data: Any) -> Any:
-        """The key that identifies this evaluation; a new one each time where it is not known what is measured."""
+        """The key that identifies this evaluation; random for limited runs, and if data or options cannot be identified."""
         options = {name: value for name, value in self.hparams.items() if name not in NO_OPTIONS}
         try:
             plain = json.loads(json.dumps([options, str(self.trainer.precision)], default=_class_name))
@@ -169,14 +169,14 @@ class RegionEvaluation(L.LightningModule):
         return identity(**networks, concepts=self.concepts, **settings, inputs=self.inputs, data=data.identity())
 
     def test_step(self, batch: RegionBatch, batch_idx: int) -> None:
-        """Measure all methods on a batch, unless a stopped run has; no process waits for another here."""
+        """Measure all methods on a batch, unless a stopped run already did, without process synchronization."""
         number = batch.number if batch.number >= 0 else batch_idx * self.trainer.world_size + self.global_rank
         assert self.parts is not None  # made in setup
         self.parts.work.do(Unit(f"{number:08d}.npz", "", 1, partial(self._measure, batch, number)))
 
     def _measure(self, batch: RegionBatch, number: int, path: Path) -> dict[str, Any]:
         found = self.evaluator.find(batch)
-        # Only the first batches supply examples: every batch has one, or none.
+        # Only the first batches supply examples.
         keep = self._chosen_examples(found) if number < self.num_examples else []
         output = self.classifier(batch.image)
         measured = self.evaluator.evaluate(batch, output, found, keep)
@@ -187,7 +187,7 @@ class RegionEvaluation(L.LightningModule):
         return {}
 
     def _chosen_examples(self, found: LabeledPairs) -> list[int]:
-        """One pair of each category of a batch; which one depends on its name alone, not on its score."""
+        """One pair per category of a batch, chosen by its key and not by its score."""
         keys, rows = found.pairs.keys(), []
         for category in range(len(self.evaluator.categories)):
             among = (found.category == category).nonzero().squeeze(1)
@@ -196,19 +196,19 @@ class RegionEvaluation(L.LightningModule):
 
     @property
     def _limited(self) -> bool:
-        """Whether only some of the batches are to be measured: a number of them (Lightning refuses a share of such data)."""
+        """Whether ``limit_test_batches`` is a number of batches (Lightning rejects a share for such data)."""
         return isinstance(self.trainer.limit_test_batches, int)
 
     def on_test_epoch_end(self) -> None:
-        """Make the report from the parts of all processes; the first one makes it, and the others do not wait for it.
+        """Write the report from the parts of all processes, on rank 0; the other ranks do not wait for it.
 
         Raises:
-            CefamError: where parts are missing.
+            CefamError: if parts are missing.
         """
         assert self.parts is not None
         self.trainer.strategy.barrier()
         done = len(self.parts.paths())
-        self.trainer.strategy.barrier()  # the first process removes the parts after all have counted them
+        self.trainer.strategy.barrier()  # rank 0 removes the parts after all ranks have counted them
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(data, NumberedData) and not self._limited and done < data.num_batches:
             raise CefamError(
@@ -221,7 +221,7 @@ class RegionEvaluation(L.LightningModule):
         self.close()
 
     def close(self) -> None:
-        """Release the output; what a stopped run has measured stays there."""
+        """Unlock the output folder; the parts of a stopped run are kept."""
         if self.parts is not None and self.global_rank == 0 and not self.parts.paths():
             self.parts.clear()
         self._lock.close()
@@ -239,7 +239,7 @@ class RegionEvaluation(L.LightningModule):
             records.merge(parts.records(), merged, self.metrics)
             table = results.table_of(about, merged)
             reporting(self.output).touch()
-            results.clear(self.output)  # results of an earlier run must not stay with the new ones
+            results.clear(self.output)  # do not mix results of an earlier run with new ones
         results.write(self.output, about, table, parts.examples(self.num_examples))
         print(tables.to_text(table))
         if self.presence_scores:
@@ -251,7 +251,7 @@ class RegionEvaluation(L.LightningModule):
             logger.log_metrics(_flat(table))
 
     def _notes(self, outside: int) -> list[str]:
-        """What a reader of the table must know."""
+        """Notes that are printed with the table."""
         limit = self.trainer.limit_test_batches  # a number of batches, or 1.0
         counts = sorted({self.settings.masked_count(stage.channels) for stage in self.classifier.stages})
         notes = []
@@ -266,7 +266,7 @@ class RegionEvaluation(L.LightningModule):
         return notes + self._warning_of_narrow_stages()
 
     def _warning_of_narrow_stages(self) -> list[str]:
-        """A note where more than a quarter of a stage is masked: its association hardly depends on the concept."""
+        """A note if more than a quarter of a stage is masked: its association then hardly depends on the concept."""
         stages = self.classifier.stages
         narrow = [s for s in stages if 4 * self.settings.masked_count(s.channels) > s.channels]
         if not narrow or len(stages) == 1:
@@ -289,7 +289,7 @@ def _chosen(stored: ConceptSet, name: str | None, vlm: VisionLanguageModel | Non
 
 
 def _class_name(value: Any) -> str:
-    """A class in plain types; other objects cannot be compared with those of another run."""
+    """The qualified name of a class; other objects cannot be compared between runs."""
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     raise TypeError

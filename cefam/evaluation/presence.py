@@ -1,4 +1,4 @@
-"""Scores of whole photographs, collected while regions are measured: whether a concept is there, apart from where."""
+"""Presence scores: image-level concept scores, collected while regions are measured."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from cefam.towers.types import ClassifierOutput
 def presence_scores(
     evaluator: RegionEvaluator, batch: RegionBatch, output: ClassifierOutput, found: LabeledPairs
 ) -> dict[str, np.ndarray]:
-    """Scores (B, T) of every method that has any, what is present (B, T), and what is known (B, T)."""
+    """Scores (B, T) of each method that has them, and booleans (B, T): concept present, and concept's category annotated."""
     activated = Activated(batch.image, output)
     concepts = evaluator.concepts.concepts
     present = torch.zeros(len(batch.image), len(concepts), dtype=torch.bool, device=batch.image.device)
@@ -31,7 +31,7 @@ def presence_scores(
 
 
 def joined(batches: Sequence[dict[str, np.ndarray]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Scores (N, T) by method, what is present (N, T), and what is known (N, T), of all batches."""
+    """Concatenated :func:`presence_scores` of all batches: scores (N, T) by method, present (N, T), annotated (N, T)."""
     every: Any = {name: torch.from_numpy(np.concatenate([batch[name] for batch in batches])) for name in batches[0]}
     scores = {name.removeprefix("score."): value for name, value in every.items() if name.startswith("score.")}
     return scores, every["present"], every["known"]

@@ -1,1 +1,1 @@
-"""Images: decoding, the view that both towers get, and the way back to the photograph."""
+"""Images: decoding, the view shared by both towers, and mapping regions back to the photograph."""

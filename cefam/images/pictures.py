@@ -1,4 +1,4 @@
-"""Photographs and masks as they are stored: decoding, orientation, pixel formats."""
+"""Decoding of photographs and masks: orientation and pixel formats."""
 
 import io
 from collections.abc import Iterator
@@ -11,18 +11,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cefam.errors import CefamError
 
-if TYPE_CHECKING:  # preparing data needs no torch
+if TYPE_CHECKING:  # data preparation does not need torch
     from torch import Tensor
 
 
 def read_pixels(source: bytes | Path, name: str) -> "Tensor":
-    """Decode a photograph to uint8 pixels (3, H, W): the same ones as :func:`open_picture` and :func:`to_pixels`, sooner.
+    """Decode a photograph to uint8 pixels (3, H, W), like :func:`open_picture` and :func:`to_pixels`, but faster.
 
-    torchvision decodes usual JPEG files, in two thirds of Pillow's time; Pillow decodes all others, and those that torchvision refuses.
+    torchvision decodes upright RGB JPEG files in two thirds of Pillow's time; Pillow decodes all other files, and those
+    that torchvision cannot decode.
 
     Args:
         source: the file's bytes, or its path.
-        name: of the photograph, for messages.
+        name: name of the photograph, for error messages.
 
     Raises:
         CefamError: as :func:`open_picture`.
@@ -32,23 +33,23 @@ def read_pixels(source: bytes | Path, name: str) -> "Tensor":
 
     with _reading(name):
         content = source if isinstance(source, bytes) else source.read_bytes()
-        picture = Image.open(io.BytesIO(content))  # reads what stands before the pixels
+        picture = Image.open(io.BytesIO(content))  # reads only the header
         if picture.format == "JPEG" and picture.mode == "RGB" and _orientation(picture) == 1:
-            with suppress(RuntimeError, AttributeError):  # damaged; or torchvision was built without it
+            with suppress(RuntimeError, AttributeError):  # damaged file, or torchvision without JPEG support
                 pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
                 return pixels
     return to_pixels(open_picture(content, name))
 
 
 def open_picture(source: bytes | Path | Any, name: str) -> Image.Image:
-    """Decode a photograph: its first frame, upright as its EXIF orientation says.
+    """Decode the first frame of a photograph and apply its EXIF orientation.
 
     Args:
         source: the file's bytes, its path, or an open file.
-        name: of the photograph, for messages.
+        name: name of the photograph, for error messages.
 
     Raises:
-        CefamError: where it is empty, truncated, not an image, or has 32-bit pixels, whose range is not known.
+        CefamError: if it is empty, truncated, not an image, or has 32-bit pixels (their range is unknown).
     """
     picture: Image.Image = _decoded(source, name, upright=True)
     if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # these formats have at most 16 bits
@@ -65,12 +66,12 @@ def _check_depth(picture: Image.Image, name: str) -> None:
 
 
 def open_mask(source: bytes | Path, name: str) -> np.ndarray:
-    """Decode a mask, without turning it: numbers (H, W), int32.
+    """Decode a mask to label numbers (H, W), int32, ignoring its EXIF orientation.
 
-    Pixels of one channel (1, 8, 16 or 32 bits, or a palette) are the numbers that they hold; RGB is R + 256 G (Broden, ImageNet-S).
+    One-channel pixels (1, 8, 16 or 32 bits, or a palette) are label numbers; RGB pixels encode R + 256 G (Broden, ImageNet-S).
 
     Raises:
-        CefamError: where it cannot be read, or has another encoding.
+        CefamError: if it cannot be read, or has another encoding.
     """
     picture = _decoded(source, name)
     if picture.mode == "RGB":
@@ -95,7 +96,7 @@ def _decoded(source: bytes | Path | Any, name: str, upright: bool = False) -> Im
         picture: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         picture.load()
         if upright:
-            ImageOps.exif_transpose(picture, in_place=True)  # else it copies pictures that are upright, too
+            ImageOps.exif_transpose(picture, in_place=True)  # in place, to avoid copying upright pictures
     return picture
 
 
@@ -119,22 +120,22 @@ def turned(picture: Image.Image) -> bool:
 
 
 def _orientation(picture: Image.Image) -> Any:
-    """As EXIF has it, which may be anything; 1 is upright."""
+    """The EXIF orientation, not validated; 1 means upright."""
     return picture.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def to_pixels(picture: Image.Image) -> "Tensor":
-    """A picture as uint8 pixels (3, H, W); 16 bits become 8.
+    """Convert a picture to uint8 pixels (3, H, W); 16-bit values are scaled to 8 bits.
 
     Raises:
-        CefamError: for 32-bit pixels, whole numbers or floats, whose range is not known.
+        CefamError: for 32-bit pixels (integer or float), whose range is unknown.
     """
     from torchvision.transforms.functional import pil_to_tensor
 
     _check_depth(picture, getattr(picture, "filename", "") or "A picture")
-    if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off what is above 255
+    if picture.mode.startswith("I;16"):  # Pillow's own conversion clips values above 255
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-    if picture.mode != "RGB":  # `convert` copies those that are RGB, too, and `pil_to_tensor` copies anyway
+    if picture.mode != "RGB":  # `convert` would copy RGB pictures needlessly
         picture = picture.convert("RGB")
     pixels: Tensor = pil_to_tensor(picture)
     return pixels

@@ -1,8 +1,8 @@
-"""One geometric view for both towers, and the way back from a region to the photograph.
+"""The geometric view shared by both towers, and the mapping of regions back to the photograph.
 
-The crop is chosen once per photograph; then classifier and VLM get THAT picture, each resized and normalized as it wants
-(:class:`Preprocessing`). If each tower cut its own crop, the translator would learn another picture than it explains.
-torchvision takes over a second to import, so it is imported where a photograph is cut.
+The crop is chosen once per photograph. Both towers get the same crop, each with its own resizing and normalization
+(:class:`Preprocessing`); with separate crops, the translator would be trained on a different image than it explains.
+torchvision takes over a second to import, so it is imported only where a photograph is cropped.
 """
 
 import random
@@ -20,12 +20,12 @@ from cefam.errors import CefamError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What one tower does to the view: resize it (if it has another size), scale to [0, 1], normalize.
+    """Preprocessing of the view for one tower: scale to [0, 1], resize if the size differs, normalize.
 
     Args:
         mean: per channel, of pixels in [0, 1]; empty: no normalization.
         std: per channel, as ``mean``.
-        size: (H, W) the tower wants, or ``None`` for any size.
+        size: input size (H, W) of the tower, or ``None`` for any size.
         interpolation: "bilinear" or "bicubic", for the resize, antialiased.
     """
 
@@ -59,10 +59,10 @@ class Preprocessing:
         return images
 
     def check_channels(self, channels: int) -> None:
-        """Refuse a normalization of other channels than the tower's.
+        """Check that the normalization fits the tower's number of channels.
 
         Raises:
-            CefamError: with the numbers.
+            CefamError: if ``mean`` has neither 0, 1 nor ``channels`` values.
         """
         if len(self.mean) not in (0, 1, channels):
             raise CefamError(
@@ -70,16 +70,16 @@ class Preprocessing:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as stored with every artefact."""
+        """The fields in plain types, as stored in artefacts."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-THIN = 16  # sides of a photograph beyond this proportion are cut before it is resized, so that memory is bounded by the view
+THIN = 16  # maximum aspect ratio; longer photographs are cropped before resizing, to bound memory
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Placement(NamedTuple):
-    """Where a view lies in its photograph, in photograph pixels, with fractions."""
+    """Position of a view in its photograph, in (fractional) photograph pixels."""
 
     top: float
     left: float
@@ -89,11 +89,11 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """The evaluation view: resize the short side, cut the center (or take the photograph as it is).
+    """The evaluation view: resize the short side, then crop the center; both steps are optional.
 
     Args:
-        resize: length of the short side after resizing; ``None``: no resizing (Broden's images are 224 already).
-        crop: side of the central square that is cut; ``None``: the whole picture.
+        resize: length of the short side after resizing; ``None``: no resizing (Broden's images already have 224 pixels).
+        crop: side of the central square crop; ``None``: no crop.
     """
 
     resize: int | None = 256
@@ -124,7 +124,7 @@ class EvaluationView:
         return round((height - self.crop) / 2), round((width - self.crop) / 2), self.crop, self.crop
 
     def _middle(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The part that is resized (top, left, height, width): of a very thin photograph the middle, since the crop sees no more."""
+        """The part to resize (top, left, height, width): the middle of very thin photographs, which contains the crop."""
         if self.resize is None or self.crop is None:
             return 0, 0, height, width
         longest = THIN * min(height, width)
@@ -144,16 +144,16 @@ class EvaluationView:
         return cut
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels of a photograph (3, H, W), uint8 -> those of the view."""
+        """The view of a photograph's pixels (3, H, W), uint8."""
         return self._apply(pixels, "bilinear")
 
     def mask(self, index_map: Tensor, cut: str = "nearest") -> Tensor:
-        """The same cut of an index map (H, W) of the photograph; labels are never mixed.
+        """The same view of the photograph's index map (H, W); labels are never interpolated.
 
         Args:
-            index_map: whole numbers.
-            cut: "nearest"; or "cover", for a map with one label: resized like the photograph, and what is covered in part is
-                inside (published reading of ImageNet-S).
+            index_map: integers.
+            cut: "nearest"; or "cover", for a map with one label: resized like the photograph, and partly covered pixels are
+                inside (as in the published program for ImageNet-S).
         """
         if cut == "cover":
             label = index_map.max()
@@ -162,12 +162,12 @@ class EvaluationView:
         return self._apply(index_map.unsqueeze(0), "nearest").squeeze(0)
 
     def cuts(self, height: int, width: int) -> bool:
-        """Whether the view leaves out some of a photograph of this size."""
+        """Whether the view crops a photograph of this size."""
         resized = self._resized(height, width)
         return self._crop(*resized)[2:] != resized
 
     def placement(self, height: int, width: int) -> Placement:
-        """Where the view of a photograph of this size lies in it."""
+        """Position of the view in a photograph of this size."""
         above, before, height, width = self._middle(height, width)
         resized = self._resized(height, width)
         top, left, tall, wide = self._crop(*resized)
@@ -176,7 +176,7 @@ class EvaluationView:
 
 
 def usual_view(picture: Image.Image, side: int) -> EvaluationView:
-    """The view of a photograph for a tower of this size: whole if it has that size, else cut as ImageNet is evaluated.
+    """The view for a tower with input size ``side``: the whole photograph if it has that size, else ImageNet's evaluation crop.
 
     >>> usual_view(Image.new("RGB", (640, 480)), 224), usual_view(Image.new("RGB", (96, 96)), 96)
     (EvaluationView(resize=256, crop=224), EvaluationView(resize=None, crop=None))
@@ -200,13 +200,13 @@ def training_view(size: int = 224, flip: float = 0.5) -> Callable[[Tensor], Tens
 
 
 def drawn(view: Callable[[Tensor], Tensor], pixels: Tensor, stream: str) -> Tensor:
-    """A view of a photograph that depends on the name of its random stream alone.
+    """A random view of a photograph, seeded only by the name ``stream``.
 
-    It does not use the global stream, which is the same in every process and depends on workers and batches.
+    The global random state is not used: it is equal in all processes, and depends on workers and batches.
     """
     with torch.random.fork_rng(devices=[]):
-        # A Mersenne stream turns the name into a seed: those of neighbors must not be correlated.
-        # The CPU's generator alone: seeding those of all devices takes longer than cutting the view.
+        # `random.Random` hashes the name, so that similar names get uncorrelated seeds.
+        # Only the CPU generator is seeded: seeding all devices takes longer than cropping the view.
         torch.default_generator.manual_seed(random.Random(stream).getrandbits(63))
         return view(pixels)
 
@@ -216,7 +216,7 @@ def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> 
 
     Args:
         region: (P, h, w), at any resolution, covering the whole view.
-        placement: where the view lies in the photograph.
+        placement: position of the view in the photograph.
         size: (H, W) of the photograph.
 
     Returns:
@@ -234,13 +234,13 @@ def to_photograph(region: Tensor, placement: Placement, size: Sequence[int]) -> 
 
 
 def resize_regions(region: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of maps (P, h, w) -> (P, H, W), half-pixel centers, no antialias (golden rule).
+    """Bilinear resize of maps (P, h, w) -> (P, H, W), half-pixel centers, no antialiasing.
 
-    Pixels between equal cells, as those of the border, are exactly equal: the interpolation is in double precision, so its own
-    rounding, which differs from processor to processor, vanishes when the result is rounded. NRA then sees ties where there are ties.
+    Pixels interpolated between equal cells are exactly equal, so that they are ties for NRA. For this, the interpolation uses
+    double precision: its processor-dependent rounding errors disappear when the result is rounded to the input's type.
     """
     if tuple(region.shape[-2:]) == tuple(size):
         return region
     resized = F.interpolate(region.unsqueeze(1).double(), tuple(size), mode="bilinear", align_corners=False)
-    # Many values lie halfway between two of single precision; moved a little, they all round to the same side.
+    # Many values lie halfway between two single-precision numbers; the factor makes them all round to the same side.
     return resized.squeeze(1).mul_(1 + 2**-40).to(region.dtype)

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, reading, resumable passes, and the key of a cached result."""
+"""Files: atomic writing, reading, resumable passes, and keys of cached results."""

@@ -1,4 +1,4 @@
-"""Writing files: under a temporary name, then renamed, so that a file is never seen half-written."""
+"""Atomic file writing: files are written under a temporary name, then renamed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a folder against other runs; the lock of a killed run is released automatically.
 
     Raises:
-        ExistsError: where another run is writing there.
+        ExistsError: if another run is writing there.
     """
     from filelock import FileLock, Timeout
 
@@ -40,26 +40,26 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # still held; filelock notices that a file it waited for is gone
+        Path(lock.lock_file).unlink(missing_ok=True)  # removed while held; a waiting filelock detects the removal
         lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, completely or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, str] | None = None) -> None:
-    """Write a .safetensors file, completely or not at all.
+    """Write a .safetensors file atomically.
 
     Args:
-        path: where to.
-        tensors: by name.
-        about: one entry of metadata: several are written in an order that changes from run to run.
+        path: destination.
+        tensors: tensors by name.
+        about: metadata, one entry at most: the order of several entries changes from run to run.
 
     Raises:
-        CefamError: where it cannot be written.
+        CefamError: if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -67,5 +67,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, st
     with replacing(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(about or {"format": "pt"}))
-        except SafetensorError as error:  # its own error for a full disk
+        except SafetensorError as error:  # raised, for example, if the disk is full
             raise CefamError(f"{path} cannot be written: {error}.") from error

@@ -1,6 +1,6 @@
-"""The key of a kept result: a digest of everything it was computed with. All caches and resumed passes use it.
+"""Keys of cached results: digests of all inputs of a computation, for caches and resumable passes.
 
-A kept result is reused as long as its key is the same, so every input of the computation must be passed to :func:`identity`.
+A cached result is reused while its key is unchanged, so every input of the computation must be passed to :func:`identity`.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def identity(**inputs: Any) -> dict[str, str]:
-    """A digest of each input, and cefam's version: equal where a result computed again would be the same.
+    """The key of a result: a digest of each input, and cefam's version.
 
     Args:
         inputs: plain values, tensors, networks, dataclasses, objects with an ``identity()``, and lists or dicts of these.
 
     Raises:
-        TypeError: for anything else, whose content is not known.
+        TypeError: for inputs of other types.
 
     >>> from torch import nn
     >>> one = identity(translator=nn.Linear(2, 2), top_k=8)
@@ -38,12 +38,12 @@ def digest(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types; what is large, as a digest."""
+    """The value in JSON types; tensors and networks as digests."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if callable(getattr(value, "identity", None)):
         found = value.identity()
-        # Where it was loaded from does not change it.
+        # The source is excluded: it does not affect the content.
         return _plain({k: v for k, v in found.items() if k != "source"} if isinstance(found, dict) else found)
     import torch
 
@@ -70,13 +70,13 @@ def weights_fingerprint(module: "nn.Module", salt: str = "") -> str:
 
 
 def _bytes(value: "Tensor") -> bytes:
-    import torch  # preparing data needs none of it
+    import torch  # imported late: data preparation does not need torch
 
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def differing(one: Any, other: Any) -> str:
-    """Names of the inputs in which two keys differ, in brackets, for a message; nothing where they have none."""
+    """Names of the inputs in which two keys differ, in brackets, for error messages; '' if a key has no names."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return ""
     return f" ({', '.join(sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)))})"

@@ -1,8 +1,8 @@
-"""A resumable pass over units of work: prepare, features and probe are uses of it.
+"""Resumable passes over units of work, used by the commands that write many files.
 
-Every unit becomes one file. A journal in the folder records the input of each finished file, so a stopped pass continues where
-it stopped, and redoes a file whose input has changed. Several processes can share a pass: each does every n-th unit and writes a
-journal of its own, and reads those of all, so that a pass may continue with another number of processes.
+Each unit produces one file. A journal in the folder records the input of each finished file, so a stopped pass can be resumed,
+and files whose input has changed are redone. Several processes can share a pass: each does every n-th unit, writes its own
+journal and reads all journals, so a pass can be resumed with another number of processes.
 """
 
 import json
@@ -25,19 +25,19 @@ from cefam.io.files import locked, write_text
 from cefam.io.identity import differing
 
 JOURNAL = "journal.json"
-PATIENCE = 10  # half seconds in which a network file system must show a new file
-AHEAD = 32  # units that a pool of workers is given in advance
+PATIENCE = 10  # attempts, half a second apart, to see a new file on a network file system
+AHEAD = 32  # units submitted in advance to a pool of workers
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that becomes one file.
+    """A unit of work that produces one file.
 
     Args:
         file: its name in the folder.
         digest: identifies its input.
-        size: how many steps of the progress bar it is worth.
-        write: writes the file, completely or not at all, and returns the rest of its entry in the manifest, in plain types.
+        size: number of progress-bar steps.
+        write: writes the file atomically and returns the other fields of its manifest entry, in plain types.
     """
 
     file: str
@@ -47,17 +47,17 @@ class Unit:
 
 
 class Pass:
-    """A pass that writes into a folder; a context manager, which locks the folder.
+    """A pass that writes into a folder; a context manager that locks the folder.
 
     Args:
-        folder: where to; created.
-        run: the key of what is computed (:func:`cefam.io.identity.identity`); a folder that holds a pass of something else is refused.
-        share: number of this process, and of all.
-        replace: remove the files of a pass of something else instead.
+        folder: output folder; created if missing.
+        run: key of the computation (:func:`cefam.io.identity.identity`).
+        share: rank of this process, and number of processes.
+        replace: remove the files of a pass with another key instead of raising an error.
 
     Raises:
-        ExistsError: where the folder holds another pass, or another run is writing there.
-        CefamError: where its journal is something else.
+        ExistsError: if the folder holds a pass with another key, or another run is writing there.
+        CefamError: if a journal in the folder was not written by cefam.
     """
 
     def __init__(self, folder: Path, run: Any, share: tuple[int, int] = (0, 1), replace: bool = False) -> None:
@@ -80,7 +80,7 @@ class Pass:
         return self
 
     def _read(self) -> None:
-        """Read all journals: what the pass is, then a line per finished file; the last line of a killed run may be cut.
+        """Read all journals: the key, then one line per finished file; the last line of a killed run may be truncated.
 
         Journals of other passes without finished files are ignored.
         """
@@ -109,10 +109,10 @@ class Pass:
                     self.done[entry["about"]["file"]] = {key: entry[key] for key in ("digest", "bytes", "about")}
 
     def _remove(self, journal: Path, lines: Sequence[str]) -> None:
-        """Remove a journal and the files that it names."""
+        """Remove a journal and the files it lists."""
         for line in lines:
             with suppress(ValueError, KeyError, TypeError):
-                # The name alone: a damaged journal must not reach outside of the folder.
+                # Only the file name: a damaged journal must not remove files outside the folder.
                 (self.folder / Path(json.loads(line)["about"]["file"]).name).unlink(missing_ok=True)
         journal.unlink()
 
@@ -120,7 +120,7 @@ class Pass:
         self._lock.close()
 
     def do(self, unit: Unit) -> dict[str, Any]:
-        """Do a unit, unless it is done; its entry."""
+        """Do a unit unless it is already done; return its entry."""
         path = self.folder / unit.file
         return self.done[unit.file]["about"] if self._is_done(unit) else self._note(unit, unit.write(path))
 
@@ -136,13 +136,13 @@ class Pass:
     def over(
         self, units: Iterable[Unit], title: str, total: int, pool: Executor | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Do what is not done yet, with a progress bar; gives the entry of every unit of this process, in order.
+        """Do this process's unfinished units with a progress bar; yield the entries of all its units, in order.
 
         Args:
-            units: in order.
-            title: of the bar.
+            units: the units of all processes, in order.
+            title: title of the progress bar.
             total: sum of the units' sizes.
-            pool: processes that do the work; ``None``: this one.
+            pool: worker processes; ``None``: this process does the work.
         """
         from rich.progress import Progress
 
@@ -155,7 +155,7 @@ class Pass:
     def _begun(
         self, units: Iterable[Unit], pool: Executor | None
     ) -> Iterator[tuple[Unit, Callable[[], dict[str, Any]] | None]]:
-        """Every unit, with its result where a pool works on it; the pool is given the next units in advance."""
+        """Submit units to the pool in advance; yield each with a function for its result, or ``None`` if not submitted."""
         waiting: deque[tuple[Unit, Callable[[], dict[str, Any]] | None]] = deque()
         for unit in units:
             given = pool is not None and not self._is_done(unit)
@@ -178,31 +178,31 @@ class Pass:
         return sorted(self.folder / name for name, known in self.done.items() if self._is_whole(known))
 
     def finished(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
-        """The entries of all units, once all processes have done theirs."""
+        """The entries of all units, after all processes have finished."""
         self._read()
         return [self.done[unit.file]["about"] for unit in units]
 
     def forget(self) -> None:
-        """Remove the journal of a pass that is finished and never taken up again."""
+        """Remove the journal of a finished pass that will not be resumed."""
         self.journal.unlink(missing_ok=True)
 
 
 @contextmanager
 def workers(count: int, begin: Callable[[], None] = lambda: None) -> Iterator[Executor | None]:
-    """A pool of processes for the units of a pass; ``None`` for 0 of them.
+    """A pool of worker processes for a pass, or ``None`` if ``count`` is 0.
 
     Args:
-        count: of processes.
-        begin: called in each of them, or in this one.
+        count: number of worker processes.
+        begin: called once in each worker, or in this process if there are no workers.
 
     Raises:
-        CefamError: where one of them was killed.
+        CefamError: if a worker was killed.
     """
     if count < 1:
         begin()
         yield None
         return
-    # Forked: what was opened is not sent to them. Nothing that runs threads of its own is loaded here.
+    # Fork, so that open files need not be pickled; safe, because no multi-threaded library is loaded here.
     with ProcessPoolExecutor(count, get_context("fork"), begin) as pool:
         try:
             yield pool
@@ -214,7 +214,7 @@ def workers(count: int, begin: Callable[[], None] = lambda: None) -> Iterator[Ex
 
 
 def processes() -> tuple[int, int]:
-    """Number of this process, and of all that ``torchrun`` has started to share a pass."""
+    """Rank of this process and number of processes started by ``torchrun``; (0, 1) without ``torchrun``."""
     from torch import distributed
 
     if not distributed.is_torchelastic_launched():
@@ -233,12 +233,12 @@ def wait() -> None:
 
 
 def require_shared(folder: Path) -> None:
-    """Refuse a folder that some of the processes do not see: those of another node, on a disk of its own.
+    """Check that all processes see the folder, that is, that all nodes share its disk.
 
-    Called by all processes, once the first one has made the folder.
+    All processes must call it, after rank 0 has created the folder.
 
     Raises:
-        CefamError: in all of them.
+        CefamError: in all processes.
     """
     from torch import distributed
 
@@ -261,10 +261,10 @@ def require_shared(folder: Path) -> None:
 
 
 def _appears(path: Path) -> bool:
-    """Whether a file can be seen; network file systems show new ones after a while."""
+    """Whether a file is visible; network file systems may show new files with a delay."""
     for _ in range(PATIENCE):
         with suppress(OSError):
-            if path.name in os.listdir(path.parent):  # asks the server, where `exists` may answer from memory
+            if path.name in os.listdir(path.parent):  # queries the server; `exists` may use a cache
                 return True
         time.sleep(0.5)
     return False

@@ -1,4 +1,4 @@
-"""Reading text and CSV files that people made, and the descriptions that cefam writes; broken ones are named."""
+"""Reading of text files, CSV files and cefam's JSON descriptions; errors name the file."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def read_text(path: Any) -> str:
-    """A text file, without the byte-order mark that a spreadsheet writes; also in a zip (``zipfile.Path``).
+    """Read a text file without its byte-order mark; ``path`` may also be a ``zipfile.Path``.
 
     Raises:
-        CefamError: where it is not UTF-8, with its name.
+        CefamError: if it is not UTF-8.
     """
     try:
         text = str(path.read_text(encoding="utf-8-sig"))
@@ -29,7 +29,7 @@ def read_text(path: Any) -> str:
 
 
 def readable(name: str) -> str:
-    r"""A file's name that can be written and printed: bytes that are not UTF-8 are taken for Latin-1, as old archives have them.
+    r"""A file name that can be printed: names that are not UTF-8 are decoded as Latin-1, as used in old archives.
 
     >>> readable("caf\udce9.png")
     'café.png'
@@ -43,17 +43,17 @@ def readable(name: str) -> str:
 def read_description(
     text: str | bytes, form: type[T], where: str | Path, advice: str, check: Callable[[T], Any] = lambda found: True
 ) -> T:
-    """A dataclass with the fields ``format`` and ``version``, from the JSON it was written as.
+    """Parse the JSON of a dataclass that has the fields ``format`` and ``version``.
 
     Args:
         text: the JSON, or its bytes.
         form: the class.
-        where: the file, for the message.
-        advice: how to get a right one.
-        check: whether the values make sense; it may raise like a missing key or a wrong type does.
+        where: the file, for the error message.
+        advice: how to get a valid file, for the error message.
+        check: returns whether the values are valid; may also raise ValueError, TypeError or KeyError.
 
     Raises:
-        CefamError: where it is something else, or of another version.
+        CefamError: if the format or version differs, or the values are invalid.
     """
     about: Any = form
     try:
@@ -70,20 +70,20 @@ def read_description(
 def read_csv(
     path: Any, needed: Sequence[str] = (), comments: bool = False
 ) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a CSV file, and its rows with the lines they end on; a value that a row lacks is missing from its dict.
+    """The columns of a CSV file, and its rows with the number of their last line; missing values are left out of a row's dict.
 
-    Names of columns are compared without case and surrounding blanks.
+    Column names are stripped and converted to lower case.
 
     Args:
         path: the file.
         needed: columns that every row must have.
-        comments: whether lines that begin with ``#`` are skipped.
+        comments: whether to skip lines that start with ``#``.
 
     Raises:
-        CefamError: for a column or value that is missing, more values than columns, or a quote that is never closed.
+        CefamError: for a missing column or value, more values than columns, or an unclosed quote.
     """
     lines = io.StringIO(read_text(path), newline="").readlines()
-    # A comment leaves an empty line, which is skipped, so that the numbers of the lines stay right.
+    # Comments become empty lines, which are skipped, so that line numbers stay correct.
     reader = csv.reader(("\n" if comments and line.lstrip().startswith("#") else line for line in lines), strict=True)
     names: list[str] = []
     rows = []

@@ -1,4 +1,4 @@
-"""Region metrics: formulas in ``functional``, torchmetrics states in ``modular``, what is measured in ``table``."""
+"""Region metrics: formulas in ``functional``, torchmetrics classes in ``modular``, the list of metrics in ``table``."""
 
 from cefam.concepts.categories import CATEGORIES
 from cefam.metrics.functional import hits

@@ -1,8 +1,8 @@
 """Region metrics as pure functions: EPG (eq. A2) and NRA (eq. 13, A1), pair by pair, batched on any device.
 
-Every function takes regions (P, H, W) of floats and masks (P, H, W) of booleans and gives one double per pair. A pair
-whose mask is empty or fills the image, or whose region holds NaN or infinite values, is undefined: NaN here, counted
-apart by the metric classes.
+The metrics take regions (P, H, W) of floats and masks (P, H, W) of booleans and return one double per pair. A pair whose
+mask is empty or fills the image, or whose region holds NaN or infinite values, is undefined: the functions return NaN, and
+the metric classes count such pairs separately.
 """
 
 from typing import Literal, NamedTuple
@@ -16,10 +16,10 @@ BINS = 100  # the published grid: every hundredth of the pixels, and every pixel
 
 
 class Bounds(NamedTuple):
-    """Areas under IoU curves that depend on the mask alone, each (P,), double; NaN where it is empty or full.
+    """Reference areas under IoU curves, computed from the mask only, each (P,), double; NaN if the mask is empty or full.
 
-    ``high``: of the mask itself (AUC_high); ``low``: the published closed form |M| / 2N (AUC_low); ``constant``: of a
-    constant map under the very same ranks and weights, the chance level.
+    ``high``: area of the mask itself (AUC_high); ``low``: the published closed form |M| / 2N (AUC_low); ``constant``: area
+    of a constant map with the same ranks and weights (chance level).
     """
 
     high: Tensor
@@ -28,7 +28,7 @@ class Bounds(NamedTuple):
 
 
 class IoUCurves(NamedTuple):
-    """IoU at growing shares of the image, each (P, R): of the region, of the ideal region, of a random one."""
+    """IoU at increasing shares of the image, each (P, R), of the region, the ideal region and a random region."""
 
     predicted: Tensor
     ideal: Tensor
@@ -57,7 +57,7 @@ def _defined(size: Tensor, num_pixels: int) -> Tensor:
 
 
 def _only_defined(value: Tensor, region: Tensor, mask: Tensor) -> Tensor:
-    """``value`` (P,), NaN where the mask is empty or full, or the region is not finite."""
+    """``value`` (P,), set to NaN if the mask is empty or full, or the region is not finite."""
     finite = region.flatten(1).isfinite().all(dim=1)
     return torch.where(finite & _defined(_size(mask), mask[0].numel() if len(mask) else 0), value, torch.nan)
 
@@ -66,13 +66,13 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     """Share of a region's energy that lies inside its mask (EPG, eq. A2).
 
     Args:
-        region: (P, H, W); with ``normalize=None`` what is below zero counts as zero.
+        region: (P, H, W); with ``normalize=None``, negative values count as 0.
         mask: (P, H, W), boolean, of the same size.
-        normalize: "min-max" stretches every map to [0, 1] first (published program); ``None`` takes it raw (paper).
+        normalize: "min-max" scales every map to [0, 1] first (published program); ``None`` uses the raw map (paper).
 
     Returns:
-        (P,), double; 0 where there is no energy (a constant map under "min-max", an all-zero raw one), NaN where the
-        mask is empty or full, or the region not finite.
+        (P,), double; 0 for maps without energy (constant with "min-max", no positive value with ``None``), NaN if the mask
+        is empty or full, or the region is not finite.
 
     Raises:
         CefamError: for shapes that differ or a mask that is not boolean.
@@ -84,14 +84,14 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
     _check(region, mask)
     if normalize not in ("min-max", None):
         raise CefamError(f"normalize must be 'min-max' or None, got {normalize!r}.")
-    # Half-precision maps overflow.
+    # Half precision may overflow.
     energy = region.flatten(1).to(torch.promote_types(region.dtype, torch.float32))
     if normalize is None:
         energy = energy.clamp_min(0)
     elif energy.shape[1]:
         # The division by the range cancels in the ratio; only the shift matters.
         energy = energy - energy.amin(dim=1, keepdim=True)
-    # Added in double precision, so that the order of the sum, which depends on the batch, is below what is recorded.
+    # Double precision keeps differences from the summation order, which depends on the batch, below the recorded precision.
     total = energy.sum(dim=1, dtype=torch.double)
     within = (energy * mask.flatten(1)).sum(dim=1, dtype=torch.double)
     share = within / torch.where(total > 0, total, 1.0)
@@ -99,14 +99,14 @@ def energy_pointing_game(region: Tensor, mask: Tensor, normalize: Literal["min-m
 
 
 def published_energy(energy: Tensor, nra: Tensor) -> Tensor:
-    """EPG as the published loop records it, which keeps a region only if its NRA is above 0: else 0. All (P,)."""
+    """EPG as recorded by the published program: 0 if the NRA of the region is 0. All (P,)."""
     return torch.where(nra == 0, 0.0, energy)
 
 
 def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ranks r that carry weight, and their weights w(r), by the published rule."""
+    """Ranks r with non-zero weight, and their weights w(r), as in the published program."""
     step = num_pixels // BINS
-    if step == 0:  # fewer than 100 pixels: the published grid does not exist; every rank counts the same
+    if step == 0:  # fewer than 100 pixels: there is no published grid; all ranks have equal weight
         ranks = torch.arange(num_pixels, device=device)
         return ranks, torch.full((num_pixels,), 1 / num_pixels, dtype=torch.double, device=device)
     fine = torch.arange(step, device=device)
@@ -121,19 +121,19 @@ def _grid(num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask pixels among the first r + 1 pixels by value, descending, for ranks (R,) or (P, R); equal values enter evenly: (P, R).
+    """Number of mask pixels among the r + 1 highest pixels (P, R), for ranks (R,) or (P, R), and the mask sizes (P, 1).
 
-    Not finite, where a region holds a value that is not: pixels cannot be ranked by it. Beside them the masks' sizes (P, 1).
+    Ties are resolved by expectation. The number is NaN if a region has non-finite values, which cannot be ranked.
     """
     values = region.detach().flatten(1)
     every = _sorted(values.clone())
     inside = _sorted(torch.where(mask.flatten(1), values, -torch.inf))
     place = every.shape[1] - 1 - ranks
     wanted = every.index_select(1, place) if place.dim() == 1 else every.gather(1, place)
-    # Pixels below the wanted value, and those not above it; any order among the equal ones would be arbitrary.
+    # Numbers of pixels below the wanted value, and not above it; the difference is the number of ties.
     below, not_above = (torch.searchsorted(every, wanted, right=right) for right in (False, True))
     missed, missed_at_most = (torch.searchsorted(inside, wanted, right=right) for right in (False, True))
-    taken = ranks + 1 - (every.shape[1] - not_above)  # of the equal ones
+    taken = ranks + 1 - (every.shape[1] - not_above)  # ties among the first r + 1 pixels
     found = taken.double() / (not_above - below) * (missed_at_most - missed) + (every.shape[1] - missed_at_most)
     finite = every[:, :1].isfinite() & every[:, -1:].isfinite()  # NaN is sorted to the end
     outside = torch.searchsorted(inside, inside.new_full((len(inside), 1), -torch.inf), right=True)
@@ -141,7 +141,7 @@ def _true_positives(region: Tensor, mask: Tensor, ranks: Tensor) -> tuple[Tensor
 
 
 def _sorted(values: Tensor) -> Tensor:
-    """Rows in ascending order, in place where that is faster: NumPy sorts values alone, torch carries indices along."""
+    """Sort rows in ascending order; on the CPU in place with NumPy, which is faster than torch because it sorts no indices."""
     if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return values.sort(dim=1).values
     values.numpy().sort(axis=1)
@@ -161,8 +161,8 @@ def _ideal(ranks: Tensor, size: Tensor) -> Tensor:
 def region_area(region: Tensor, mask: Tensor) -> Tensor:
     """Area under the IoU curve of each region (AUC of eq. 13): (P,), double.
 
-    The grid of ranks and its weights are the published program's; equal pixels are resolved by their expectation, which
-    the published program leaves to an unstable sort.
+    Ranks and weights follow the published program. Ties are resolved by expectation; the published program leaves their
+    order to an unstable sort.
 
     Args:
         region: (P, H, W).
@@ -173,12 +173,12 @@ def region_area(region: Tensor, mask: Tensor) -> Tensor:
         return region.new_zeros(len(region), dtype=torch.double)
     ranks, weights = _grid(mask[0].numel(), region.device)
     true_positives, size = _true_positives(region, mask, ranks)
-    # Added row by row, not by a matrix product, whose order of adding depends on the number of rows.
+    # Not a matrix product: its summation order depends on the number of rows.
     return (_iou(true_positives, (ranks + 1).double(), size) * weights).sum(dim=1)
 
 
 def area_bounds(mask: Tensor) -> Bounds:
-    """What a region's area is measured between; the ideal curve is the published program's.
+    """Reference areas for NRA (:class:`Bounds`); the ideal curve follows the published program.
 
     Args:
         mask: (P, H, W), boolean.
@@ -196,7 +196,7 @@ def area_bounds(mask: Tensor) -> Bounds:
 
 
 def nra_from_areas(predicted: Tensor, bounds: Bounds, chance: Literal["published", "constant"] = "published") -> Tensor:
-    """NRA of areas that are known already, in any shapes that broadcast; see :func:`normalized_region_accuracy`."""
+    """NRA from precomputed areas of broadcastable shapes; see :func:`normalized_region_accuracy`."""
     if chance == "published":
         return (predicted - bounds.low).clamp_min(0) / (bounds.high - bounds.low)
     if chance == "constant":
@@ -210,14 +210,14 @@ def normalized_region_accuracy(
     """Normalized Region Accuracy (eq. 13): 1 for a region that ranks all pixels of its mask first.
 
     Args:
-        region: (P, H, W); only the order of its values matters, equal values share their ranks.
+        region: (P, H, W); only the order of its values matters; ties are resolved by expectation.
         mask: (P, H, W), boolean.
-        chance: what counts as 0. "published": the area |M| / 2N, below what a random map reaches (it scores about 0.1 to
-            0.16), clamped at 0. "constant": the area of a constant map under the same ranks and weights, not clamped:
-            uninformative maps score 0 on average, misleading ones below.
+        chance: the area that scores 0. "published": |M| / 2N, clamped at 0; random maps score about 0.1 to 0.16.
+            "constant": the area of a constant map with the same ranks and weights, not clamped; uninformative maps score 0
+            on average, misleading maps score below 0.
 
     Returns:
-        (P,), double; NaN where the mask is empty or full, or the region holds values that are not finite.
+        (P,), double; NaN if the mask is empty or full, or the region is not finite.
 
     Raises:
         CefamError: for shapes that differ or a mask that is not boolean.
@@ -253,12 +253,12 @@ def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
 
 
 def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:
-    """1 where the published NRA exceeds the threshold, 0 where not, NaN where it is undefined, in the shape of ``nra``."""
+    """1 where the published NRA exceeds the threshold, else 0; NaN where it is undefined. Same shape as ``nra``."""
     return torch.where(nra.isnan(), nra, (nra > threshold).double())
 
 
 def pointing_game(region: Tensor, mask: Tensor) -> Tensor:
-    """Whether the largest value lies in the mask (Zhang et al., IJCV 2018); of several largest values, their share in it.
+    """Whether the maximum lies in the mask (Zhang et al., IJCV 2018); for several maxima, the share inside the mask.
 
     Args:
         region: (P, H, W).
@@ -275,7 +275,7 @@ def pointing_game(region: Tensor, mask: Tensor) -> Tensor:
 
 
 def iou_at_area(region: Tensor, mask: Tensor) -> Tensor:
-    """IoU of the mask with as many of the highest pixels as it has; equal pixels enter evenly: (P,), double, NaN where undefined."""
+    """IoU of the mask with the |M| highest pixels, ties resolved by expectation: (P,), double, NaN where undefined."""
     _check(region, mask)
     if not mask.numel():
         return region.new_zeros(len(region), dtype=torch.double)
@@ -302,7 +302,7 @@ def average_precision(region: Tensor, mask: Tensor) -> Tensor:
     precision = found / ranks
     ends = torch.ones_like(values, dtype=torch.bool)
     ends[:, :-1] = values[:, 1:] != values[:, :-1]
-    # What a run of equal values adds to the recall is weighed with the precision at its end.
+    # The recall gained by a run of equal values is weighted by the precision at the end of the run.
     gained = torch.where(ends, found, -1.0)
     before = torch.cat([torch.zeros_like(found[:, :1]), gained[:, :-1].cummax(dim=1).values.clamp_min(0)], dim=1)
     size = _size(mask)

@@ -1,4 +1,4 @@
-"""The mean over categories, in one place: the loggers, the tables and the bootstrap all take it from here."""
+"""The mean over categories, used by the loggers, the tables and the bootstrap."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ def category_means(total: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         count: numbers of values (..., categories).
 
     Returns:
-        (..., categories), NaN for categories without values, and (...,), NaN without any value.
+        Means (..., categories), NaN for categories without values, and their mean (...,), NaN if there are no values.
 
     >>> category_means(torch.tensor([3.0, 0.0, 1.0]), torch.tensor([4, 0, 1]))
     (tensor([0.7500,    nan, 1.0000]), tensor(0.8750))
     """
     means = total / count  # 0 / 0 is NaN
     present = count > 0
-    # Added one by one: a reduction may add in another order where there are more rows.
+    # Added one by one: the summation order of a reduction may depend on the number of rows.
     added = sum(
         torch.where(present, means, 0.0).unbind(-1), start=torch.zeros((), dtype=total.dtype, device=total.device)
     )

@@ -1,7 +1,7 @@
-"""Region metrics as torchmetrics: averages per category of the formulas in ``functional``, exact over any processes.
+"""Region metrics as torchmetrics classes: means per category of the values of ``functional``, exact across processes.
 
-All states are sums of fixed shape, in double precision or integers, so ranks that saw different numbers of pairs (or
-none) merge exactly, and nothing waits for the host.
+All states are sums of fixed shape, in double precision or integers, so ranks with different numbers of pairs (or none)
+merge exactly, and updates need no host synchronization.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,21 +26,21 @@ class PairMean(Metric):
     Subclasses define :meth:`formula`.
 
     Args:
-        categories: names of the categories, in the order of the indices that ``update`` gets.
-        average: what ``compute`` gives. ``None``: a dict, see there; "macro": the unweighted mean over categories alone, a scalar, for
-            torchmetrics' wrappers that take scalars (``BootStrapper``, ``MetricTracker.best_metric``).
+        categories: names of the categories, in the order of the category indices in ``update``.
+        average: result of ``compute``. ``None``: a dict; "macro": only the unweighted mean over categories, a scalar, for
+            torchmetrics wrappers that need one (``BootStrapper``, ``MetricTracker.best_metric``).
         kwargs: options of ``torchmetrics.Metric``.
 
     Raises:
-        CefamError: for another ``average``.
+        CefamError: for an unknown ``average``.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    plot_upper_bound = 1.0  # calibrated NRA has no lower one
+    plot_upper_bound = 1.0  # there is no lower bound for calibrated NRA
     inexpressible: ClassVar[float | None] = (
-        None  # the value of a concept that a method cannot express; None leaves it out
+        None  # the value for concepts that a method cannot express; None excludes them
     )
 
     instance: Tensor
@@ -54,8 +54,8 @@ class PairMean(Metric):
         if average not in (None, "macro"):
             raise CefamError(f"average must be 'macro' or None, got {average!r}.")
         self.categories, self.average = tuple(categories), average
-        # MetricCollection merges metrics whose states are equal after the first batch, and an empty batch leaves all of them equal.
-        # This state differs between any two metrics, also those of another process, so that each keeps its own sums.
+        # MetricCollection merges metrics whose states are equal after the first batch; after an empty batch all are equal.
+        # This state is unique for each metric object, across processes too, and so prevents merging.
         self.add_state("instance", torch.tensor(list(uuid4().bytes)), dist_reduce_fx="max")
         cells = len(self.categories) + 1  # the last cell holds pairs given without a category
         self.add_state("total", torch.zeros(cells, dtype=torch.double), dist_reduce_fx="sum")
@@ -63,11 +63,11 @@ class PairMean(Metric):
             self.add_state(name, torch.zeros(cells, dtype=torch.long), dist_reduce_fx="sum")
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMean":
-        """Stay in double precision: half-precision training must not round sums of a million pairs."""
+        """Do nothing: sums stay in double precision, even in half-precision training."""
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Follow a module to another device, and not to another precision: torchmetrics guards ``half()``, and not ``to(torch.half)``."""
+        """Change the device but not the precision: torchmetrics ignores ``half()``, but not ``to(torch.half)``."""
 
         def moved(value: Tensor) -> Tensor:
             found = fn(value)
@@ -87,18 +87,18 @@ class PairMean(Metric):
         expressible: Tensor | None = None,
         value: Tensor | None = None,
     ) -> None:
-        """Add pairs, as regions with masks, or as values that are known already.
+        """Add pairs, as regions with masks or as precomputed values.
 
         Args:
             region: (P, H, W).
             mask: (P, H, W), boolean.
             category: index of each pair's category (P,), long.
-            expressible: whether the method has a region for the concept (P,), boolean; default: it has. What stands in the
-                place of such a region is not looked at.
-            value: (P,); NaN where undefined. Instead of ``region`` and ``mask``.
+            expressible: whether the method has a region for the concept (P,), boolean; default: all true. Regions of
+                inexpressible concepts are ignored.
+            value: precomputed values (P,), NaN where undefined; used instead of ``region`` and ``mask``.
 
         Raises:
-            CefamError: where neither is given.
+            CefamError: if neither values nor regions with masks are given.
         """
         if value is None:
             if region is None or mask is None:
@@ -121,10 +121,10 @@ class PairMean(Metric):
         self.missing.index_add_(0, category, (~expressible & ~undefined).long())
 
     def compute(self) -> dict[str, Tensor] | Tensor:
-        """Mean of every category, and ``mean``, their unweighted mean over the categories that have pairs (the paper's "Avg.").
+        """Mean of each category, and ``mean``: the unweighted mean over categories with pairs (the paper's "Avg.").
 
-        NaN where there are no pairs; ``uncategorized`` is there if any pair came without a category. With ``average="macro"``
-        the mean alone.
+        Categories without pairs are NaN; ``uncategorized`` is included if any pair had no category. With ``average="macro"``,
+        only the mean is returned.
         """
         means, average = category_means(self.total, self.count)
         if self.average == "macro":
@@ -135,7 +135,7 @@ class PairMean(Metric):
         return {**found, "mean": average}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one result of ``compute``, or several in a row; see ``torchmetrics.Metric.plot``.
+        """Plot one result of ``compute``, or a sequence of results; see ``torchmetrics.Metric.plot``.
 
         Args:
             val: result or results; ``None``: computed now.
@@ -207,7 +207,7 @@ class HitRate(PairMean):
 
     Args:
         categories: names of the categories.
-        threshold: what NRA has to exceed.
+        threshold: NRA above which a region is a hit.
         kwargs: ``average``, and options of ``torchmetrics.Metric``.
     """
 
@@ -227,7 +227,7 @@ class FormulaMean(PairMean):
 
     Args:
         categories: names of the categories.
-        function: (P, H, W), (P, H, W) -> (P,), as those of :mod:`cefam.metrics.functional`.
+        function: (P, H, W), (P, H, W) -> (P,), such as those in :mod:`cefam.metrics.functional`.
         kwargs: ``average``, and options of ``torchmetrics.Metric``.
     """
 
@@ -236,5 +236,5 @@ class FormulaMean(PairMean):
         self.function = function
 
     def formula(self, region: Tensor, mask: Tensor) -> Tensor:
-        """The function's value of each pair."""
+        """Value of the function for each pair."""
         return self.function(region, mask)

@@ -1,6 +1,6 @@
-"""METRICS: what is measured. A metric is a formula, a torchmetrics state, and a row here; tables, records and loggers follow.
+"""METRICS: the metrics of tables, records and loggers, each with its formula and torchmetrics class.
 
-SECONDARY: what is measured on request. AREAS: what NRA is made of; records hold it, tables show it on request.
+SECONDARY: metrics measured on request. AREAS: the areas that NRA is computed from; in records always, in tables on request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ from cefam.metrics.modular import EnergyPointingGame, FormulaMean, HitRate, Norm
 
 
 class Measured:
-    """Regions with their masks; what several metrics need is computed once.
+    """Regions with their masks, and cached values that several metrics use.
 
     Args:
         region: (N, H, W).
         mask: (N, H, W), boolean.
-        bounds: of the masks, each (N,).
+        bounds: area bounds of the masks, each (N,).
         preset: "published" or "paper".
     """
 
@@ -52,10 +52,10 @@ class MetricRow:
     """One metric.
 
     Args:
-        title: in tables.
-        formula: the value of every region, (N,), double, NaN where undefined.
-        state: its torchmetrics class; ``inexpressible`` of that class is the value of a concept that a method cannot express.
-        options: of the class.
+        title: heading in tables.
+        formula: returns the value of each region, (N,), double, NaN where undefined.
+        state: torchmetrics class; its ``inexpressible`` is the value for concepts that a method cannot express.
+        options: constructor options of the class.
     """
 
     title: str
@@ -96,7 +96,7 @@ AREAS = {"auc": "AUC", "auc_high": "AUC_high", "auc_low": "AUC_low"}
 
 
 def chosen(names: Sequence[str]) -> dict[str, MetricRow]:
-    """METRICS and those of SECONDARY that are named.
+    """METRICS and the named metrics of SECONDARY.
 
     Raises:
         CefamError: for an unknown name.
@@ -110,12 +110,12 @@ def chosen(names: Sequence[str]) -> dict[str, MetricRow]:
 
 
 def title_of(column: str) -> str:
-    """Heading of a column of a table."""
+    """Heading of a table column."""
     rows = {**METRICS, **SECONDARY}
     return rows[column].title if column in rows else AREAS[column]
 
 
 def inexpressible(column: str) -> float | None:
-    """The value of a concept that a method cannot express; ``None`` leaves it out."""
+    """The value for concepts that a method cannot express; ``None`` excludes them."""
     rows = {**METRICS, **SECONDARY}
     return rows[column].state.inexpressible if column in rows else None

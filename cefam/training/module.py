@@ -1,4 +1,4 @@
-"""CEFAM, the LightningModule: trains the translator between a frozen classifier and a frozen VLM, and measures it."""
+"""CEFAM, the LightningModule that trains and validates the translator between a frozen classifier and a frozen VLM."""
 
 import math
 from collections.abc import Mapping
@@ -33,32 +33,32 @@ from cefam.translator import Translator, distillation_losses
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of paper and program: SGD, 0.1, no momentum, no weight decay."""
+    """The optimizer of the paper and the published program: SGD, learning rate 0.1, no momentum, no weight decay."""
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged by steps
+TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged in training steps
 
 
 class CEFAM(L.LightningModule):
-    """A translator in training, with its two frozen towers.
+    """Train a translator between two frozen towers.
 
-    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache. A second validation
-    loader gives :class:`cefam.pairs.RegionBatch`.
+    Batches are dicts: ``{"image"}`` (B, 3, H, W) views, or ``{"pooled", "embedding"}`` from a feature cache. A second
+    validation loader yields :class:`cefam.pairs.RegionBatch`.
 
     Args:
         classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
         vlm: the teacher (in a config: ``class_path: cefam.load_vlm``, or a class of your own).
-        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet (which
-            the command line would try to read out of the file).
+        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet (not in
+            the annotation, because the command line would try to parse it).
         similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
-        hidden_dims: hidden widths of the translator; ``None``: the published rule.
+        hidden_dims: hidden widths of the translator; ``None``: as in the published program.
         optimizer: called with the translator's parameters.
         warmup_epochs: see :class:`cefam.training.schedule.WarmupPlateau`.
-        plateau_patience: epochs; ``None``: the preset's (published 6, paper 4).
-        num_candidates: of the oracle, in validation.
+        plateau_patience: in epochs; ``None``: the value of the preset (published 6, paper 4).
+        num_candidates: number of candidates for the oracle in validation.
         text_cache: folder for text embeddings, or ``None``.
-        settings: how the method is computed, by name (:class:`cefam.settings.SettingsChanges`); stored with what is trained.
+        settings: settings of the method, by name (:class:`cefam.settings.SettingsChanges`); stored in checkpoints.
 
     >>> from cefam import load_classifier, load_vlm
     >>> module = CEFAM(load_classifier("brodenette"), load_vlm("brodenette"), concepts="brodenette", channel_share=0.125)
@@ -87,7 +87,7 @@ class CEFAM(L.LightningModule):
         **settings: Unpack[SettingsChanges],
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # checkpoints hold the translator alone
+        self.strict_loading = False  # checkpoints hold only the translator
         if not isinstance(classifier, FrozenClassifier):
             raise CefamError(
                 f"The classifier must be a FrozenClassifier, got a {type(classifier).__name__}: wrap it, "
@@ -110,8 +110,8 @@ class CEFAM(L.LightningModule):
         context = MethodContext(Trained(classifier, self.translator, self.concepts, settings=self.settings))
         methods = {"CE-FAM": CEFAMRegions(context)}
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
-        # Epoch values are metric objects: a mean over processes of means would weigh unequal shares alike. A loss that is
-        # not a number stays one, and stops the run.
+        # Metric objects, because a mean of per-process means would give unequal shares equal weight. NaN losses are kept, so
+        # that they stop the run.
         self.val_means = nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in ("loss", "embedding", "similarity", "cosine")}
         )
@@ -126,19 +126,19 @@ class CEFAM(L.LightningModule):
 
     @property
     def trained(self) -> Trained:
-        """The translator as it is now, with everything it belongs to."""
+        """The current translator with its classifier, concepts and settings."""
         return Trained(
             self.classifier, self.translator, self.concepts, self._vlm_identity, self.settings, self._training()
         )
 
     @property
     def _vlm_identity(self) -> dict[str, Any] | None:
-        """What the teacher is, also where the teacher itself is not loaded."""
+        """Identity of the teacher; known even if the teacher is not loaded."""
         return self._stored_vlm if self.vlm is None else self.vlm.identity()
 
     @property
     def explainer(self) -> Explainer:
-        """The explainer of the translator as it is now."""
+        """An explainer for the current translator."""
         return self.trained.explainer(self.vlm)
 
     @cached_property
@@ -147,7 +147,7 @@ class CEFAM(L.LightningModule):
         return described(self.configure_optimizers())
 
     def _training(self) -> dict[str, Any]:
-        """How the translator is trained, in plain types; a resumed run must agree with it."""
+        """Training options in plain types; a resumed run must have the same ones."""
         stop = None if self._trainer is None else self.trainer.early_stopping_callback
         return {
             "similarity_weight": self.similarity_weight,
@@ -156,33 +156,33 @@ class CEFAM(L.LightningModule):
         }
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The translator alone: the frozen towers are named, not stored."""
+        """The state of the translator only; the frozen towers are not stored."""
         prefix = f"{kwargs.get('prefix', '')}translator."
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name.startswith(prefix)}
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the translator, and warm-up + plateau on the validation loss."""
+        """The optimizer of the translator, and a warm-up and plateau schedule on the validation loss."""
         optimizer = self.optimizer(self.translator.parameters())
         scheduler = WarmupPlateau(optimizer, self.warmup_epochs, self.plateau_patience)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Step a schedule that follows no value; the others step at the end of the validation.
+        """Step schedules without a monitored value; the others are stepped at the end of validation.
 
-        Lightning would step them after the checkpoint of that epoch was written, and a resumed run would miss the step.
+        Lightning would step those after writing the epoch's checkpoint, and a resumed run would miss the step.
         """
         if metric is None:
             super().lr_scheduler_step(scheduler, metric)
 
     def _step_on_plateau(self, values: Mapping[str, Any]) -> None:
-        """Step the schedules that follow one of these values."""
+        """Step the schedules that monitor a value."""
         for config in self.trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and (self.current_epoch + 1) % config.frequency == 0:
                 schedule: Any = config.scheduler
                 schedule.step(float(values[str(config.monitor)]))
 
     def setup(self, stage: str) -> None:
-        """Refuse features of other towers, masks with other label numbers, and options that do not fit."""
+        """Check that features, mask labels and Trainer options match this module."""
         check_precision(self.trainer)
         check_epochs(self.trainer, stage)
         datamodule: Any = getattr(self.trainer, "datamodule", None)
@@ -200,12 +200,12 @@ class CEFAM(L.LightningModule):
             raise CefamError(
                 "Training from images needs the vision-language model: set `model.vlm`, or train from features."
             )
-        check_images(batch["image"], self.classifier)  # a data module of one's own may normalize them
+        check_images(batch["image"], self.classifier)  # a custom data module may have normalized them
         pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
         return encode_images(self.vlm, batch["image"]).float(), pooled
 
     def _student(self, pooled: list[Tensor]) -> Tensor:
-        # Autocast is for the towers; the translator is small, and its embedding is compared in single precision.
+        # Autocast is only for the towers; the translator is small, and the losses need its embedding in single precision.
         with torch.autocast(pooled[0].device.type, enabled=False):
             student: Tensor = self.translator(pooled)
             return student
@@ -231,13 +231,13 @@ class CEFAM(L.LightningModule):
         return total
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Check the loss as often as it is logged: the check waits for the device."""
+        """Check the loss only in logged steps, because the check synchronizes with the device."""
         trainer: Any = self.trainer
         if self.global_step % max(1, trainer.log_every_n_steps) == 0:
             self._check_finite("training", loss)
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
-        """Stop before a checkpoint of such weights replaces a good one."""
+        """Raise an error for a non-finite loss, before a checkpoint with invalid weights replaces a good one."""
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CefamError(
@@ -253,12 +253,12 @@ class CEFAM(L.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Start the metrics that are computed by hand afresh."""
+        """Reset the metrics that Lightning does not reset."""
         for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
             metric.reset()
 
     def validation_step(self, batch: Mapping[str, Any] | RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Losses and agreement with the teacher, or regions against masks; no process waits for another here."""
+        """Measure losses and agreement with the teacher, or regions against masks, without process synchronization."""
         if isinstance(batch, RegionBatch):
             self._measure_regions(batch)
             return
@@ -268,7 +268,7 @@ class CEFAM(L.LightningModule):
         cosine = nn.functional.cosine_similarity(student, teacher).mean()
         means = {"loss": losses.total, "embedding": losses.embedding, "similarity": losses.similarity, "cosine": cosine}
         for name, value in means.items():
-            # Once per row instead of a weight: torchmetrics 1.9 drops weights where it does not look for NaN.
+            # One value per row instead of a weight: torchmetrics 1.9 ignores weights with nan_strategy="disable".
             self.val_means[name].update(value.expand(len(teacher)))
         self.val_correlation.update(self._scores(student), self._scores(teacher))
 
@@ -282,7 +282,7 @@ class CEFAM(L.LightningModule):
                 metric.update(category=category[rows], expressible=values.expressible[rows], value=value[rows])
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over all processes; every process takes part, even one without batches."""
+        """Log means over all processes; processes without batches must take part too."""
         logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
         if self.trainer.state.fn == "fit":
             self._check_finite("validation", logged["val/loss"])
@@ -297,17 +297,17 @@ class CEFAM(L.LightningModule):
             check_monitors(self.trainer, [*values, *TRAINING])
             if not self.trainer.sanity_checking:
                 self._step_on_plateau(values)
-        # Computed over all processes already: the same value everywhere.
+        # Already reduced over all processes.
         self.log_dict({name: value.float() for name, value in logged.items()}, sync_dist=False)
 
     def _correlations(self) -> dict[str, Tensor]:
-        """Correlation of our scores with the teacher's: its mean over concepts, and over those of each category.
+        """Correlation of student and teacher scores: mean over all concepts, and over the concepts of each category.
 
-        ``concept_correlation.csv`` in the run's folder has that of every concept, as of the last validation. A concept that
-        the teacher scores alike everywhere has none (NaN).
+        The values of all concepts in the last validation are written to ``concept_correlation.csv`` in the run's folder. A
+        concept with constant teacher scores has NaN.
         """
-        each = self.val_correlation.compute().reshape(-1)  # one concept: a bare number
-        folder = self.trainer.log_dir  # asks all processes
+        each = self.val_correlation.compute().reshape(-1)  # a scalar if there is only one concept
+        folder = self.trainer.log_dir  # collective: all processes must call it
         if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
             write_values(Path(folder) / "concept_correlation.csv", self.concepts.concepts, "correlation", each.tolist())
         categories: dict[str, list[int]] = {}
@@ -317,12 +317,12 @@ class CEFAM(L.LightningModule):
         return {"val/concept_correlation": each.nanmean(), **means}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the translator belongs to, in plain types and tensors."""
+        """Add the description of the towers, concepts and settings, and the text embeddings."""
         checkpoint["cefam"] = self.trained.describe()
         checkpoint["cefam_text"] = self.concepts.require_embeddings().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint made for another classifier, VLM or concept set, and to resume a run with other options."""
+        """Check that the checkpoint was made for the same classifier, VLM, concept set and, to resume it, training options."""
         trained = self.trained
         trained.check(checkpoint.get("cefam"))
         if self._trainer is not None and self._trainer.state.fn == "fit":
@@ -332,15 +332,15 @@ class CEFAM(L.LightningModule):
     def from_pretrained(
         cls, path: str | Path, classifier: FrozenClassifier | None = None, vlm: VisionLanguageModel | None = None
     ) -> Self:
-        """A module of an exported folder or a checkpoint, to train further; to explain, :meth:`cefam.Trained.read` is enough.
+        """Load a module for further training; to explain images, use :meth:`cefam.Trained.read`.
 
         Args:
-            path: the folder, or the checkpoint.
-            classifier: ``None``: loaded as the artefact describes.
+            path: an exported folder, or a checkpoint.
+            classifier: the classifier it was made for; ``None`` loads the one named in the artefact.
             vlm: the teacher.
 
         Raises:
-            CefamError: where it is missing or damaged, or was made for another classifier or VLM.
+            CefamError: if it is missing or damaged, or was made for another classifier or VLM.
         """
         trained = Trained.read(path, classifier)
         trained.check_vlm(vlm)

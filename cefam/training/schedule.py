@@ -1,4 +1,4 @@
-"""The learning-rate schedule of the published program: warm-up, then decay on a plateau. One scheduler, one state."""
+"""The learning-rate schedule of the published program, as one scheduler: warm-up, then decay on a plateau."""
 
 from typing import Any
 
@@ -7,22 +7,22 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cefam.errors import CefamError
 
-PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; facts of program and paper, see docs/reference/conformance.md
+PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; see docs/reference/conformance.md
 
 
 class WarmupPlateau(ReduceLROnPlateau):
     """Raise the rate over the first epochs, then multiply it by ``factor`` whenever the monitored loss stops falling.
 
     After epoch ``e`` of the first ``warmup_epochs`` the rate is ``initial + (peak - initial) * e / warmup_epochs`` with
-    ``peak = initial * (warmup_epochs + 1)``. Afterwards an epoch whose loss is not below the best one so far counts; when
-    the count reaches ``patience`` the rate decays and the count starts again. Epochs of the warm-up set the best loss and
-    are not counted. ``state_dict`` holds everything, so a resumed run continues as if it had not stopped.
+    ``peak = initial * (warmup_epochs + 1)``. Afterwards, epochs whose loss is not below the best loss so far are counted;
+    when the count reaches ``patience``, the rate decays and the count restarts. Warm-up epochs update the best loss but are
+    not counted. ``state_dict`` holds the complete state, so a resumed run gives the same result.
 
     Args:
         optimizer: its current rates are the initial ones.
         warmup_epochs: 0: no warm-up; 1: from 0.1 to 0.2 after the first epoch.
         patience: 6 in the published program, 4 in the paper.
-        factor: of the decay.
+        factor: multiplier of the rate at each decay.
 
     Raises:
         CefamError: for a negative ``warmup_epochs`` or a ``patience`` below 1.
@@ -44,7 +44,7 @@ class WarmupPlateau(ReduceLROnPlateau):
         )
 
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
-        """End an epoch with this value of the monitored loss."""
+        """Update the rate at the end of an epoch; ``metrics`` is the monitored loss."""
         self.epochs += 1
         if self.epochs > self.warmup_epochs:
             super().step(metrics)

@@ -1,4 +1,4 @@
-"""Checks of a Trainer: options under which something other than requested would silently be learned or measured."""
+"""Checks for Trainer options that silently change the result."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from cefam.training.schedule import WarmupPlateau
 
 
 def check_epochs(trainer: L.Trainer, stage: str) -> None:
-    """Refuse a Trainer that would do nothing, or validate at other times than once an epoch.
+    """Check that the Trainer runs training and validation batches, and validates exactly once per epoch.
 
     Raises:
-        CefamError: with what to set instead.
+        CefamError: naming the option to set.
     """
     if stage == "validate" and trainer.limit_val_batches == 0:
         raise CefamError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
@@ -39,10 +39,10 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
 
 
 def check_monitors(trainer: L.Trainer, logged: Iterable[str]) -> None:
-    """Refuse an early stop, checkpoint or schedule that follows a value which is not logged, or follows it in the wrong direction.
+    """Check that early stopping, checkpoints and schedules monitor logged values, in the right direction.
 
     Raises:
-        CefamError: with near names, or the mode to set.
+        CefamError: with similar names, or the mode to set.
     """
     known = list(logged)
     following: list[tuple[str, Any, Any]] = [
@@ -68,7 +68,7 @@ def check_monitors(trainer: L.Trainer, logged: Iterable[str]) -> None:
 
 
 def better_when(name: str) -> str | None:
-    """Whether a logged value is better when it is higher ("max") or lower ("min"); ``None``: not one of ours.
+    """Whether a logged value is better if higher ("max") or lower ("min"); ``None`` if cefam does not log it.
 
     >>> better_when("val/cosine"), better_when("train/loss"), better_when("lr-SGD")
     ('max', 'min', None)
@@ -93,7 +93,7 @@ def described(configured: Any) -> dict[str, Any]:
         # torch decays when the count exceeds its patience, the published program when it reaches it.
         return {**found, "warmup_epochs": scheduler.warmup_epochs, "plateau_patience": scheduler.patience + 1}
     state = {} if scheduler is None else scheduler.state_dict()
-    moving = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")  # how far it has come
+    moving = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter")  # progress, not options
     plain = {k: v for k, v in state.items() if isinstance(v, bool | int | float | str) and k not in moving}
     return {
         **found,
@@ -103,10 +103,10 @@ def described(configured: Any) -> dict[str, Any]:
 
 
 def check_precision(trainer: L.Trainer) -> None:
-    """Refuse a precision that would round the weights and the mathematics of regions; autocast is for the towers alone.
+    """Reject precisions that would round weights and regions; autocast is only used for the towers.
 
     Raises:
-        CefamError: with what to set instead.
+        CefamError: naming the precisions to use.
     """
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise CefamError(
@@ -116,14 +116,14 @@ def check_precision(trainer: L.Trainer) -> None:
 
 
 def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other options than it began with: they would be ignored, or change it halfway.
+    """Check that a resumed run has its original options; others would be ignored, or change the run midway.
 
     Args:
         asked: settings and training options of this run, by name.
-        checkpoint: as Lightning has read it, made for this classifier and these concepts.
+        checkpoint: as read by Lightning, made for this classifier and these concepts.
 
     Raises:
-        CefamError: with the first option that differs, or where the checkpoint holds weights alone.
+        CefamError: naming the first option that differs, or if the checkpoint holds only weights.
     """
     if not checkpoint.get("optimizer_states"):
         raise CefamError(
