@@ -11,7 +11,6 @@ import io
 import json
 import math
 import multiprocessing
-import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from cefam.datasets.handover import PREFETCH
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -31,11 +29,12 @@ from torchvision.transforms.functional import pil_to_tensor
 from cefam.commands import main as cefam
 from cefam.datamodules import ImagesData
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import MIXED
+from cefam.datasets.streams import SHUFFLED
 from cefam.images.pictures import read_pixels
-from cefam.images.views import TrainingView, drawn
+from cefam.images.views import drawn, training_view
 
 ROUNDS = 5
+PREFETCH = 2  # items per worker in advance: torch's default
 BATCH = 64
 SHARD = 256  # photographs: as `cefam prepare` makes them
 
@@ -53,19 +52,7 @@ def decoded(content: bytes) -> Any:
     return read_pixels(content, "photograph")
 
 
-def handed(memory: torch.Tensor, content: bytes) -> Any:
-    """Decoding, and the least that a data worker and the training process do: a crop is copied to shared memory, and from there.
-
-    The crop has the mean area of random ones, 0.54 of the photograph; it is neither drawn nor flipped.
-    """
-    pixels = read_pixels(content, "photograph").movedim(0, -1)
-    height, width = (round(side * math.sqrt(0.54)) for side in pixels.shape[:2])
-    place = random.randrange(len(memory) - 3 * height * width)
-    shared = memory[place : place + 3 * height * width].view(height, width, 3)
-    return shared.copy_(pixels[:height, :width]).clone()
-
-
-def viewed(view: TrainingView, content: bytes) -> Any:
+def viewed(view: Callable[[torch.Tensor], torch.Tensor], content: bytes) -> Any:
     """The bare calls of training."""
     return drawn(view, read_pixels(content, "photograph"), "benchmark")
 
@@ -141,35 +128,23 @@ def main() -> None:
         cefam(["prepare", "--kind=images", f"--source={source}", f"--folder={shards}", f"--samples_per_shard={SHARD}"])
         # Each in memory of its own, as those that are loaded.
         contents = [path.read_bytes() for path, _ in list_images(source)]
-        memory = torch.zeros(2**26, dtype=torch.uint8).share_memory_()
         usual = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
         for name, act in {
             "decoding: Pillow": by_pillow,
             "decoding: torchvision": by_torchvision,
             "decoding": decoded,
-            "decoding, and two copies of a crop": partial(handed, memory),
             "view: torchvision": partial(recipe, usual),
-            "view": partial(viewed, TrainingView()),
+            "view": partial(viewed, training_view()),
         }.items():
             measures[name] = partial(bare, act, contents, options.workers)
         for kind, place in (("files", source), ("shards", shards)):
-            for where in ("worker", "device"):
-                data = ImagesData(
-                    str(place),
-                    str(place),
-                    batch_size=BATCH,
-                    num_workers=options.workers,
-                    resize_on_device=where == "device",
-                )
-                ahead = PREFETCH * options.workers * BATCH
-                if kind == "shards":
-                    ahead = (PREFETCH * options.workers + 1) * SHARD + MIXED
-                measures[f"ImagesData from {kind}, resized by the {where}"] = partial(
-                    loaded, data.train_dataloader(), ahead
-                )
+            data = ImagesData(str(place), str(place), batch_size=BATCH, num_workers=options.workers)
+            ahead = PREFETCH * options.workers * (BATCH if kind == "files" else SHARD)
+            ahead += 0 if kind == "files" else SHUFFLED + SHARD
+            measures[f"ImagesData from {kind}"] = partial(loaded, data.train_dataloader(), ahead)
         rounds = [{name: measure() for name, measure in measures.items()} for _ in range(ROUNDS)]
     for name in measures:
-        references = ("view",) if "view" in name or "worker" in name else ("decoding", "decoding: Pillow")
+        references = ("view",) if "view" in name or "ImagesData" in name else ("decoding",)
         shares = [f"{median(found[name] / found[by] for found in rounds):.2f} of {by}" for by in references]
         print(f"{name:45} {median(found[name] for found in rounds):6.0f} images/s; {', '.join(shares)}")
     print(json.dumps(rounds))

@@ -101,6 +101,13 @@ def test_under_half_precision_the_translator_trains_in_single(trained):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_checkpoint_is_loaded_as_lightning_does(trained):
+    module = CEFAM.load_from_checkpoint(trained / "log/checkpoints/best.ckpt")
+    stored = torch.load(trained / "log/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert module.state_dict().keys() == stored.keys()
+    assert all(torch.equal(value, stored[name]) for name, value in module.state_dict().items())
+
+
 def test_an_exported_folder_and_its_checkpoint_are_the_same_model(trained, world):
     one = Trained.read(trained / "artefact")
     other = Trained.read(trained / "log/checkpoints/best.ckpt")
