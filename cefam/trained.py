@@ -21,6 +21,7 @@ from cefam.concepts.sets import ConceptSet
 from cefam.doctor import doubts
 from cefam.errors import CefamError, ExistsError, MissingError
 from cefam.io.files import write_tensors, write_text
+from cefam.probe.stored import Probe, probe_beside
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
@@ -45,6 +46,7 @@ class Trained:
         settings: settings of the method.
         training: how the translator was trained, in plain types, for the model card.
         doubts: reasons not to trust a concept, by concept number (:mod:`cefam.doctor.doubts`).
+        probe: of the classifier and the vision-language model, for regions of all stages; found beside an artefact when it is read.
 
     >>> import tempfile
     >>> from cefam import load_classifier, load_vlm
@@ -63,6 +65,7 @@ class Trained:
     settings: MethodSettings = field(default_factory=MethodSettings)
     training: dict[str, Any] = field(default_factory=dict)
     doubts: dict[int, str] = field(default_factory=dict)
+    probe: Probe | None = None
 
     def explainer(self, vlm: VisionLanguageModel | None = None, settings: MethodSettings | None = None) -> Explainer:
         """The explainer of this translator.
@@ -75,7 +78,9 @@ class Trained:
             CefamError: if ``vlm`` is not the model that the translator mimics.
         """
         self.check_vlm(vlm)
-        return Explainer(self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts)
+        return Explainer(
+            self.classifier, self.translator, self.concepts, vlm, settings or self.settings, self.doubts, self.probe
+        )
 
     def check_vlm(self, vlm: VisionLanguageModel | None) -> None:
         """Check that ``vlm`` is the translator's vision-language model.
@@ -170,7 +175,18 @@ class Trained:
         settings = MethodSettings.from_dict(about["settings"])
         trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"])
         trained.check(about)
-        return replace(trained, doubts=doubts.read(path, doubts.key_of(classifier, trained.translator, concepts)))
+        place = find_artefact(path)
+        key = doubts.key_of(classifier, trained.translator, concepts)
+        return replace(trained, doubts=doubts.read(place, key), probe=probe_beside(place, about["classifier"]))
+
+
+def find_artefact(path: str | Path) -> Path:
+    """The artefact that a path names: itself, that of a folder of `cefam study`, or the best checkpoint of a run of `cefam fit`."""
+    folder = Path(path)
+    for place in (folder / "artefact", folder / "checkpoints/best.ckpt", folder / "fit/checkpoints/best.ckpt"):
+        if not (folder / CONFIG).is_file() and place.exists():
+            return place
+    return folder
 
 
 def write_artefact(path: str | Path, folder: str | Path, overwrite: bool = False) -> Path:
@@ -193,7 +209,7 @@ def read_stored(path: str | Path) -> Stored:
         MissingError: if it does not exist.
         CefamError: if it is damaged, holds pickled objects, or was not written by cefam.
     """
-    path = Path(path)
+    path = find_artefact(path)
     stored = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
     missing = _missing(stored)
     if missing:

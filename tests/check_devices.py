@@ -45,7 +45,7 @@ def explained(explainer, images):
             contribution = explainer.contribution(encoding, RAGGED, None, 3, association.argmax(dim=1), regions)
             found += [contribution.value, contribution.curve]
     beyond = BeyondRegions(bench_of(explainer))
-    explainer.explain(images, 3, num_channels=3, fused=beyond.maps)
+    explainer.explain(images, 3, num_channels=3)
     return [*found, beyond.maps(encoding, RAGGED.to(encoding.device))]
 
 

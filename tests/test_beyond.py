@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cefam import Explainer, Trained
+from cefam.attribution.fused import resolution, usual_scales, windows
+from cefam.attribution.smoothing import GRID, alike, sharpened
 from cefam.errors import CefamError
 from cefam.methods import (
     Activated,
@@ -22,8 +24,6 @@ from cefam.methods import (
     LuminanceRegions,
     MethodContext,
 )
-from cefam.methods.beyond import resolution, usual_scales, windows
-from cefam.methods.guided import GRID, alike, sharpened
 from cefam.methods.masked import MaskedShards
 from cefam.pairs import ConceptPairs
 from cefam.report import records
@@ -110,7 +110,7 @@ def test_windows_are_seen_enlarged_joined_and_added():
             view = F.interpolate(view, (64, 64), mode="bilinear", align_corners=False)
             part = torch.zeros(30, 30)
             for stage, activation in enumerate(explainer.classifier(view).activations):
-                direction = whole.directions[stage][RAGGED.concept[row]]
+                direction = whole.maps.directions[stage][RAGGED.concept[row]]
                 seen = torch.einsum("c,chw->hw", direction, activation[0])
                 seen = F.interpolate(seen[None, None], (30, 30), mode="bilinear", align_corners=False)[0, 0]
                 part += torch.where(seen > 0, seen, seen / 2)
@@ -163,7 +163,7 @@ def test_the_reference_is_fitted_to_masks(trained, prepared):
     x, y = (torch.cat(part) for part in zip(*method._cells(photographs), strict=True))
     x, y = x - x.mean(dim=0), y - y.mean(dim=0)
     rows = torch.cat([x, (0.01 * x.square().sum(dim=0)).sqrt().diag()])
-    found = torch.cat(method.directions, dim=1).double()
+    found = torch.cat(method.maps.directions, dim=1).double()
     common = y.square().sum(dim=0).topk(3).indices
     for concept in common.tolist():
         wanted = torch.cat([y[:, concept], torch.zeros(x.shape[1])])
@@ -193,7 +193,7 @@ def test_a_page_shows_what_is_above_the_mean_as_bright_as_the_concept_is_present
         concepts = dataclasses.replace(explainer.concepts, probability="sigmoid", logit_bias=-1000.0)
         explainer = Explainer(explainer.classifier, explainer.translator, concepts)
     method = BeyondRegions(bench_of(explainer))
-    (found,) = explainer.explain(images[:1], top_k=len(explainer.concepts), fused=method.maps)
+    (found,) = explainer.explain(images[:1], top_k=len(explainer.concepts), method="beyond")
     numbers = [explainer.concepts.numbers.index(part.concept.number) for part in found]
     pairs = ConceptPairs(torch.zeros(len(numbers), dtype=torch.long), torch.tensor(numbers))
     sharp = method.regions(Activated(images, explainer.classifier(images)), pairs, GRID, 1).maps[:, 0]

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cefam.attribution.directions import concept_directions, mean_activations, regressed_directions
 from cefam.errors import CefamError
 from cefam.methods import Activated, BeyondRegions, TCAVRegions, www
-from cefam.methods.directions import concept_directions, regressed_directions
 from cefam.methods.tcav import concept_vectors
 from cefam.pairs import ConceptPairs
 from cefam.probe import Probe, regression
@@ -61,7 +61,7 @@ def test_a_regressed_direction_is_the_least_squares_one(probed, towers, matrices
     z, embedding = torch.cat(matrices[0], dim=1).double(), matrices[1].double()
     mean = [value.float().unsqueeze(0).requires_grad_() for value in context.probe.mean]
     similarity = context.trained.explainer().networks.similarity(context.trained.translator(mean))
-    found = torch.cat(regressed_directions(context, "test"), dim=1).double()
+    found = torch.cat(regressed_directions(context.trained.explainer().networks, context.probe), dim=1).double()
     scale, count = context.probe.scale.double(), len(z)
     x = (z - z.mean(dim=0)) / scale
     for concept in (0, 5, 40):
@@ -94,15 +94,15 @@ def test_a_regression_needs_embeddings_of_one_size(probed, towers):
 def test_beyond_takes_the_probe_where_there_is_one(probed, towers):
     context = bench_of(towers, probed)
     given, alone, asked = (
-        torch.cat(BeyondRegions(context, **options).directions, dim=1)
+        torch.cat(BeyondRegions(context, **options).maps.directions, dim=1)
         for options in ({}, {"regression": False}, {"regression": True})
     )
     assert torch.equal(given, asked)
-    mean = [value.float() for value in context.probe.mean]
-    assert torch.equal(alone, torch.cat(concept_directions(context, mean), dim=1))
-    zero = BeyondRegions(dataclasses.replace(context, probe=None)).directions
+    networks = context.trained.explainer().networks
+    assert torch.equal(alone, torch.cat(concept_directions(networks, mean_activations(context.probe)), dim=1))
+    zero = BeyondRegions(dataclasses.replace(context, probe=None)).maps.directions
     start = [torch.zeros(channels) for channels in context.classifier.channels]
-    assert torch.equal(torch.cat(zero, dim=1), torch.cat(concept_directions(context, start), dim=1))
+    assert torch.equal(torch.cat(zero, dim=1), torch.cat(concept_directions(networks, start), dim=1))
 
 
 def test_vectors_of_tcav_are_gradients_at_the_mean_activation(probed, towers):

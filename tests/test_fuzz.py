@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cefam.commands._runs import identity_of
+from cefam.commands._runs import FILE, id_of
 from cefam.concepts.sets import ConceptSet
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.features import load_features
@@ -26,7 +26,7 @@ from cefam.exchange.inert import read_pickle
 from cefam.images.pictures import open_mask, read_pixels
 from cefam.io.passes import Pass
 from cefam.report import results
-from cefam.report.parts import Parts
+from cefam.report.parts import RECORDS, Parts, read_part, records_of
 from cefam.trained import read_stored
 
 SECONDS = float(os.environ.get("CEFAM_FUZZ", "0"))
@@ -73,9 +73,7 @@ def readers(world, prepared, trained, tmp_path_factory):
     import yaml
 
     made = tmp_path_factory.mktemp("whole")
-    parts = Parts(made / "evaluation")
-    parts.begin([1])
-    parts.write(0, [["a.jpg", "0", "1"]], 2, {}, [])
+    Parts.write(made / "evaluation/00000000.npz", [["a.jpg", "0", "1"]], 2, {}, [])
     described = made / "described"
     described.mkdir()
     shutil.copytree(world / "broden/images/src", described / "src")
@@ -93,7 +91,8 @@ def readers(world, prepared, trained, tmp_path_factory):
     with Pass(made / "journal", ["run"]) as work:
         work.journal.write_text('{"run": ["run"]}\n{"digest": "x", "bytes": 1, "about": {"file": "a"}}\n')
     (made / "run").mkdir()
-    (made / "run/run.json").write_text('{"id": "abc", "attempt": 1}')
+    (made / "run" / FILE).write_text('{"id": "abc"}')
+    (made / "run/run.json").write_text('{"id": "abc"}')
     return {
         "shard": Reader(prepared / "broden", "shard-000000.tar", whole_shard, pictures),
         "manifest": Reader(prepared / "broden", "manifest.json", Manifest.read),
@@ -114,13 +113,13 @@ def readers(world, prepared, trained, tmp_path_factory):
         "mask": Reader(made / "pictures", "000_object.png", lambda f: open_mask(f / "000_object.png", "a")),
         "part": Reader(
             made / "evaluation",
-            ".parts/00000000.npz",
-            lambda f: list(Parts(f).records()),
+            "00000000.npz",
+            lambda f: list(records_of(read_part(f / "00000000.npz", RECORDS))),
             lambda rows: all(isinstance(c, str) for r in rows for c in r),
         ),
         "published": Reader(made / "published", "a.pth", lambda f: read_pickle(f / "a.pth")),
         "journal": Reader(made / "journal", "journal.json", lambda f: Pass(f, ["run"]).__enter__().__exit__()),
-        "run": Reader(made / "run", "run.json", identity_of, lambda found: found is None or isinstance(found, str)),
+        "run": Reader(made / "run", FILE, id_of, lambda found: found is None or isinstance(found, str)),
         "results": Reader(made / "run", "run.json", results.Run.read),
     }
 

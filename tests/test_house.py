@@ -20,6 +20,7 @@ LAYERS = (
     ("concepts", "images", "translator", "metrics", "training.schedule", "brodenette", "doctor.doubts"),
     ("explanations",),
     ("towers",),
+    ("probe.stored",),
     ("attribution",),
     ("datasets", "trained", "doctor"),
     ("probe",),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from cefam import ConceptSet, Trained, Translator, load_classifier, load_vlm
 from cefam.attribution.scores import pool
-from cefam.datasets.photographs import groups
+from cefam.datasets.photographs import Photographs
 from cefam.errors import CefamError
 from cefam.images.views import EvaluationView
 from cefam.io.passes import Pass, Unit
@@ -85,7 +85,9 @@ def bench_of(towers, folder, concepts=None):
 def matrices(scenes, towers):
     """Activations (N, C_l) and embeddings (N, D) of all photographs at once."""
     classifier, vlm = towers
-    images = torch.stack([EvaluationView(96, 96)(picture()) for group in groups(scenes) for picture in group.open()])
+    images = torch.stack(
+        [EvaluationView(96, 96)(picture()) for group in Photographs.read(scenes).groups for picture in group.open()]
+    )
     with torch.no_grad():
         output = classifier(images)
         return [pool(a) for a in output.activations], F.normalize(encode_images(vlm.freeze(), images), dim=-1)

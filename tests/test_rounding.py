@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cefam import ConceptPairs
+from cefam.attribution.types import Activated
 from cefam.evaluation.evaluator import PROTOCOLS
 from cefam.images.views import resize_regions
 from cefam.methods import CenterRegions
-from cefam.methods.base import Activated
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.report.sums import NEAR
 from cefam.towers.types import ClassifierOutput

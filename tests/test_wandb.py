@@ -1,6 +1,5 @@
 """W&B: the id of a run, its attempts, the upload of a folder as one run, and sweeps; without a network."""
 
-import csv
 import json
 import re
 import shutil
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cefam.commands.wandb_ import STEP, rows_of
 
 from tests.commands import ROOT, csv_logger, feature_options, run
 
@@ -92,63 +90,27 @@ def attempts(made, tmp_path, monkeypatch):
     return shutil.copytree(made, tmp_path / "attempts")
 
 
-def test_a_run_has_one_id_and_its_offline_attempts_are_a_group(attempts):
-    about = json.loads((attempts / "log" / "run.json").read_text())
-    assert about["attempt"] == 3
+def test_the_attempts_of_a_run_have_its_id(attempts, capsys):
+    """`wandb sync` uploads runs of one id as one run, in the order of their start."""
+    about = json.loads((attempts / "log" / "run_id.json").read_text())
     stored = torch.load(attempts / "log/checkpoints/last.ckpt", weights_only=True)
-    assert stored["callbacks"]["RunIdentity"]["id"] == about["id"]
-    runs = [records_of(folder)[0] for folder in sorted((attempts / "wandb").glob("offline-run-*"))]
-    assert [each.run_id for each in runs] == [f"{about['id']}-{attempt}" for attempt in (1, 2, 3)]
-    assert {each.run_group for each in runs} == {about["id"]}
+    assert stored["callbacks"]["RunIdentity"] == about
+    folders = sorted((attempts / "wandb").glob("offline-run-*"))
+    assert len(folders) == 3
+    runs = [records_of(folder) for folder in folders]
+    assert [run.run_id for run, _ in runs] == [about["id"]] * 3
+    assert all(folder.name.endswith(about["id"]) for folder in folders)
+    losses = [[row["val/loss"] for row in rows if "val/loss" in row] for _, rows in runs]
+    assert [len(each) for each in losses] == [2, 2, 2]
+    assert losses[1] == pytest.approx(losses[2])  # both continue from the same checkpoint
 
 
-def test_a_folder_is_uploaded_as_one_run(attempts, capsys):
-    folder = attempts / "log"
-    assert len(list(folder.glob("metrics-until-*.csv"))) == 2
-    assert run("wandb", folder, "--project", "mine") == 0
-    assert "an offline run was written below it" in capsys.readouterr().out
-    (made,) = (folder / "wandb").glob("offline-run-*")
-    about, rows = records_of(made)
-    assert about.run_id == json.loads((folder / "run.json").read_text())["id"]
-    assert about.project == "mine"
-    steps = [int(row[STEP]) for row in rows]
-    assert steps == sorted(steps)
-    losses = {int(row[STEP]): row["val/loss"] for row in rows if "val/loss" in row}
-    assert len(losses) == 4  # every epoch once, though the third and fourth were trained twice
-    with (folder / "metrics.csv").open() as lines:
-        last = {int(row["step"]): float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"]}
-    assert {step: losses[step] for step in last} == pytest.approx(last)
-    assert list(losses)[-2:] == list(last)
-
-
-def test_rows_of_attempts_that_overlap(tmp_path):
-    (tmp_path / "metrics-until-1.csv").write_text("epoch,step,loss\n0,1,0.5\n0,2,0.4\n1,3,0.3\n")
-    (tmp_path / "metrics-until-2.csv").write_text("epoch,step,loss\n1,3,0.31\n1,4,0.2\n")
-    (tmp_path / "metrics.csv").write_text("epoch,step,loss,extra\n1,4,0.21,\n2,5,0.1,7\n")
-    found = [(row["step"], row["loss"]) for row in rows_of(tmp_path)]
-    assert found == [(1, 0.5), (2, 0.4), (3, 0.31), (4, 0.21), (5, 0.1)]
-
-
-def test_what_is_no_run_is_refused(tmp_path, capsys):
-    assert run("wandb", tmp_path) == 1
-    assert "holds no log of a run (no metrics.csv)" in capsys.readouterr().err
-    (tmp_path / "metrics.csv").write_text("epoch,step\nx,y\n")
-    assert run("wandb", tmp_path) == 1
-    assert "is not the log of a run" in capsys.readouterr().err
-
-
-def test_panels_come_with_the_rows_of_their_epoch(attempts):
-    from PIL import Image
-
-    folder = attempts / "log"
-    (folder / "panels").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "panels" / "epoch-0001.png")
-    assert run("wandb", folder) == 0
-    (made,) = (folder / "wandb").glob("offline-run-*")
-    _, rows = records_of(made)
-    (row,) = [row for row in rows if any(key.startswith("regions.path") for key in row) or "regions" in row]
-    assert int(row["epoch"]) == 1
-    assert list(made.rglob("media/images/regions_*.png"))
+def test_fit_ends_with_the_command_that_uploads_it(world, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert logged(tmp_path, *feature_options(world, prepared), "--trainer.max_epochs=1") == 0
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    command = next(line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line)
+    assert list(Path().glob(command.split()[-1])) or list(Path("/").glob(command.split()[-1].lstrip("/"))) == [folder]
 
 
 def test_a_sweep_runs_what_the_command_line_understands(tmp_path, capsys):

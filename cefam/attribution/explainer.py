@@ -1,11 +1,11 @@
 """Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets.
 
-After scoring, all steps work on batches of (image, concept) pairs, with any number of pairs per image. This module composes the
-steps: ``encoding`` (run the networks), ``weights`` (regions), ``choice`` (stage selection), ``contribution``.
+After scoring, all steps work on batches of (image, concept) pairs; this module composes them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, Unpack
+from functools import cached_property
+from typing import Any, Literal, Self, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
 from cefam.attribution.encoding import Encoding, Networks
 from cefam.attribution.explain import ExplainOptions, classes_of, explain, to_photograph
+from cefam.attribution.fused import FusedMaps
 from cefam.attribution.scores import log_probability
 from cefam.attribution.types import Contribution, Fused, Images, Picture, Regions
 from cefam.attribution.weights import regions_of
@@ -26,11 +27,15 @@ from cefam.errors import CefamError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
 from cefam.pairs import ConceptPairs
+from cefam.probe.stored import Probe
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
 from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.translator import Translator
+
+RegionRule = Literal["beyond", "ce-fam"]
 
 
 class Explainer:
@@ -42,6 +47,7 @@ class Explainer:
         concepts: a concept set with embeddings.
         vlm: needed for :meth:`with_texts` and for the VLM's own scores.
         doubts: reasons not to trust concepts, by concept number (from ``cefam doctor``).
+        probe: of the classifier and the VLM, for more exact regions of all stages.
         settings: settings of the method; ``None``: the published defaults.
         changes: settings to override, by name (:class:`cefam.settings.MethodSettings`).
 
@@ -69,11 +75,12 @@ class Explainer:
         vlm: VisionLanguageModel | None = None,
         settings: MethodSettings | None = None,
         doubts: Mapping[int, str] | None = None,
+        probe: Probe | None = None,
         **changes: Unpack[SettingsChanges],
     ) -> None:
         self.networks = Networks(classifier, translator, concepts)
         self.classifier, self.translator, self.concepts, self.vlm = classifier, translator, concepts, vlm
-        self.doubts = dict(doubts or {})
+        self.doubts, self.probe = dict(doubts or {}), probe
         self.settings = (settings or MethodSettings()).changed(**changes)
 
     @classmethod
@@ -101,7 +108,7 @@ class Explainer:
         if self.vlm is None:
             raise CefamError("New texts need the vision-language model that the translator mimics: pass it as `vlm`.")
         concepts = self.concepts.extended(texts, self.vlm)
-        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts)
+        return Explainer(self.classifier, self.translator, concepts, self.vlm, self.settings, self.doubts, self.probe)
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines an explanation besides its image and options; see :mod:`cefam.io.identity`."""
@@ -112,7 +119,29 @@ class Explainer:
             "vlm": self.vlm,
             "settings": self.settings.to_dict(),
             "doubts": self.doubts,
+            "probe": self.probe,
         }
+
+    @cached_property
+    def fused_maps(self) -> FusedMaps:
+        """The maps of all stages together, with directions from the probe if there is one.
+
+        Raises:
+            CefamError: if the probe is of another classifier or vision-language model.
+        """
+        if self.probe is not None:
+            about = self.probe.manifest
+            check_identity("classifier", about.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
+            if self.vlm is not None:
+                check_identity("vision-language model", about.vlm, self.vlm.freeze().identity(), VLM_KEYS)
+        return FusedMaps(self.networks, self.probe)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks to a device; returns the explainer."""
+        for network in (self.classifier, self.translator, self.vlm):
+            if network is not None:
+                network.to(device)
+        return self
 
     def encode(self, images: Tensor, output: ClassifierOutput | None = None) -> Encoding:
         """Run the networks on images (B, 3, H, W); see :meth:`cefam.attribution.encoding.Networks.encode`."""
@@ -166,9 +195,6 @@ class Explainer:
             pairs: P pairs.
             num_channels: K; in a stage with fewer channels, all are masked; ``None``: as in the settings.
             regions: regions of the same pairs; ``None``: they are computed.
-
-        Raises:
-            CefamError: for ``num_channels`` below 1.
         """
         settings, encoding = self._with(num_channels=num_channels), self._encoded(images)
         pairs = pairs.to(encoding.device)
@@ -247,7 +273,7 @@ class Explainer:
         num_channels: int | None = None,
         derivative: Derivative | None = None,
         every_stage: bool = False,
-        fused: Fused | None = None,
+        method: RegionRule = "beyond",
     ) -> list[Explanation]:
         """Explain a class of each image by concepts, their regions and contributions.
 
@@ -261,8 +287,8 @@ class Explainer:
             num_channels: K of association and contribution; ``None``: as in the settings.
             derivative: derivative used for the regions; ``None``: as in the settings.
             every_stage: compute contributions at every stage, not only at the chosen one.
-            fused: computes one map over all stages, used as the region (``BeyondRegions(...).maps``); ``None``: the region is
-                the chosen stage's map.
+            method: "beyond": the region is one map of all stages (:class:`cefam.attribution.fused.FusedMaps`); "ce-fam": the map
+                of the stage with the largest association, as published.
 
         Returns:
             One explanation per image; contributions are ``None`` unless the classifier can be resumed at every stage.
@@ -272,6 +298,7 @@ class Explainer:
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = self._with(derivative, num_channels)
+        fused = explainer._fused(method)
         options = ExplainOptions(settings, top_k, candidates, every_stage, fused, self.vlm, self.doubts)
         return explain(explainer.networks, images, target, options)
 
@@ -285,7 +312,7 @@ class Explainer:
         target: int | None = None,
         concepts: Sequence[str | int] | ConceptSet | None = None,
         num_channels: int | None = None,
-        fused: Fused | None = None,
+        method: RegionRule = "beyond",
     ) -> Comparison:
         """Compare the predicted class with another one (Fig. 7).
 
@@ -296,7 +323,7 @@ class Explainer:
             target: class to compare instead of the predicted one.
             concepts: as for :meth:`explain`.
             num_channels: as for :meth:`explain`.
-            fused: as for :meth:`explain`.
+            method: as for :meth:`explain`.
 
         Returns:
             Both explanations and, for the concepts that most favor the predicted class over ``other``, how much of their region
@@ -307,9 +334,15 @@ class Explainer:
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = self._with(num_channels=num_channels)
+        fused = explainer._fused(method)
         options = ExplainOptions(settings, top_k, candidates, fused=fused, vlm=self.vlm, doubts=self.doubts)
         photograph = to_photograph(photograph, self.classifier, "image")
         return why_not(explainer.networks, photograph, other, target, options)
+
+    def _fused(self, method: RegionRule) -> Fused | None:
+        if method not in get_args(RegionRule):
+            raise CefamError(f"method must be {' or '.join(map(repr, get_args(RegionRule)))}, got {method!r}.")
+        return self.fused_maps if method == "beyond" else None
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that includes these concepts, and their indices in it."""

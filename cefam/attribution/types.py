@@ -1,9 +1,9 @@
 """Types of the Explainer: its inputs, and the regions and contributions of pairs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from PIL import Image
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from cefam.attribution.encoding import Encoding
 from cefam.explanations.photograph import Photograph
 from cefam.pairs import ConceptPairs
+from cefam.towers.types import ClassifierOutput
+
+T = TypeVar("T")
 
 # Input images: one or several pictures or files, or a tensor of views (B, 3, H, W).
 Picture = Photograph | Image.Image | str | Path
@@ -34,3 +37,28 @@ class Contribution(NamedTuple):
     value: Tensor
     curve: Tensor
     stage: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Activated:
+    """A batch of images and the classifier's output for them, shared by all methods.
+
+    Args:
+        images: views (B, 3, H, W), uint8 or floats in [0, 1].
+        output: logits, stage maps and context of the classifier.
+    """
+
+    images: Tensor
+    output: ClassifierOutput
+    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Compute a value that depends only on the batch, and cache it for later chunks of pairs.
+
+        Args:
+            key: cache key, unique among all methods.
+            compute: computes the value; called once.
+        """
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return cast(T, self._kept[key])

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from cefam.attribution.candidates import matched
 from cefam.attribution.explainer import Explainer
-from cefam.attribution.types import Fused
 from cefam.concepts.sets import ConceptSet
 from cefam.datasets.photographs import device_named
 from cefam.datasets.sources.images import list_images
@@ -19,7 +18,6 @@ from cefam.explanations import Photograph
 from cefam.explanations.explanation import KINDS
 from cefam.images.views import EvaluationView
 from cefam.io.reading import readable
-from cefam.methods import BeyondRegions, MethodContext
 from cefam.probe import Probe
 from cefam.towers.loading import load_source
 from cefam.towers.naming import class_number
@@ -28,62 +26,38 @@ from cefam.trained import Trained
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
 LONGEST = 180  # bytes of a page's name; file systems allow 255, including the suffix of a temporary name
-DEMO_PROBE = Path("runs/demo/probe")
 
 
 @dataclass(frozen=True)
 class LoadedArtefact:
-    """A loaded artefact: ``explainer``, and ``view``, how photographs are cut (a number: the usual view of this size).
-
-    ``vlm``: identity of the vision-language model; ``fused``: computes regions that combine all stages, or ``None``;
-    ``probe``: the probe from which their directions are learned.
-    """
+    """An artefact that is ready to explain: ``explainer``, and the view of photographs (a number: the usual one of this side)."""
 
     explainer: Explainer
     view: EvaluationView | int
-    vlm: dict[str, Any] | None = None
-    probe: Probe | None = None
-    fused: Fused | None = None
 
     def photograph(self, path: Path, name: str | None = None) -> Photograph:
         """Read a photograph."""
         return Photograph.open(path, self.view, name)
 
-    def with_regions(self, method: str, probe: str | None) -> Self:
-        """A copy with the regions of a method: "ce-fam", or "beyond" with an optional probe.
-
-        Raises:
-            CefamError: if the probe is missing, belongs to other towers, or is not used by the method.
-        """
-        if method == "ce-fam":
-            if probe is not None:
-                raise CefamError('Only the method "beyond" takes a probe: leave `--probe` or `--method` out.')
-            return self
-        explainer = self.explainer
-        parts = explainer.classifier, explainer.translator, explainer.concepts
-        trained = Trained(*parts, vlm_identity=self.vlm, settings=explainer.settings)
-        stored = None if probe is None else Probe.read(probe)
-        return replace(self, probe=stored, fused=BeyondRegions(MethodContext(trained, probe=stored)).maps)
-
-    def hint(self) -> None:
-        """Warn if a probe would make the regions more exact."""
-        if self.fused is not None and self.probe is None:
+    def hint(self, method: str) -> None:
+        """Warn that a probe would make the regions more exact."""
+        if method == "beyond" and self.explainer.probe is None:
             advice = "Regions would be more exact with a probe: make one with `cefam probe`, and name it as `--probe`."
             warnings.warn(advice, CefamWarning, stacklevel=3)
 
     def target(self, name: str | int | None) -> int | None:
-        """Index of a class given by name or index; ``None`` if none is given."""
+        """A class by name or index."""
         classifier = self.explainer.classifier
         return None if name is None else class_number(classifier.class_names, classifier.num_classes, name)
 
 
-def demo_probe(artefact: str | None, method: str) -> str | None:
-    """The demo's probe, if the artefact is the demo's and the method uses a probe."""
-    return str(DEMO_PROBE) if artefact is None and method == "beyond" and DEMO_PROBE.is_dir() else None
-
-
 def open_artefact(
-    artefact: str | None, texts: Sequence[str] | ConceptSet | None, device: str, resize: int | None, crop: int | None
+    artefact: str | None,
+    texts: Sequence[str] | ConceptSet | None,
+    device: str,
+    resize: int | None,
+    crop: int | None,
+    probe: str | None = None,
 ) -> tuple[LoadedArtefact, list[int] | None]:
     """Read an artefact, and its VLM if new texts need it or it is available locally.
 
@@ -99,6 +73,8 @@ def open_artefact(
             f"fit`, or run `cefam demo` first."
         )
     trained = Trained.read(artefact or DEMO)
+    if probe is not None:
+        trained = replace(trained, probe=Probe.read(probe))
     source = (trained.vlm_identity or {}).get("source")
     vlm: VisionLanguageModel | None = None
     if _at_hand(source):
@@ -110,13 +86,9 @@ def open_artefact(
             vlm = load_source("vision-language model", source)
             explainer = trained.explainer(vlm)
         explainer, candidates = explainer.with_candidates(texts)
-    where = device_named(device)
-    for module in (explainer.classifier, explainer.translator, explainer.vlm):
-        if module is not None:
-            module.to(where)
+    explainer.to(device_named(device))
     side = crop or min(explainer.classifier.input_size)
-    view = side if resize is None else EvaluationView(resize, side)
-    return LoadedArtefact(explainer, view, trained.vlm_identity), candidates
+    return LoadedArtefact(explainer, side if resize is None else EvaluationView(resize, side)), candidates
 
 
 def _at_hand(source: Any) -> bool:

@@ -26,7 +26,7 @@ class RunIdentity(L.Callback):
     def begin(self, trainer: L.Trainer, checkpoint: str | None) -> None:
         """Set the id of the resumed run, or a new one, before any logger starts."""
         folder = trainer.log_dir
-        stored = _of_checkpoint(checkpoint) or (_of_folder(Path(folder)) if folder and checkpoint else None)
+        stored = _of_checkpoint(checkpoint) or (id_of(Path(folder)) if folder and checkpoint else None)
         self.id = stored or uuid4().hex[:8]
         if folder and trainer.is_global_zero:
             write_text(Path(folder) / FILE, json.dumps({"id": self.id}))
@@ -54,7 +54,8 @@ class RunIdentity(L.Callback):
         return {"id": self.id}
 
 
-def _of_folder(folder: Path) -> str | None:
+def id_of(folder: Path) -> str | None:
+    """The id of the run in a folder, if it has one."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))["id"]
     except (OSError, ValueError, TypeError, KeyError):

@@ -18,6 +18,7 @@ from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
 from cefam.explanations.text import percent
+from cefam.trained import find_artefact
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "timm", "webdataset", "wandb", "jsonargparse",
@@ -50,7 +51,7 @@ def doctor(
     """
     if count < checkup.FEWEST:
         raise CefamError(f"count must be at least {checkup.FEWEST}, got {count}.")
-    place = doubts.place_of(artefact or DEMO)
+    place = doubts.place_of(find_artefact(artefact or DEMO))
     if images and place.exists() and not overwrite:
         raise ExistsError(f"{place} already exists: pass `--overwrite true` to judge the concepts again.")
     print("Environment")
@@ -62,7 +63,7 @@ def doctor(
         if opened.explainer.vlm is None:
             print("  the VLM is not available locally: the translator is not compared with it")
         if images:
-            _judge(opened, images, count, artefact or str(DEMO))
+            _judge(opened, images, count, str(find_artefact(artefact or DEMO)))
         else:
             print("  no photographs (`--images`): concepts were not judged")
     if problems:

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from cefam.commands._explaining import (
     LoadedArtefact,
-    demo_probe,
     is_file_name,
     open_artefact,
     page_names,
@@ -72,8 +71,8 @@ def explain(
         top_k: concepts per photograph.
         method: method of the regions: "beyond", one map that combines all stages (see docs/research/beyond.md); "ce-fam",
             the map of the stage with the largest association, as published.
-        probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: use the
-            translator's gradient, with less exact regions (the demo's artefact uses the demo's probe).
+        probe: a folder of `cefam probe`, from which "beyond" learns the direction of every concept; null: the one
+            beside the artefact, or else the translator's gradient, with less exact regions.
         every_stage: compute contributions at every stage, not only at the concept's stage.
         num_channels: K, number of masked channels; null: as in training.
         colormap: initial color map of the page.
@@ -93,15 +92,16 @@ def explain(
     if why_not is not None and (every_stage or colormap != "viridis"):
         raise CefamError("`--every_stage` and `--colormap` do not apply to `--why-not`: leave them out.")
     texts: Sequence[str] | ConceptSet | None = concept or (None if concepts is None else ConceptSet.load(concepts))
-    opened, candidates = open_artefact(artefact, texts, device, resize, crop)
-    opened = opened.with_regions(method, probe or demo_probe(artefact, method))
+    if probe is not None and method == "ce-fam":
+        raise CefamError('Only the method "beyond" takes a probe: leave `--probe` or `--method` out.')
+    opened, candidates = open_artefact(artefact, texts, device, resize, crop, probe)
     wanted, other = opened.target(target), opened.target(why_not)
     count = max(top_k, len(candidates or [])) if concept else top_k
-    options = {"top_k": count, "target": wanted, "concepts": candidates}
-    options |= {"num_channels": num_channels, "every_stage": every_stage}
+    options: dict[str, Any] = {"top_k": count, "target": wanted, "concepts": candidates}
+    options |= {"num_channels": num_channels, "every_stage": every_stage, "method": method}
     if other is not None:
         compared = opened.explainer.why_not(
-            opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels, opened.fused
+            opened.photograph(found[0][1]), other, count, wanted, candidates, num_channels, method
         )
         made = [compared.save(place, overwrite)]
         _tell(compared, json)
@@ -113,7 +113,7 @@ def explain(
         made = _folder(opened, found, options, place, json, colormap, overwrite)
     if json != "-":
         print(f"{made[-1]}")
-    opened.hint()
+    opened.hint(method)
     if open:
         webbrowser.open(made[-1].resolve().as_uri())
     return made
@@ -132,7 +132,7 @@ def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not
 
 
 def _explained(opened: LoadedArtefact, name: str, path: Path, options: dict[str, Any]) -> Explanation:
-    return opened.explainer.explain([opened.photograph(path, name)], fused=opened.fused, **options)[0]
+    return opened.explainer.explain([opened.photograph(path, name)], **options)[0]
 
 
 def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
@@ -178,9 +178,8 @@ def _folder(
     overwrite: bool,
 ) -> list[Path]:
     """Write one page per photograph, and an index that links them; a stopped run can be resumed."""
-    regions = {"method": "ce-fam" if opened.fused is None else "beyond", "probe": opened.probe}
     form = {"colormap": colormap, "json": json is not None}
-    run = identity(**opened.explainer.identity(), view=opened.view, **regions, options=options, **form)
+    run = identity(**opened.explainer.identity(), view=opened.view, options=options, **form)
     with Pass(folder, run, replace=overwrite) as work:
         pages = page_names([name for name, _ in found])
         units = [

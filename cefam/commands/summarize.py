@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cefam.commands._explaining import LoadedArtefact, open_artefact, photographs_of
 from cefam.commands._options import call
@@ -30,6 +30,8 @@ def summarize(
     target: str | None = None,
     out: str = "runs/summary",
     top_k: int = 8,
+    method: Literal["beyond", "ce-fam"] = "beyond",
+    probe: str | None = None,
     num_channels: int | None = None,
     resize: int | None = None,
     crop: int | None = None,
@@ -47,6 +49,8 @@ def summarize(
         target: class to explain in all photographs, by name or index; null: the predicted class of each.
         out: output folder for summary.html, summary.csv and summary.json.
         top_k: concepts per photograph.
+        method: of the regions in the pictures, as for `cefam explain`.
+        probe: a folder of `cefam probe`; null: the one beside the artefact.
         num_channels: K, number of masked channels; null: as in training.
         resize: short side of a photograph before the central crop; null: 8/7 of the crop.
         crop: side of the central crop, in pixels; null: the classifier's input size.
@@ -59,10 +63,11 @@ def summarize(
     if top_k < 1:
         raise CefamError(f"top_k must be at least 1, got {top_k}.")
     texts = None if concepts is None else ConceptSet.load(concepts)
-    opened, candidates = open_artefact(artefact, texts, device, resize, crop)
+    opened, candidates = open_artefact(artefact, texts, device, resize, crop, probe)
     wanted = opened.target(target)
     labels = _labels(opened, [name for name, _ in found])
-    options = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
+    options: dict[str, Any] = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
+    options |= {"method": method}
     records = _records(opened, found, labels, options, folder, overwrite)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}

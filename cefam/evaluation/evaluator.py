@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cefam.attribution.batching import chunks
+from cefam.attribution.types import Activated
 from cefam.concepts.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, RegionMethod
+from cefam.methods.base import RegionMethod
 from cefam.metrics.functional import Bounds, area_bounds
 from cefam.metrics.table import Measured, chosen
 from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash

@@ -145,7 +145,8 @@ class RegionEvaluation(L.LightningModule):
         self.settings = self.trained.settings.changed(**self.changes)
         trained = replace(self.trained, concepts=self.concepts, settings=self.settings, doubts={})
         self.classifier, self.translator = trained.classifier, trained.translator
-        context = MethodContext(trained, self.vlm, None if self.probe is None else Probe.read(self.probe))
+        probe = trained.probe if self.probe is None else Probe.read(self.probe)
+        context = MethodContext(trained, self.vlm, probe)
         methods = {name: make(context) for name, make in self.factories.items()}
         # Files named in the options; their content is part of the key.
         self.inputs = [context.probe, *(m.associations for m in methods.values() if isinstance(m, NeuronRegions))]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cefam.attribution.types import Activated
 from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
-from cefam.methods.base import Activated
 from cefam.pairs import RegionBatch
 from cefam.towers.types import ClassifierOutput
 

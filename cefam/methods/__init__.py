@@ -1,7 +1,8 @@
 """Region methods: compute regions for (image, concept) pairs behind one interface."""
 
+from cefam.attribution.types import Activated
 from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
-from cefam.methods.base import Activated, MethodContext, MethodFactory, RegionMethod
+from cefam.methods.base import MethodContext, MethodFactory, RegionMethod
 from cefam.methods.beyond import BeyondRegions
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions

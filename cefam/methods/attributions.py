@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.scores import log_probability
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
-from cefam.methods.base import Activated, MethodContext
+from cefam.methods.base import MethodContext
 from cefam.methods.saliency import Of, ScoreMapRegions, floats, needed
 
 

@@ -1,49 +1,22 @@
 """Interface of region methods, and their inputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
+from cefam.attribution.types import Activated
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, near
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.types import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 from cefam.translator import Translator
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Activated:
-    """A batch of images and the classifier's output for them, shared by all methods.
-
-    Args:
-        images: views (B, 3, H, W), uint8 or floats in [0, 1].
-        output: logits, stage maps and context of the classifier.
-    """
-
-    images: Tensor
-    output: ClassifierOutput
-    _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
-
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Compute a value that depends only on the batch, and cache it for later chunks of pairs.
-
-        Args:
-            key: cache key, unique among all methods.
-            compute: computes the value; called once.
-        """
-        if key not in self._kept:
-            self._kept[key] = compute()
-        return cast(T, self._kept[key])
 
 
 @dataclass(frozen=True, eq=False)

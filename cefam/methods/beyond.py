@@ -1,50 +1,33 @@
-"""Beyond the paper: one map per concept, summed over all stages. See docs/research/beyond.md.
+"""The fused maps of all stages as a region method."""
 
-To first order, the score is a sum over stages and positions: S ~ const + sum_l mean_x (v^l . A^l(x)), where v^l is the
-concept's direction in the space of the stage's pooled activations. The map is therefore the sum of all stages' maps.
-"""
-
-import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import PairTable
-from cefam.attribution.encoding import Encoding
-from cefam.attribution.weights import fuse_signed
-from cefam.errors import CefamError
+from cefam.attribution.fused import FusedMaps
+from cefam.attribution.smoothing import sharpened
+from cefam.attribution.types import Activated
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod
+from cefam.methods.base import MethodContext, RegionMethod
 from cefam.methods.ce_fam import encoding_of
-from cefam.methods.directions import concept_directions, mean_activations, regressed_directions
-from cefam.methods.guided import GRID, guided, sharpened, spread_apart
+from cefam.methods.neurons import classifier_probe
 from cefam.pairs import Candidates, ConceptPairs
-
-ENLARGED = (1.7, 4.0)  # minimum and maximum enlargement of windows
-SEAM = 0.05  # weight of a window's map at its border; 1 at its center
-AGAINST = 0.5  # weight of negative evidence; 1 for positive evidence
+from cefam.towers.identity import VLM_KEYS, check_identity
 
 
 class BeyondRegions(RegionMethod):
-    """Sum of the maps of all stages, over the view and windows of it, smoothed by :func:`cefam.methods.guided.guided`.
-
-    Needs no masks, no labels, no choice of a stage, and no backward pass per image.
+    """Sum of the maps of all stages: :class:`cefam.attribution.fused.FusedMaps`, which explains the arguments.
 
     Args:
         context: must have a trained translator.
-        regression: estimate concept directions by regression on the context's probe, with the translator as the prior (see
-            :func:`cefam.methods.directions.regressed_directions`); otherwise use the translator's gradient at the probe's mean
-            activations, or at zero without a probe. ``None``: true if there is a probe.
-        scales: factors by which the view is enlarged and then classified in windows of its original size; 1: the whole view.
-            ``None``: see :func:`usual_scales`.
+        regression: estimate concept directions by regression on the context's probe; ``None``: if there is one.
+        scales: factors by which the view is enlarged.
         guide: smooth the map within similar-looking areas of the photograph.
         sharpen: emphasize high values of the map; ranks do not change.
 
     Raises:
-        CefamError: for empty ``scales`` or a scale below 1, and for a regression without a probe or with one of other towers.
+        CefamError: for invalid ``scales``, and for a regression without a probe or with one of other towers.
     """
 
     def __init__(
@@ -56,118 +39,24 @@ class BeyondRegions(RegionMethod):
         sharpen: bool = True,
     ) -> None:
         super().__init__(context)
-        if scales is not None and (not scales or min(scales) < 1):
-            raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
-        self.guide, self.sharpen, self.scales = guide, sharpen, scales
-        self.explainer = context.trained.explainer()
-        if regression or (regression is None and context.probe is not None):
-            self.directions = regressed_directions(context, "BeyondRegions")
-        elif context.probe is not None:
-            self.directions = concept_directions(context, mean_activations(context, "BeyondRegions"))
-        else:
-            self.directions = concept_directions(context, [torch.zeros(n) for n in context.classifier.channels])
+        self.sharpen, self.explainer, probe = sharpen, context.trained.explainer(), None
+        if regression or context.probe is not None:
+            probe, stored = classifier_probe(context, "BeyondRegions"), context.trained.vlm_identity
+            if stored is not None and regression is not False:
+                check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
+        self.maps = FusedMaps(self.explainer.networks, probe, regression, scales, guide)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
         """One candidate, the summed map, scored by the similarity S."""
         pairs = pairs.to(activated.images.device)
-        total = resize_regions(self._total(activated, pairs), size)
+        total = resize_regions(self.maps.total(activated, pairs), size)
         total = sharpened(total) if self.sharpen else total.relu()
         score = self.presence(activated)[pairs.image, pairs.concept]
         one = torch.ones(len(pairs), 1, dtype=torch.bool, device=total.device)
         return Candidates(total.unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
 
-    def maps(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
-        """Maps of pairs for display (P, 48, 48), for :meth:`cefam.Explainer.explain` with ``fused=method.maps``.
-
-        The mean over the view is subtracted, and negative values are set to 0: an unshifted map looks uniform, and a sharpened
-        one shows only its peak.
-        """
-        total = self._total(Activated(encoding.images, encoding.output), pairs)
-        return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
-
     def presence(self, activated: Activated) -> Tensor:
         """The similarity S (B, T)."""
         return encoding_of(self.explainer, activated).similarity
-
-    def _total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
-        """Sum over stages and windows (P, 48, 48), smoothed if ``guide`` is set."""
-        device = activated.images.device
-        used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs has few images
-        layout = PairTable(place, len(used))
-        self.directions = [direction.to(device) for direction in self.directions]  # copied on the first call only
-        weights = [direction[pairs.concept] for direction in self.directions]
-        total = torch.zeros(len(pairs), *GRID, device=device)
-        for scale in self.scales or usual_scales(activated):
-            seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
-            for window, activations in activated.once(("windows", scale), partial(self._seen, activated, scale)):
-                rows, columns = (_cells(n, side) for n, side in zip(GRID, window, strict=True))
-                shape = (rows.stop - rows.start, columns.stop - columns.start)
-                trust = _tent(shape, device)
-                seen[:, rows, columns] += trust * self._summed([a[used] for a in activations], weights, layout, shape)
-                count[rows, columns] += trust
-            total += resolution(activated, scale) * spread_apart(seen / count)
-        return guided(activated, total, pairs.image) if self.guide else total
-
-    def _summed(
-        self, activations: list[Tensor], weights: list[Tensor], layout: PairTable, grid: Sequence[int]
-    ) -> Tensor:
-        """Sum of the stages' maps (P, h, w), with negative values scaled by ``AGAINST``."""
-        total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
-        for activation, weight in zip(activations, weights, strict=True):
-            part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
-            total += F.leaky_relu(part, AGAINST)
-        return total
-
-    @torch.no_grad()
-    def _seen(self, activated: Activated, scale: float) -> list[tuple[list[tuple[float, float]], list[Tensor]]]:
-        """Windows of the view, (rows, columns) in [0, 1], each with its maps, one (B, C_l, H_l, W_l) per stage."""
-        if scale == 1:
-            return [([(0.0, 1.0), (0.0, 1.0)], activated.output.activations)]
-        images, found = activated.images, []
-        pixels = images.float() / (1 if images.is_floating_point() else 255)
-        height, width = images.shape[-2:]
-        for rows in windows(scale):
-            for columns in windows(scale):
-                part = pixels[..., _cells(height, rows), _cells(width, columns)]
-                enlarged = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
-                found.append(([rows, columns], self.explainer.classifier(enlarged).activations))
-        return found
-
-
-def usual_scales(activated: Activated) -> tuple[float, float]:
-    """Scale 1, and the scale at which the finest stage matches the map's resolution, within ``ENLARGED``."""
-    least, most = ENLARGED
-    return 1.0, min(max(GRID[0] / _finest(activated), least), most)
-
-
-def resolution(activated: Activated, scale: float) -> float:
-    """Weight of a scale: proportional to the finest stage's resolution, 1 if its cells are at most two map cells wide."""
-    return min(1.0, 2 * scale * _finest(activated) / GRID[0])
-
-
-def _finest(activated: Activated) -> int:
-    """Number of cells of the finest stage along its shorter side."""
-    return max(min(activation.shape[-2:]) for activation in activated.output.activations)
-
-
-def windows(scale: float) -> list[tuple[float, float]]:
-    """The smallest number of windows of length 1 / ``scale`` that cover [0, 1], evenly spaced.
-
-    >>> windows(1.6)
-    [(0.0, 0.625), (0.375, 1.0)]
-    """
-    side, steps = 1 / scale, math.ceil(scale) - 1
-    starts = [step * (1 - side) / max(steps, 1) for step in range(steps + 1)]
-    return [(start, start + side) for start in starts]
-
-
-def _cells(length: int, window: tuple[float, float]) -> slice:
-    return slice(round(length * window[0]), round(length * window[1]))
-
-
-def _tent(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Weights (h, w) that decrease from the center to the border, to blend overlapping windows."""
-    rows, columns = (1 - ((torch.arange(n, device=device) + 0.5) / n * 2 - 1).abs() for n in shape)
-    return rows[:, None] * columns + SEAM

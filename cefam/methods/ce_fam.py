@@ -8,8 +8,9 @@ from torch import Tensor
 
 from cefam.attribution.encoding import Encoding
 from cefam.attribution.explainer import Explainer
+from cefam.attribution.types import Activated
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
+from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.settings import SettingsChanges
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.images.pictures import to_grey
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
+from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 
 _ODD = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer: spreads consecutive counters

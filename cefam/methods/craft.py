@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cefam.attribution.types import Activated
 from cefam.datasets.photographs import Photographs, views_of
 from cefam.errors import CefamError
 from cefam.images.views import EvaluationView, resize_regions
 from cefam.methods.associations import per_concept, prompts_of
-from cefam.methods.base import Activated, MethodContext, RegionMethod
+from cefam.methods.base import MethodContext, RegionMethod
 from cefam.methods.neurons import encoded
 from cefam.methods.www import TEMPLATE, concept_weights, selected
 from cefam.pairs import Candidates, ConceptPairs, slots

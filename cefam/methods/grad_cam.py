@@ -10,10 +10,11 @@ from cefam.attribution.batching import PairTable
 from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import pool, similarity_gradient
+from cefam.attribution.types import Activated
 from cefam.attribution.weights import branch_weights, fuse
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod
+from cefam.methods.base import MethodContext, RegionMethod
 from cefam.methods.ce_fam import encoding_of
 from cefam.pairs import Candidates, ConceptPairs
 

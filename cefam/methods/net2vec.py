@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
+from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
 from cefam.methods.masked import Masked, MaskedShards, thresholds
 from cefam.pairs import Candidates, ConceptPairs
 

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.scores import pool
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons
-from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
+from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod
+from cefam.methods.base import MethodContext, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.towers.taps import tapped
 

@@ -10,18 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cefam.attribution.directions import concept_directions, mean_activations
+from cefam.attribution.types import Activated
 from cefam.images.views import resize_regions
-from cefam.methods.base import Activated, MethodContext, RegionMethod, chosen_stages
-from cefam.methods.directions import concept_directions, mean_activations
+from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
+from cefam.methods.neurons import classifier_probe
 from cefam.methods.www import class_slopes
 from cefam.pairs import Candidates, ConceptPairs
 
 
 def concept_vectors(context: MethodContext) -> list[Tensor]:
     """Unit vectors of all concepts at every stage: (T, C_l)."""
-    return [
-        F.normalize(direction, dim=1) for direction in concept_directions(context, mean_activations(context, "TCAV"))
-    ]
+    networks = context.trained.explainer().networks
+    found = concept_directions(networks, mean_activations(classifier_probe(context, "TCAV")))
+    return [F.normalize(direction, dim=1) for direction in found]
 
 
 class TCAVRegions(RegionMethod):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.scores import pool
+from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.methods.associations import Across, Associations, per_concept, prompts_of
-from cefam.methods.base import Activated, MethodContext
+from cefam.methods.base import MethodContext
 from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
 from cefam.towers.classifier import FrozenClassifier
 

@@ -7,12 +7,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from cefam.datasets.contract import MANIFEST
 from cefam.errors import CefamError, MissingError
 from cefam.io.reading import read_description
+from cefam.towers.identity import CLASSIFIER_KEYS, differs
 
 Pooling = Literal["published", "mean", "max"]
-MERGED = "probe.safetensors"
+MANIFEST, MERGED = "manifest.json", "probe.safetensors"
 BY_STAGE = ("value", "photograph", "cross", "square", "mean")
 OF_ALL = ("embedding", "gram", "scale", "correlation", "covariance")
 
@@ -109,6 +109,21 @@ class Probe:
             )
         parts = [load_tensors(self.folder / entry["file"]) for entry in self.manifest.files]
         return torch.cat([part["embedding"] for part in parts]), torch.cat([part[f"pooled.{stage}"] for part in parts])
+
+
+def probe_beside(path: Path, classifier: dict[str, Any]) -> Probe | None:
+    """The probe of a classifier in the folder ``probe`` of an artefact's folder, or of one of the three folders above it.
+
+    Args:
+        path: the artefact or checkpoint.
+        classifier: identity of its classifier.
+    """
+    for folder in (path, *path.resolve().parents[:3]):
+        place = folder / "probe"
+        if (place / MANIFEST).is_file():
+            stored = ProbeManifest.read(place).classifier
+            return None if differs(stored, classifier, CLASSIFIER_KEYS) else Probe.read(place)
+    return None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -67,25 +67,12 @@ class Parts:
             np.savez(file, **arrays)
 
     def _read(self, wanted: str) -> Iterator[dict[str, np.ndarray]]:
-        """Yield, for every batch, the arrays whose names begin with ``wanted``; other arrays are not read."""
-        for path in self.paths():
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    stored = {name: arrays[name] for name in arrays.files if name.startswith(wanted)}
-                if wanted == RECORDS:
-                    stored[RECORDS].tobytes().decode()
-                elif wanted == OUTSIDE:
-                    int(stored[OUTSIDE])
-            except Exception as error:  # zipfile and NumPy raise many types for a broken file
-                raise CefamError(
-                    f"{path} cannot be read ({error}): remove it, and run `cefam evaluate` again."
-                ) from error
-            yield {name.removeprefix(wanted) or name: value for name, value in stored.items()}
+        return (read_part(path, wanted) for path in self.paths())
 
     def records(self) -> Iterator[list[str]]:
         """The records of all batches, in order."""
         for stored in self._read(RECORDS):
-            yield from csv.reader(io.StringIO(stored[RECORDS].tobytes().decode(), newline=""))
+            yield from records_of(stored)
 
     def outside(self) -> int:
         """Number of pairs whose label is not in the concept set."""
@@ -107,3 +94,26 @@ class Parts:
     def clear(self) -> None:
         """Remove all parts."""
         shutil.rmtree(self.work.folder, ignore_errors=True)
+
+
+def read_part(path: Path, wanted: str) -> dict[str, np.ndarray]:
+    """The arrays of a part whose names begin with ``wanted``; other arrays are not read.
+
+    Raises:
+        CefamError: if the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            stored = {name: arrays[name] for name in arrays.files if name.startswith(wanted)}
+        if wanted == RECORDS:
+            stored[RECORDS].tobytes().decode()
+        elif wanted == OUTSIDE:
+            int(stored[OUTSIDE])
+    except Exception as error:  # zipfile and NumPy raise many types for a broken file
+        raise CefamError(f"{path} cannot be read ({error}): remove it, and run `cefam evaluate` again.") from error
+    return {name.removeprefix(wanted) or name: value for name, value in stored.items()}
+
+
+def records_of(stored: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """The records in the arrays of a part."""
+    return csv.reader(io.StringIO(stored[RECORDS].tobytes().decode(), newline=""))

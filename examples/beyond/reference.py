@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cefam.attribution.fused import usual_scales
 from cefam.methods import Activated, BeyondRegions, MethodContext
-from cefam.methods.beyond import usual_scales
 from cefam.methods.masked import MaskedShards
 from cefam.towers.types import ClassifierOutput
 
@@ -41,7 +41,7 @@ class FittedDirections(BeyondRegions):
         mean = sums / count
         gram, cross = gram / count - torch.outer(mean, mean), cross / count - torch.outer(mean, shares / count)
         gram += torch.diag(RIDGE * gram.diagonal().clamp_min(1e-12))
-        self.directions = list(
+        self.maps.directions = list(
             torch.split(torch.linalg.solve(gram, cross).T.float(), context.classifier.channels, dim=1)
         )
 
@@ -54,7 +54,7 @@ class FittedDirections(BeyondRegions):
             masks[batch.image, batch.concept] = batch.mask.float()
             side = min(CELLS, max(min(maps.shape[-2:]) for maps in batch.maps))
             for scale in usual_scales(activated):
-                for (rows, columns), maps in self._seen(activated, scale):
+                for (rows, columns), maps in self.maps.seen(activated, scale):
                     top, bottom = (round(height * part) for part in rows)
                     left, right = (round(width * part) for part in columns)
                     seen = torch.cat([_at(each.float(), side) for each in maps], dim=1)

@@ -6,46 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.encoding import single_precision
+from cefam.attribution.encoding import Networks, single_precision
 from cefam.attribution.scores import similarity_gradient
 from cefam.errors import CefamError
-from cefam.methods.base import MethodContext
-from cefam.methods.neurons import classifier_probe
-from cefam.towers.identity import VLM_KEYS, check_identity
-
-
-def mean_activations(context: MethodContext, method: str) -> list[Tensor]:
-    """Mean z over the probe's photographs, one (C_l,) per stage.
-
-    Args:
-        context: must have a probe.
-        method: name of the method, for the error message.
-
-    Raises:
-        CefamError: if there is no probe, or it is of another classifier.
-    """
-    return [value.float() for value in classifier_probe(context, method).mean]
+from cefam.probe.stored import Probe
 
 
 @torch.no_grad()
-def concept_directions(context: MethodContext, at: Sequence[Tensor]) -> list[Tensor]:
+def concept_directions(networks: Networks, at: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of the translator's similarity S with respect to z, for all concepts, one (T, C_l) per stage.
 
     Args:
-        context: must have a trained translator.
+        networks: classifier, translator and concepts.
         at: pooled activations z at which the gradient is taken, one (C_l,) per stage.
     """
-    trained = context.trained
-    device = next(trained.translator.parameters()).device
+    device = networks.device
     with single_precision(device):
-        embedding, pull_back = trained.translator.linearize([value.to(device).unsqueeze(0) for value in at])
-        text = trained.explainer().networks.text(device)
-        gradient = similarity_gradient(embedding.expand(len(text), -1), text, trained.concepts.logit_scale)
+        embedding, pull_back = networks.translator.linearize([value.to(device).unsqueeze(0) for value in at])
+        text = networks.text(device)
+        gradient = similarity_gradient(embedding.expand(len(text), -1), text, networks.concepts.logit_scale)
         return pull_back(gradient, torch.zeros(len(text), dtype=torch.long, device=device))
 
 
 @torch.no_grad()
-def regressed_directions(context: MethodContext, method: str) -> list[Tensor]:
+def regressed_directions(networks: Networks, probe: Probe) -> list[Tensor]:
     """Regression of the VLM's own similarity on z over the probe, for all concepts, one (T, C_l) per stage.
 
     Ridge regression (Hoerl and Kennard, 1970) with a prior mean. Let x be the probe's centered z in units of its ``scale``, and
@@ -54,17 +38,14 @@ def regressed_directions(context: MethodContext, method: str) -> list[Tensor]:
     v = (G + I)^-1 (mean(s x) + a w), with G the correlation of x.
 
     Args:
-        context: must have a trained translator and a probe.
-        method: name of the method, for the error message.
+        networks: classifier, translator and concepts.
+        probe: of the same classifier and vision-language model.
 
     Raises:
-        CefamError: if there is no probe, or it is of another classifier or vision-language model.
+        CefamError: if the concepts' embeddings are not of the probe's vision-language model.
     """
-    probe, stored = classifier_probe(context, method), context.trained.vlm_identity
-    if stored is not None:
-        check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
-    gradient = torch.cat(concept_directions(context, mean_activations(context, method)), dim=1)
-    device, text = gradient.device, context.concepts.require_embeddings()
+    gradient = torch.cat(concept_directions(networks, mean_activations(probe)), dim=1)
+    device, text = gradient.device, networks.concepts.require_embeddings()
     if text.shape[1] != probe.covariance.shape[1]:
         raise CefamError(
             f"The concepts' embeddings have {text.shape[1]} dimensions, those of the probe {probe.covariance.shape[1]}: they come from "
@@ -78,4 +59,9 @@ def regressed_directions(context: MethodContext, method: str) -> list[Tensor]:
         share = (prior * seen).sum(dim=1, keepdim=True) / explained.clamp_min(torch.finfo(torch.float32).tiny)
         factor = torch.linalg.cholesky(correlation + torch.eye(len(scale), device=device))
         found = torch.cholesky_solve((seen + share * prior).T, factor).T / scale
-    return list(torch.split(found, list(context.classifier.channels), dim=1))
+    return list(torch.split(found, list(networks.classifier.channels), dim=1))
+
+
+def mean_activations(probe: Probe) -> list[Tensor]:
+    """Mean z over the probe's photographs, one (C_l,) per stage."""
+    return [value.float() for value in probe.mean]

@@ -1,0 +1,156 @@
+"""One map per concept, summed over all stages (beyond the paper, see docs/research/beyond.md).
+
+To first order, the score is a sum over stages and positions: S ~ const + sum_l mean_x (v^l . A^l(x)), where v^l is the
+concept's direction in the space of the stage's pooled activations. The map is therefore the sum of all stages' maps.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cefam.attribution.batching import PairTable
+from cefam.attribution.directions import concept_directions, mean_activations, regressed_directions
+from cefam.attribution.encoding import Encoding, Networks
+from cefam.attribution.smoothing import GRID, guided, spread_apart
+from cefam.attribution.types import Activated
+from cefam.attribution.weights import fuse_signed
+from cefam.errors import CefamError
+from cefam.images.views import resize_regions
+from cefam.pairs import ConceptPairs
+from cefam.probe.stored import Probe
+
+ENLARGED = (1.7, 4.0)  # minimum and maximum enlargement of windows
+SEAM = 0.05  # weight of a window's map at its border; 1 at its center
+AGAINST = 0.5  # weight of negative evidence; 1 for positive evidence
+
+
+class FusedMaps:
+    """Sum of the maps of all stages, over the view and windows of it, smoothed by :func:`cefam.attribution.smoothing.guided`.
+
+    Needs no masks, no labels, no choice of a stage, and no backward pass per image.
+
+    Args:
+        networks: classifier, translator and concepts.
+        probe: of the same classifier and vision-language model, or ``None``.
+        regression: estimate concept directions by regression on the probe, with the translator as the prior (see
+            :func:`cefam.attribution.directions.regressed_directions`); otherwise use the translator's gradient at the probe's
+            mean activations, or at zero without a probe. ``None``: true if there is a probe.
+        scales: factors by which the view is enlarged and then classified in windows of its original size; 1: the whole view.
+            ``None``: see :func:`usual_scales`.
+        guide: smooth the map within similar-looking areas of the photograph.
+
+    Raises:
+        CefamError: for empty ``scales`` or a scale below 1.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        probe: Probe | None = None,
+        regression: bool | None = None,
+        scales: Sequence[float] | None = None,
+        guide: bool = True,
+    ) -> None:
+        if scales is not None and (not scales or min(scales) < 1):
+            raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
+        self.networks, self.scales, self.guide = networks, scales, guide
+        if probe is None:
+            self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])
+        elif regression is False:
+            self.directions = concept_directions(networks, mean_activations(probe))
+        else:
+            self.directions = regressed_directions(networks, probe)
+
+    def __call__(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+        """Maps of pairs for display (P, 48, 48).
+
+        The mean over the view is subtracted, and negative values are set to 0: an unshifted map looks uniform, and a sharpened
+        one shows only its peak.
+        """
+        total = self.total(Activated(encoding.images, encoding.output), pairs)
+        return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
+
+    def total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
+        """Sum over stages and windows (P, 48, 48), smoothed if ``guide`` is set."""
+        device = activated.images.device
+        used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs has few images
+        layout = PairTable(place, len(used))
+        self.directions = [direction.to(device) for direction in self.directions]  # copied on the first call only
+        weights = [direction[pairs.concept] for direction in self.directions]
+        total = torch.zeros(len(pairs), *GRID, device=device)
+        for scale in self.scales or usual_scales(activated):
+            seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
+            for window, activations in activated.once(("windows", scale), partial(self.seen, activated, scale)):
+                rows, columns = (_cells(n, side) for n, side in zip(GRID, window, strict=True))
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+                trust = _tent(shape, device)
+                seen[:, rows, columns] += trust * self._summed([a[used] for a in activations], weights, layout, shape)
+                count[rows, columns] += trust
+            total += resolution(activated, scale) * spread_apart(seen / count)
+        return guided(activated, total, pairs.image) if self.guide else total
+
+    def _summed(
+        self, activations: list[Tensor], weights: list[Tensor], layout: PairTable, grid: Sequence[int]
+    ) -> Tensor:
+        """Sum of the stages' maps (P, h, w), with negative values scaled by ``AGAINST``."""
+        total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
+        for activation, weight in zip(activations, weights, strict=True):
+            part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
+            total += F.leaky_relu(part, AGAINST)
+        return total
+
+    @torch.no_grad()
+    def seen(self, activated: Activated, scale: float) -> list[tuple[list[tuple[float, float]], list[Tensor]]]:
+        """Windows of the view, (rows, columns) in [0, 1], each with its maps, one (B, C_l, H_l, W_l) per stage."""
+        if scale == 1:
+            return [([(0.0, 1.0), (0.0, 1.0)], activated.output.activations)]
+        images, found = activated.images, []
+        pixels = images.float() / (1 if images.is_floating_point() else 255)
+        height, width = images.shape[-2:]
+        for rows in windows(scale):
+            for columns in windows(scale):
+                part = pixels[..., _cells(height, rows), _cells(width, columns)]
+                enlarged = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+                found.append(([rows, columns], self.networks.classifier(enlarged).activations))
+        return found
+
+
+def usual_scales(activated: Activated) -> tuple[float, float]:
+    """Scale 1, and the scale at which the finest stage matches the map's resolution, within ``ENLARGED``."""
+    least, most = ENLARGED
+    return 1.0, min(max(GRID[0] / _finest(activated), least), most)
+
+
+def resolution(activated: Activated, scale: float) -> float:
+    """Weight of a scale: proportional to the finest stage's resolution, 1 if its cells are at most two map cells wide."""
+    return min(1.0, 2 * scale * _finest(activated) / GRID[0])
+
+
+def _finest(activated: Activated) -> int:
+    """Number of cells of the finest stage along its shorter side."""
+    return max(min(activation.shape[-2:]) for activation in activated.output.activations)
+
+
+def windows(scale: float) -> list[tuple[float, float]]:
+    """The smallest number of windows of length 1 / ``scale`` that cover [0, 1], evenly spaced.
+
+    >>> windows(1.6)
+    [(0.0, 0.625), (0.375, 1.0)]
+    """
+    side, steps = 1 / scale, math.ceil(scale) - 1
+    starts = [step * (1 - side) / max(steps, 1) for step in range(steps + 1)]
+    return [(start, start + side) for start in starts]
+
+
+def _cells(length: int, window: tuple[float, float]) -> slice:
+    return slice(round(length * window[0]), round(length * window[1]))
+
+
+def _tent(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Weights (h, w) that decrease from the center to the border, to blend overlapping windows."""
+    rows, columns = (1 - ((torch.arange(n, device=device) + 0.5) / n * 2 - 1).abs() for n in shape)
+    return rows[:, None] * columns + SEAM
