@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cefam.explanations import Explanation, Photograph
     from cefam.pairs import ConceptPairs
     from cefam.settings import MethodSettings
+    from cefam.studies import study
     from cefam.towers.classifier import FrozenClassifier
     from cefam.towers.vlm import VisionLanguageModel, load_vlm
     from cefam.towers.zoo import load_classifier
@@ -36,6 +37,7 @@ _HOME = {
     "VisionLanguageModel": "towers.vlm",
     "load_classifier": "towers.zoo",
     "load_vlm": "towers.vlm",
+    "study": "studies",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "VisionLanguageModel",
     "load_classifier",
     "load_vlm",
+    "study",
 ]
 
 

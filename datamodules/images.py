@@ -12,7 +12,7 @@ from cefam.datasets.batches import Batches, region_loader, stacked
 from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import ImageFiles, ShardLoader, Skipped, collate_images, count_batches, file_loader
+from cefam.datasets.streams import FileLoader, ImageFiles, ShardLoader, Skipped, collate_images, count_batches
 from cefam.datasets.webdatasets import shards_of_others
 from cefam.images.views import EvaluationView, training_view
 
@@ -78,15 +78,7 @@ class ImagesData(L.LightningDataModule):
             return ShardLoader(shards, view, self.batch_size, batches, self.num_workers, self.seed, skipped)
         paths = [path for path, _ in list_images(self.train)]
         count_batches(len(paths), self.batch_size, self.train)
-        return file_loader(paths, view, self.batch_size, self.num_workers, self.seed, skipped.limit > 0)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count unreadable training photographs, and store their number as ``skipped`` in the batch."""
-        if isinstance(batch, dict) and "reasons" in batch:
-            reasons = batch.pop("reasons")
-            self.skipped.add(reasons, self.trainer.current_epoch if self.trainer else 0)
-            batch["skipped"] = len(reasons)
-        return batch
+        return FileLoader(paths, view, self.batch_size, self.num_workers, self.seed, skipped)
 
     def val_dataloader(self) -> list[Any]:
         """Central views, every image exactly once over all processes; then, if ``regions`` is set, photographs with masks."""

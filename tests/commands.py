@@ -1,9 +1,12 @@
 """What tests of the commands share: running them in process or as a process, and their usual options."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,72 @@ def command(*arguments, timeout=300, **environment):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, output
+
+
+# A server that has imported everything forks the commands of tests that need a process: starting Python takes ten seconds.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "cefam.commands._lightning",
+        "cefam.commands.summarize",
+        "cefam.commands.probe",
+        "timm",
+        "open_clip",
+        "torchvision",
+    ]
+)
+
+
+class Forked:
+    """``cefam`` in a process and group of its own; what it prints goes to a file."""
+
+    def __init__(self, arguments, **environment):
+        self.printed = Path(tempfile.mkdtemp()) / "printed.txt"
+        variables = {**os.environ, **environment}
+        given = ([str(argument) for argument in arguments], os.getcwd(), variables, str(self.printed))
+        self.process = SERVER.Process(target=_forked, args=given)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self):
+        """The exit status, or ``None`` while it runs; -n for signal n."""
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        """Wait for the end; the exit status."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("cefam", timeout)
+        return self.process.exitcode
+
+    def output(self):
+        """What it has printed."""
+        return self.printed.read_text()
+
+
+def _forked(arguments, folder, variables, printed):
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["cefam", *arguments]
+    for number in (signal.SIGINT, signal.SIGHUP):  # the tests themselves may run under nohup
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    sys.exit(main(arguments))
+
+
+def forked(*arguments, timeout=300):
+    """Run a command to its end: its status and what it printed; a hung one is killed with its children."""
+    process = Forked(arguments)
+    try:
+        return process.wait(timeout), process.output()
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+# Two processes of a forked command.
+TWO = ["--trainer.strategy=ddp_fork", "--trainer.devices=2", "--trainer.accelerator=cpu"]

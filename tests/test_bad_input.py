@@ -95,7 +95,7 @@ CASES = {
         [f"--model.methods.x={{class_path: RandomMapRegions, init_args: {{seed: {10**20}}}}}"],
         "The seed must fit into 32 bits",
     ),
-    "nothing to measure": ("evaluate", ["--trainer.limit_test_batches=0"], "Nothing was measured"),
+    "nothing to measure": ("evaluate", ["--trainer.limit_test_batches=0"], "Nothing would be measured"),
     "nothing to validate": ("fit", ["--trainer.limit_val_batches=0"], "Without training or validation batches"),
     "nothing to train": ("fit", ["--trainer.limit_train_batches=0"], "Without training or validation batches"),
     "no validation at all": ("validate", ["--trainer.limit_val_batches=0"], "Without validation batches"),

@@ -417,7 +417,7 @@ def test_a_region_panel_is_drawn_after_validation(world, prepared, tmp_path):
 
 
 def test_the_method_of_the_contributor_page_becomes_a_row(trained, prepared, tmp_path, monkeypatch):
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = (ROOT / "docs/reference/extending.md").read_text()
     code = next(block.split("```")[0] for block in page.split("```python\n") if block.startswith("# my_methods.py"))
     (tmp_path / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -438,6 +438,7 @@ def test_a_method_with_weights_moves_with_the_evaluation(trained, tmp_path):
             raise NotImplementedError
 
     evaluation = RegionEvaluation(str(trained / "artefact"), str(tmp_path / "out"), methods={"learned": Learned})
+    evaluation.make_methods(torch.device("cpu"))
     evaluation.to(torch.float64)  # as good as another device
     assert evaluation.evaluator.methods["learned"].weight.dtype == torch.float64
 

@@ -29,7 +29,7 @@ def test_one_photograph(explain, photograph, capsys):
     said = capsys.readouterr().out
     assert "x.html" in said
     assert "%)" in said.splitlines()[0]
-    assert "VLM probability" in Path("x.html").read_text()
+    assert "VLM score" in Path("x.html").read_text()
     assert explain(photograph, "--out", "x.html") == 1
     assert "x.html already exists" in capsys.readouterr().err
     assert explain(photograph, "--out", "x.html", "--overwrite") == 0

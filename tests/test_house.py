@@ -29,10 +29,21 @@ LAYERS = (
     ("report", "exchange", "interventions", "training.trainer_checks"),
     ("training", "evaluation.module"),
     ("datamodules", "callbacks"),
+    ("training.run",),
+    ("studies",),
     ("commands",),
 )
 # Lightning begins with what a Trainer runs.
-WITH_LIGHTNING = ("training", "training.trainer_checks", "evaluation.module", "datamodules", "callbacks", "commands")
+WITH_LIGHTNING = (
+    "training",
+    "training.trainer_checks",
+    "evaluation.module",
+    "training.run",
+    "datamodules",
+    "callbacks",
+    "studies",
+    "commands",
+)
 WITHOUT_TORCH = (
     "errors",
     "settings",

@@ -13,10 +13,18 @@ from cefam.datasets.features import load_features
 from cefam.io.passes import Pass
 from cefam.report.parts import Parts
 from cefam.report.sums import NEAR
-from tests.commands import BATCH, ROOT, assert_same_results, command, csv_logger, evaluated, feature_options, run
-
-# Forked from this process, which has imported everything already; one test below starts them as a user does.
-TWO = ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
+from tests.commands import (
+    BATCH,
+    ROOT,
+    TWO,
+    assert_same_results,
+    command,
+    csv_logger,
+    evaluated,
+    feature_options,
+    forked,
+    run,
+)
 
 
 @pytest.mark.processes
@@ -25,7 +33,8 @@ def test_two_processes_validate_exactly(trained, world, prepared, tmp_path):
     regions = f"--data.init_args.regions={prepared}/broden"
     shared = [*feature_options(world, prepared), regions, "--ckpt_path", trained / "log/checkpoints/last.ckpt"]
     assert run("validate", *shared, csv_logger(tmp_path, "one")) == 0
-    assert run("validate", *shared, csv_logger(tmp_path, "two"), *TWO) == 0
+    status, printed = forked("validate", *shared, csv_logger(tmp_path, "two"), *TWO)
+    assert status == 0, printed
     rows = []
     for name in ("one", "two"):
         with (tmp_path / name / "metrics.csv").open() as lines:
@@ -52,7 +61,8 @@ def test_two_processes_train_alike(world, prepared, tmp_path):
     images = sorted(str(path) for path in (world / "images" / "val").rglob("*.png"))[:1]
     panel = [{"class_path": "RegionPanel", "init_args": {"images": images, "resize": 64, "crop": 64}}]
     two += [f"--trainer.callbacks={json.dumps(panel)}"]  # drawn by one process, which must not ask the others
-    assert run("fit", *two) == 0
+    status, printed = forked("fit", *two)
+    assert status == 0, printed
     validated = []
     for name in ("one", "two"):
         with (tmp_path / name / "metrics.csv").open() as lines:

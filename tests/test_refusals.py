@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 
 from cefam import CEFAM, Trained
 from cefam.commands import main
-from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, run
+from tests.commands import QUIET, ROOT, TWO, command, csv_logger, evaluated, feature_options, forked, run
 
 
 def test_an_artefact_names_networks_not_programs(trained, tmp_path):
@@ -95,8 +95,8 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     shutil.copytree(prepared / "broden", tmp_path / "shards")
     shard = tmp_path / "shards" / "shard-000001.tar"  # the second process's
     shard.write_bytes(shard.read_bytes()[:3000])
-    status, printed = command(
-        sys.executable, "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
+    status, printed = forked(
+        "evaluate", "--config", "evaluate/broden", *TWO,
         f"--model.artefact={trained}/artefact", f"--data.shards={tmp_path}/shards", "--model.output=out", *QUIET,
     )  # fmt: skip
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
@@ -109,7 +109,7 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
 @pytest.mark.processes
 def test_bad_input_of_all_processes_is_said_once(world, prepared, tmp_path):
     options = [*feature_options(world, prepared), "--data.init_args.batch_size=4000", csv_logger(tmp_path)]
-    status, printed = command(sys.executable, "-m", "cefam", "fit", "--config", "trainer/ddp_cpu", *options)
+    status, printed = forked("fit", *options, *TWO)
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
     assert printed.count("which makes no batch of 4000") == 1, printed
     assert "Unexpected error" not in printed
@@ -326,22 +326,32 @@ def test_a_gpu_that_is_not_there_is_said(world, prepared, capsys):
     assert "No supported gpu backend found" in capsys.readouterr().err
 
 
+BAD = {
+    "prepare": ["--kind", "images", "--source", "nowhere", "--folder", "x"],
+    "features": ["--config", "nowhere.yaml"],
+    "fit": ["--config", "nowhere"],
+    "evaluate": ["--model.artefact", "nowhere", "--data.shards", "nowhere"],
+    "export": ["--checkpoint", "nowhere", "--folder", "x"],
+    "explain": ["nowhere.jpg"],
+    "table": ["nowhere"],
+    "verify": ["nowhere"],
+    "study": ["--classifier", "nowhere.net", "--images", "x", "--concepts", "broden", "--vlm", "brodenette"],
+}
+
+
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    "verb", ["export", "fit", *(pytest.param(v, marks=pytest.mark.soak) for v in ("prepare", "features", "evaluate"))]
-)
-def test_the_exit_status_of_a_command(verb, tmp_path):
-    bad = {
-        "prepare": ["--kind", "images", "--source", "nowhere", "--folder", "x"],
-        "features": ["--config", "nowhere.yaml"],
-        "fit": ["--config", "nowhere"],
-        "evaluate": ["--model.artefact", "nowhere", "--data.shards", "nowhere"],
-        "export": ["--checkpoint", "nowhere", "--folder", "x"],
-    }
-    status, printed = command(sys.executable, "-m", "cefam", verb, *bad[verb])
+@pytest.mark.parametrize("verb", BAD)
+def test_the_exit_status_of_a_command(verb):
+    status, printed = forked(verb, *BAD[verb])
     assert status == 1, printed
     assert "nowhere" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.processes
+def test_the_exit_status_of_python_m_cefam():
+    status, printed = command(sys.executable, "-m", "cefam", "export", *BAD["export"])
+    assert status == 1, printed
 
 
 @pytest.mark.processes

@@ -138,7 +138,7 @@ def test_the_papers_averages_are_the_means_of_its_categories():
     [
         (lambda folder: (folder / "run.json").unlink(), "holds no results (no run.json)"),
         (lambda folder: (folder / "records.csv").unlink(), "holds no results (no records.csv)"),
-        (lambda folder: (folder / "run.json").write_text("{"), "is not a file of cefam-results version 1"),
+        (lambda folder: (folder / "run.json").write_text("{"), "is not a file of cefam-results version 2"),
         (lambda folder: (folder / "records.csv").write_text("a,b\n"), "is not a file of records"),
         (
             lambda folder: (folder / "records.csv").write_text(

@@ -53,7 +53,7 @@ def test_broden_goes_into_shards_and_comes_out_pixel_by_pixel(world, tmp_path):
 
 
 def test_the_data_set_of_the_contributor_page_is_read(world, tmp_path):
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = (ROOT / "docs/reference/extending.md").read_text()
     code = next(block.split("```")[0] for block in page.split("```python\n") if "my_birds()" in block)
     birds = [(path.name, path.read_bytes()) for path in sorted((world / "broden" / "images" / "src").glob("*.jpg"))]
     mask = np.tri(64, dtype=np.uint8)

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 import cefam
 from cefam import Trained
 from cefam.commands import main
-from tests.commands import RESULTS, ROOT, good_call, run
+from tests.commands import RESULTS, TWO, Forked, good_call, run
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SOURCE = str(Path(cefam.__file__).parent)
@@ -37,23 +36,18 @@ DEFAULT = (("fit", signal.SIGINT), ("evaluate", signal.SIGTERM), ("prepare", sig
 
 def stopped(verb, sign, options, begun, to_all=True):
     """Status and words of a verb that gets a signal once a file that it writes is there; all its processes must end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cefam", verb, *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, env=environment, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests themselves may run under nohup
-    )  # fmt: skip
+    process = Forked([verb, *options])
     try:
         for _ in range(1200):
             if list(Path().glob(begun)) or process.poll() is not None:
                 break
             time.sleep(0.05)
         (os.killpg if to_all else os.kill)(process.pid, sign)
-        _, said = process.communicate(timeout=60)  # returns when the last process has closed the pipe
+        status = process.wait(60)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, said
+    return status, process.output()
 
 
 @pytest.mark.processes
@@ -91,7 +85,7 @@ def test_signals_end_a_verb_cleanly(verb, sign, world, prepared, trained, tmp_pa
 def test_signals_end_all_processes(verb, sign, to_all, world, prepared, trained, tmp_path):
     """As a cluster sends it: to the first process, or to every one; as a terminal does: to every one."""
     more, begun = LONG[verb]
-    options = [*good_call(verb, world, prepared, trained), *more, "--config", "trainer/ddp_cpu"]
+    options = [*good_call(verb, world, prepared, trained), *more, *TWO]
     status, said = stopped(verb, sign, options, begun, to_all)
     assert status == STATUS[sign], said
     assert "Traceback" not in said

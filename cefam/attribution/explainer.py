@@ -334,10 +334,9 @@ class Explainer:
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
         settings = self._with(num_channels=num_channels)
-        fused = explainer._fused(method)
-        options = ExplainOptions(settings, top_k, candidates, fused=fused, vlm=self.vlm, doubts=self.doubts)
-        photograph = to_photograph(photograph, self.classifier, "image")
-        return why_not(explainer.networks, photograph, other, target, options)
+        options = ExplainOptions(settings, top_k, candidates, False, explainer._fused(method), self.vlm, self.doubts)
+        picture = to_photograph(photograph, self.classifier, "image")
+        return why_not(explainer.networks, picture, other, target, options)
 
     def _fused(self, method: RegionRule) -> Fused | None:
         if method not in get_args(RegionRule):

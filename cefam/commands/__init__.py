@@ -22,6 +22,8 @@ VERBS = {
     "demo": Verb(
         "cefam.commands.demo:run", "run the complete pipeline on drawn scenes in minutes, without any download"
     ),
+    "study": Verb("cefam.commands.study:run", "from your classifier, photographs and words to pages, in one command"),
+    "stages": Verb("cefam.commands.stages:run", "the modules of a classifier that can be stages"),
     "prepare": Verb(
         "cefam.commands.prepare:run", "convert ImageNet, ImageNet-S, Broden, images or drawn scenes into shards"
     ),

@@ -63,7 +63,7 @@ def read_bytes(place: str | Path) -> bytes:
         return bytes(_attempts(place, lambda filesystem, path: filesystem.cat_file(path)))
     try:
         return Path(place).read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingError(f"There is no file {place}.") from error
 
 

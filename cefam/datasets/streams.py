@@ -108,20 +108,42 @@ def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def file_loader(
-    paths: Sequence[Path], view: Draw, batch_size: int, num_workers: int, seed: int, may_skip: bool
-) -> DataLoader[Any]:
-    """Batches of random views of photographs given by path; the last incomplete batch is dropped."""
-    return DataLoader(
-        RandomViews(paths, view, seed, may_skip),
-        batch_size=batch_size,
-        sampler=ShuffledSampler(len(paths), seed, draws=True),
-        collate_fn=collate_views,
-        drop_last=True,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+class FileLoader:
+    """Batches of random views of photographs given by path; views that are left at the end of an epoch are dropped.
+
+    Args:
+        paths: of the photographs.
+        view: random view of a photograph.
+        batch_size: views in a batch.
+        num_workers: data workers.
+        seed: of orders and views.
+        skipped: counts what cannot be read; the next photograph that can be read replaces one that cannot.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], view: Draw, batch_size: int, num_workers: int, seed: int, skipped: Skipped
+    ) -> None:
+        self.skipped, self.sampler = skipped, ShuffledSampler(len(paths), seed, draws=True)
+        self.loader = DataLoader(
+            RandomViews(paths, view, seed, skipped.limit > 0),
+            batch_size=batch_size,
+            sampler=self.sampler,
+            collate_fn=collate_views,
+            drop_last=True,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # A Trainer creates the first iterator of a resumed run before it sets the epoch: workers begin with the first batch.
+        for batch in self.loader:
+            reasons = batch.pop("reasons")
+            self.skipped.add(reasons, self.sampler.epoch)
+            yield {**batch, "skipped": len(reasons)}
 
 
 class EpochShards(IterableDataset[tuple[Shard, str]]):

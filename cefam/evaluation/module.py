@@ -10,13 +10,14 @@ from typing import Any, Protocol, Unpack, runtime_checkable
 from uuid import uuid4
 
 import lightning as L
+import torch
 from torch import nn
 
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
 from cefam.evaluation.presence import joined, presence_scores
-from cefam.io.files import replacing, write_text
+from cefam.io.files import locked, replacing, write_text
 from cefam.io.identity import identity
 from cefam.io.passes import Pass, Unit
 from cefam.methods import (
@@ -123,11 +124,14 @@ class RegionEvaluation(L.LightningModule):
         check_precision(self.trainer)
         if self.trainer.limit_test_batches == 0:
             raise CefamError("Nothing would be measured: set `trainer.limit_test_batches` above 0.")
-        self._make_methods()
+        self.make_methods(self.trainer.strategy.root_device)
         data: Any = getattr(self.trainer, "datamodule", None)
         self.concepts.check_labels(getattr(data, "labels", []))
         self._check_output()
         share = (self.global_rank, self.trainer.world_size)
+        if self.global_rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(locked(self.output))
         work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
         self.parts, done = Parts(work), len(work.files())
         self.trainer.strategy.barrier()  # no process writes before all have counted the files
@@ -135,8 +139,8 @@ class RegionEvaluation(L.LightningModule):
             finished = f"; {done} of them are measured already" if done else ""
             print(f"{data.counts()} for {self.trainer.world_size} process(es){finished}.")
 
-    def _make_methods(self) -> None:
-        device = self.trainer.strategy.root_device
+    def make_methods(self, device: torch.device) -> None:
+        """Make and fit the methods."""
         self.trained.classifier.to(device)
         self.trained.translator.to(device)
         if self.vlm is not None:

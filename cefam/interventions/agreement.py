@@ -51,7 +51,7 @@ def spearman(value: Tensor, effect: Tensor) -> float:
     """Rank correlation over one scene's concepts; NaN if all values or all effects are equal.
 
     >>> import torch
-    >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0]))
+    >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 7.0])), 4)
     1.0
     """
     if value.unique().numel() < 2 or effect.unique().numel() < 2:  # type: ignore[no-untyped-call]

@@ -1,0 +1,25 @@
+"""``cefam stages``: the modules of a classifier that can be stages."""
+
+from cefam.commands._options import call
+
+
+def stages(classifier: list[str]) -> None:
+    """List the modules of classifiers whose output is a map, with channels and resolution; * marks the default stages.
+
+    Args:
+        classifier: functions of yours, "my_net.birds", or names, as for `cefam study`.
+    """
+    from cefam.studies import named_module
+    from cefam.towers.candidates import chosen_by_resolution, stage_candidates
+
+    for name in classifier:
+        found = stage_candidates(named_module(name))
+        chosen = chosen_by_resolution(found)
+        for each in found:
+            size = f"{each.rows} x {each.columns}" if each.rows else "tokens"
+            print(f"{'*' if each.name in chosen else ' '} {each.name:40} {each.channels:5} channels  {size}")
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb with these options."""
+    call("stages", stages, arguments, positional="classifier", values="classifiers")
