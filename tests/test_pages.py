@@ -1,13 +1,17 @@
 """Pages in a real browser: what they show, what the scripts add, and that nothing is asked of any network."""
 
+import base64
+import io
 import os
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cefam import ConceptSet, Explainer, Photograph, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
+from cefam.explanations.text import leading, sentence
 from tests.conftest import fill
 
 CHROMIUM = os.environ.get("CEFAM_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -58,7 +62,7 @@ def open_page(browser, address):
     """Open the page in a context of these options; what it asked for and complained of is checked at the end."""
     contexts, asked, said = [], [], []
 
-    def opened(**options):
+    def opened(more=True, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -66,6 +70,8 @@ def open_page(browser, address):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(address)
+        if more:
+            page.locator("#more > summary").press("Enter")
         return page
 
     yield opened
@@ -79,7 +85,7 @@ def test_it_is_complete_without_scripts(open_page, explained):
     page = open_page(java_script_enabled=False)
     assert page.locator("#concepts tbody tr").count() == 200
     for part in explained.concepts[:3]:
-        assert page.get_by_text(f"{part.contribution:+.3f}").first.is_visible()
+        assert page.locator("#concepts").get_by_text(f"{part.contribution:+.3f}").first.is_visible()
     assert page.locator(".grid figure").count() == 8
     assert not page.locator("#tools").is_visible()
     assert page.locator("a[download]").count() == 2
@@ -111,9 +117,8 @@ def test_stages_threshold_colors_and_scale(open_page, explained):
     page = open_page()
     part = explained.concepts[0]
     buttons = page.locator("#stages button")
-    assert buttons.all_inner_texts() == [
-        f"{n} {a:.2f}" for n, a in zip(explained.stages, part.association, strict=True)
-    ]
+    named = [f"{n} {a:.2f}" for n, a in zip(explained.stages, part.association, strict=True)]
+    assert buttons.all_inner_texts() == [*named, "all stages"]
     buttons.nth(1).click()
     assert explained.stages[1] in page.locator("#said").inner_text()
     assert page.locator("#curve polyline").count() == 1
@@ -145,6 +150,73 @@ def test_sorting(open_page, explained):
     assert words == sorted(words, key=str.lower)
 
 
+def pixels(page, selector):
+    """The pixels of an image of the page, (H, W, 3)."""
+    address = page.locator(selector).get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))).astype(int)
+
+
+def test_the_first_screen_answers(open_page, explained):
+    page = open_page(more=False, viewport={"width": 1280, "height": 800})
+    assert page.locator("h1").inner_text() == sentence(explained)
+    shown = leading(explained)
+    difference = np.abs(pixels(page, "#spotlight") - pixels(page, "img[alt='the photograph']")).max(axis=-1)
+    assert (difference > 16).mean() >= 0.05
+    for seen in (page.locator("#spotlight"), page.locator(".rows tbody tr").nth(3)):
+        box = seen.bounding_box()
+        assert box["y"] + box["height"] <= 800
+    assert page.locator("figcaption strong").first.inner_text() == shown[0].concept.word
+    for row, part in zip(page.locator(".rows").first.locator("tbody tr").all(), shown, strict=False):
+        assert part.concept.word in row.inner_text()
+        assert f"{part.contribution:+.3f}" in row.inner_text()
+        bar, middle = row.locator("rect"), 50
+        left, width = (float(bar.get_attribute(name)) for name in ("x", "width"))
+        end = left + width if part.contribution > 0 else left
+        assert end == pytest.approx(middle + 50 * max(-1, min(1, part.contribution)), abs=0.006)
+        assert ("sign unsure" in row.inner_text()) == (part.direct * part.contribution < 0)
+    assert not page.locator("#concepts").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_it_fits(open_page, width):
+    page = open_page(viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_headings_descend_by_one(open_page):
+    page = open_page()
+    levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map((each) => Number(each.tagName[1]))")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+CONTRAST = """
+() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const found = [];
+  for (const each of document.querySelectorAll("body *")) {
+    const own = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || !each.checkVisibility() || each.closest("script, style")) continue;
+    let behind = each;
+    while (behind && (rgb(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
+    const paper = luminance(rgb(getComputedStyle(behind ?? document.body).backgroundColor));
+    const ink = luminance(rgb(getComputedStyle(each).color));
+    const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    if (contrast < 4.5) found.push([each.tagName, each.textContent.trim().slice(0, 40), contrast]);
+  }
+  return found;
+}
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(open_page, scheme):
+    assert open_page(color_scheme=scheme).evaluate(CONTRAST) == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_both_themes(open_page, scheme):
     page = open_page(color_scheme=scheme)
@@ -163,11 +235,14 @@ def test_text_stands_out_in_both_themes(open_page, scheme):
 
 
 def test_it_prints_without_controls(open_page):
-    page = open_page()
+    page = open_page(viewport={"width": 794, "height": 1123})  # A4 at 96 pixels per inch
     assert page.locator("#tools").is_visible()
     page.emulate_media(media="print")
     assert not page.locator("#tools").is_visible()
     assert page.locator("#concepts").is_visible()
+    assert page.locator("#spotlight").bounding_box()["height"] <= 1123 / 3
+    bar = page.locator(".rows rect.for, .rows rect.against").first
+    assert bar.evaluate("bar => getComputedStyle(bar).fill") not in ("none", "rgb(255, 255, 255)")  # not a background
 
 
 def test_pictures_have_words(open_page):

@@ -155,7 +155,7 @@ def page(compared: Comparison) -> str:
             it=compared,
             sides=sides,
             flips=flips,
-            photograph=Markup(maps.jpeg(photograph)),
+            photograph=Markup(maps.jpeg(photograph.picture)),
             json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
         )
     )

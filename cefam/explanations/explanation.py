@@ -60,10 +60,10 @@ def _save_arrays(explanation: Findings, path: Path) -> None:
 
 
 def _save_figure(explanation: Findings, path: Path) -> None:
-    from cefam.explanations.figure import draw  # importing matplotlib takes half a second
+    from cefam.explanations.figure import DPI, draw  # importing matplotlib takes half a second
 
     with replacing(path) as temporary:
-        draw(explanation).savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
+        draw(explanation).savefig(temporary, format=path.suffix[1:].lower(), dpi=DPI)
 
 
 def _save_page(explanation: Findings, path: Path, colormap: str = "viridis") -> None:

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from cefam.errors import CefamError, near
-from cefam.explanations.photograph import Photograph
 from cefam.explanations.types import ConceptExplanation, Findings
 
 COLORMAPS = ("viridis", "cividis", "inferno", "grey")  # all have evenly increasing lightness
@@ -70,11 +69,11 @@ def png(picture: Image.Image) -> str:
     return _uri(picture, "png", optimize=True)
 
 
-def jpeg(photograph: Photograph) -> str:
-    """The photograph as a JPEG data URI, at most ``PHOTOGRAPH_SIDE`` pixels a side."""
-    picture = photograph.picture.copy()
-    picture.thumbnail((PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE))
-    return _uri(picture, "jpeg", quality=88)
+def jpeg(picture: Image.Image, side: int = PHOTOGRAPH_SIDE) -> str:
+    """A picture as a JPEG data URI, at most ``side`` pixels a side."""
+    small = picture.copy()
+    small.thumbnail((side, side))
+    return _uri(small, "jpeg", quality=88)
 
 
 def _uri(picture: Image.Image, kind: str, **options: int | bool) -> str:

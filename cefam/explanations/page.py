@@ -16,14 +16,18 @@ from PIL import Image
 
 from cefam import __version__
 from cefam.explanations import maps
+from cefam.explanations.spotlight import spotlight
 from cefam.explanations.stored import as_csv, as_json
-from cefam.explanations.text import percent, signed, title
+from cefam.explanations.text import leading, percent, sentence, signed
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
 FIGURES = 8  # concepts whose region is shown without a script
 STOPS = 17  # color stops of a color map
 ALPHA = "0 .6 .85 .95 1"  # opacity as a function of the map's value, transparent at 0
 THUMBNAIL = 128  # pixels, in a notebook
+SIDE = 640  # pixels of the photograph and the spotlight
+SMALL = 72  # pixels of a region in a row
+ROWS = 12  # rows of the first screen, and of its folded part
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 
 
@@ -76,6 +80,8 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
         CefamError: for an unknown color map.
     """
     largest = maps.scale(explanation)
+    shown = leading(explanation)
+    lead = next(iter(shown), None)
     parts = [_part(part, explanation, largest) for part in explanation]
     colors = {name: _tables(name) for name in maps.COLORMAPS}
     shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)]
@@ -92,12 +98,18 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
         .get_template("page.html")
         .render(
             it=explanation,
+            sentence=sentence(explanation),
+            plain=Markup(maps.jpeg(spotlight(explanation.photograph, None, SIDE))),
+            lit=Markup(maps.jpeg(spotlight(explanation.photograph, lead, SIDE))),
+            lead=lead,
+            rows=[_line(part, explanation) for part in shown[:ROWS]],
+            folded=[_line(part, explanation) for part in explanation if part not in shown][:ROWS],
             parts=parts,
             place={key: f"{value:.4f}" for key, value in share.items()},
             largest=largest,
             teacher=bool(explanation.concepts) and all(part.vlm_score is not None for part in explanation),
             every=bool(explanation.concepts) and all(part.contributions is not None for part in explanation),
-            photograph=Markup(maps.jpeg(explanation.photograph)),
+            photograph=Markup(maps.jpeg(explanation.photograph.picture)),
             legend=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in shades.tolist())),
             tables=colors[colormap],
             alpha=ALPHA,
@@ -152,6 +164,26 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
     }
 
 
+def _line(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
+    """Template variables of a row on the first screen; bars have a fixed axis from -1 to 1."""
+    value = part.contribution
+    clipped = max(-1.0, min(1.0, value or 0.0))
+    return {
+        "word": part.concept.word,
+        "category": part.concept.category,
+        "value": value,
+        "clipped": value is not None and clipped != value,
+        "left": 50 + 50 * min(clipped, 0.0),
+        "width": 50 * abs(clipped),
+        "against": clipped < 0,
+        "note": "absent" if not part.present else "doubtful" if part.distrust else "",
+        "why": part.distrust,
+        "sign_unsure": part.sign_unsure,
+        "picture": Markup(maps.jpeg(spotlight(explanation.photograph, part, 2 * SMALL))),
+        "where": where(part),
+    }
+
+
 def where(part: ConceptExplanation) -> str:
     """Describe a region in words, as alternative text."""
     found = part.maps[part.shown].cpu().numpy()
@@ -169,34 +201,37 @@ def _tables(colormap: str) -> list[str]:
 
 
 def notebook(explanation: Findings) -> str:
-    """A static summary for a notebook: pictures in PNG, no script, readable on any background."""
-    largest = maps.scale(explanation)
-    most = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
-    rows = "".join(_row(part, explanation, largest, most) for part in explanation)
+    """A static summary for a notebook: the sentence, both pictures and rows with bars; no script, readable on any background."""
+    shown = leading(explanation) or list(explanation)
+    rows = "".join(_row(part, explanation) for part in shown)
     notes = "".join(f"<p>! {html.escape(warning)}</p>" for warning in explanation.warnings)
-    picture = maps.png(thumbnail(explanation))
+    pictures = "".join(
+        f'<img alt="{alt}" src="{maps.jpeg(spotlight(explanation.photograph, part, 2 * THUMBNAIL))}"> '
+        for alt, part in (
+            ("the photograph", None),
+            (f"where {shown[0].concept.word} is seen" if shown else "", next(iter(shown), None)),
+        )
+    )
     scope = f"cefam-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
     return (
         f'<div class="{scope}"><style>.{scope} td, .{scope} th {{ text-align: left; padding: 2px 8px; color: inherit; background: none; }}'
-        f".{scope} p {{ margin: 4px 0; }}</style><p><b>{html.escape(title(explanation))}</b></p>"
-        f'<img alt="the photograph" src="{picture}">{notes}<table><thead><tr><th>region</th><th>concept</th><th>contribution</th>'
-        f"<th></th><th>probability</th><th>stage</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f".{scope} p {{ margin: 4px 0; }}</style><p><b>{html.escape(sentence(explanation))}</b></p>{pictures}{notes}"
+        f"<table><thead><tr><th>region</th><th>concept</th><th>contribution</th><th>-1 to +1</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(part: ConceptExplanation, explanation: Findings, largest: float, most: float) -> str:
-    value = part.contribution or 0.0
-    color = "#d98324" if value < 0 else "#4393d3"  # readable on white and on black
-    bar = f'<div style="height: 12px; width: {100 * abs(value) / most:.0f}px; background: {color}"></div>'
-    word = (
-        html.escape(part.concept.word)
-        + ("" if part.present else " (absent)")
-        + (" (doubtful)" if part.distrust else "")
+def _row(part: ConceptExplanation, explanation: Findings) -> str:
+    line = _line(part, explanation)
+    color = "#d98324" if line["against"] else "#4393d3"  # readable on white and on black
+    bar = (
+        f'<div style="width: 120px; border-left: 1px solid {color}; border-right: 1px solid {color}"><div style="height: 12px; '
+        f'margin-left: {line["left"]:.0f}%; width: {line["width"]:.0f}%; background: {color}"></div></div>'
     )
-    picture = maps.png(thumbnail(explanation, part, largest))
+    word = html.escape(part.concept.word) + (f" ({line['note']})" if line["note"] else "")
     return (
-        f'<tr><td><img alt="{html.escape(where(part))}" src="{picture}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
-        f"<td>{bar}</td><td>{part.score:.2g}</td><td>{html.escape(explanation.stages[part.stage])}</td></tr>"
+        f'<tr><td><img alt="{html.escape(line["where"])}" src="{line["picture"]}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
+        f"<td>{bar}</td></tr>"
     )
 
 

@@ -4,6 +4,8 @@ from cefam.explanations.types import ConceptExplanation, Findings
 
 BAR = 16  # cells of the longest bar
 WIDTH = 80
+LEADING = 2  # concepts that a sentence names
+MATTERS = 0.02  # contributions below this are not named in a sentence
 FOR, AGAINST = "█", "▒"  # distinguishable without color
 
 
@@ -33,6 +35,31 @@ def title(explanation: Findings) -> str:
     if explanation.target != explanation.predicted:
         words += f", predicted {explanation.predicted_name} ({percent(explanation.classes[0][1])})"
     return words
+
+
+def leading(explanation: Findings) -> list[ConceptExplanation]:
+    """The concepts that are present and not doubtful, in the order of the explanation."""
+    return [part for part in explanation if part.present and not part.distrust]
+
+
+def sentence(explanation: Findings) -> str:
+    """The class, and the present and trusted concepts of sure sign that speak most for it and against it."""
+    head, shown = f"{explanation.target_name}, {percent(explanation.probability)}", leading(explanation)
+    if all(part.contribution is None for part in explanation):
+        words = [part.concept.word for part in shown[:LEADING]]
+        return f"{head}: contributions cannot be computed for this classifier. Most similar: {_and(words) or 'no concept'}."
+    shown = [part for part in shown if not part.sign_unsure]
+    speaking = [part.concept.word for part in shown if (part.contribution or 0.0) >= MATTERS][:LEADING]
+    opposing = [part.concept.word for part in shown if (part.contribution or 0.0) <= -MATTERS][:1]
+    if not speaking and not opposing:
+        return f"{head}: no present and trusted concept carries it (by {100 * MATTERS:.0f} % or more)."
+    found = [f"{_and(speaking)} {'speak' if len(speaking) > 1 else 'speaks'} for it most"] if speaking else []
+    found += [f"{opposing[0]} speaks against it"] if opposing else []
+    return f"{head}: {'; '.join(found)}."
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def percent(share: float) -> str:

@@ -55,6 +55,11 @@ class ConceptExplanation:
     distrust: str = ""
 
     @property
+    def sign_unsure(self) -> bool:
+        """Whether the direct effect has the other sign than the contribution."""
+        return self.contribution is not None and self.direct is not None and self.contribution * self.direct < 0
+
+    @property
     def shown(self) -> int:
         """Index of the map used as the region: the combined map if there is one, otherwise the map of ``stage``."""
         return len(self.association) if len(self.maps) > len(self.association) else self.stage
