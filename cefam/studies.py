@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import nn
@@ -22,9 +23,8 @@ from cefam.datasets.sources.images import list_images
 from cefam.doctor import checkup, doubts
 from cefam.errors import CefamError
 from cefam.explanations import Photograph
-from cefam.explanations.page import index, page
+from cefam.explanations.page import entry, index, page
 from cefam.explanations.photograph import stacked
-from cefam.explanations.text import percent
 from cefam.io.files import write_text
 from cefam.io.identity import identity
 from cefam.io.passes import JOURNAL, Pass, Unit
@@ -62,6 +62,13 @@ class Study:
                 f"Next: cefam explain PHOTOGRAPH --artefact {self.folder}",
             ]
         )
+
+
+def _counted(images: str | Path) -> Photographs:
+    photographs = Photographs.read(images)
+    if photographs.count < 2 * HELD_OUT:
+        raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")
+    return photographs
 
 
 def study(
@@ -108,9 +115,7 @@ def study(
         raise CefamError(
             f"The classifier takes images of {height} x {width}; a study cuts squares. Use the single commands."
         )
-    photographs = Photographs.read(images)
-    if photographs.count < 2 * HELD_OUT:
-        raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")
+    photographs = _counted(images)
     key = identity(
         classifier=tower,
         vlm=teacher,
@@ -311,10 +316,6 @@ def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, co
         explanation = explainer.explain([photograph])[0]
         name = photograph.name.replace("/", "__") + ".html"
         write_text(path.parent / name, page(explanation))
-        leading = ", ".join(part.concept.word for part in explanation.concepts[:3])
-        entries.append({
-            "link": name, "photograph": photograph.name, "class": explanation.target_name,
-            "probability": percent(explanation.probability), "concepts": leading,
-        })  # fmt: skip
-    write_text(path, index("Explanations", entries, ["photograph", "class", "probability", "concepts"]))
+        entries.append(entry(explanation, quote(name)))
+    write_text(path, index("Explanations", entries))
     return {}

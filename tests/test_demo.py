@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,12 +60,15 @@ def test_its_artefact_is_explained_with_its_probe(finished, tmp_path, monkeypatc
     assert run("explain", "runs/demo/scene.png", "--json", "-", "--out", "a.html") == 0
     of_demo = capsys.readouterr()
     assert "probe" not in of_demo.err
-    artefact = ["--artefact", "runs/demo/fit/checkpoints/best.ckpt"]
-    assert run("explain", "runs/demo/scene.png", *artefact, "--json", "-", "--out", "b.html") == 0
+    best = "runs/demo/fit/checkpoints/best.ckpt"
+    assert run("explain", "runs/demo/scene.png", "--artefact", best, "--json", "-", "--out", "b.html") == 0
+    assert capsys.readouterr().out == of_demo.out
+    shutil.copy(best, "moved.ckpt")
+    assert run("explain", "runs/demo/scene.png", "--artefact", "moved.ckpt", "--json", "-", "--out", "c.html") == 0
     alone = capsys.readouterr()
     assert "more exact with a probe" in alone.err
-    with_probe = [*artefact, "--probe", "runs/demo/probe"]
-    assert run("explain", "runs/demo/scene.png", *with_probe, "--json", "-", "--out", "c.html") == 0
+    with_probe = ["--artefact", "moved.ckpt", "--probe", "runs/demo/probe"]
+    assert run("explain", "runs/demo/scene.png", *with_probe, "--json", "-", "--out", "d.html") == 0
     assert capsys.readouterr().out == of_demo.out != alone.out
 
 

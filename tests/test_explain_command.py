@@ -59,7 +59,7 @@ def test_a_folder_gets_a_page_each_and_an_index(explain, world, capsys):
     pages = sorted(path.name for path in Path("pages").glob("*.png.html"))
     assert len(pages) == 11
     assert all(f'href="{name}"' in index for name in pages)
-    assert "data:" not in index
+    assert index.count("data:image/jpeg") == 11  # a card each
     assert len(Path("all.jsonl").read_text().splitlines()) == 11
     assert not list(Path("pages").glob("journal*"))
     assert explain(folder, "--out", "pages") == 1

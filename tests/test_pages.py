@@ -4,6 +4,8 @@ import base64
 import io
 import os
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from cefam import ConceptSet, Explainer, Photograph, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
+from cefam.explanations.page import entry, index
 from cefam.explanations.text import leading, sentence
 from tests.conftest import fill
 
@@ -188,7 +191,7 @@ def test_headings_descend_by_one(open_page):
     levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map((each) => Number(each.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 CONTRAST = """
@@ -251,6 +254,23 @@ def test_pictures_have_words(open_page):
     assert len(labels) == 9
     assert all("strongest at" in label or "nowhere" in label for label in labels[1:])
     assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_the_gallery_is_filtered_by_class_and_concept(browser, explained, tmp_path):
+    other = replace(explained, target_name="boletus", concepts=explained.concepts[:0])
+    cards = [entry(explained, "a.html"), entry(other, "b.html")]
+    (tmp_path / "index.html").write_text(index("Explanations", cards))
+    page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    shown = page.locator(".card:visible p:first-of-type a")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert shown.count() == 2
+    page.locator("select[data-key=class]").select_option("boletus")
+    assert shown.evaluate_all("all => all.map((each) => each.getAttribute('href'))") == ["b.html"]
+    page.locator("select[data-key=class]").select_option("")
+    page.locator("select[data-key=concept]").select_option(leading(explained)[0].concept.word)
+    assert shown.evaluate_all("all => all.map((each) => each.getAttribute('href'))") == ["a.html"]
+    page.context.close()
 
 
 def test_files_are_saved_out_of_the_page(open_page, explained):

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 
 from cefam import CEFAM, Trained
 from cefam.commands import main
-from tests.commands import QUIET, ROOT, TWO, command, csv_logger, evaluated, feature_options, forked, run
+from tests.commands import QUIET, ROOT, command, csv_logger, evaluated, feature_options, forked, run
 
 
 def test_an_artefact_names_networks_not_programs(trained, tmp_path):
@@ -95,8 +95,8 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
     shutil.copytree(prepared / "broden", tmp_path / "shards")
     shard = tmp_path / "shards" / "shard-000001.tar"  # the second process's
     shard.write_bytes(shard.read_bytes()[:3000])
-    status, printed = forked(
-        "evaluate", "--config", "evaluate/broden", *TWO,
+    status, printed = command(
+        sys.executable, "-m", "cefam", "evaluate", "--config", "evaluate/broden", "--config", "trainer/ddp_cpu",
         f"--model.artefact={trained}/artefact", f"--data.shards={tmp_path}/shards", "--model.output=out", *QUIET,
     )  # fmt: skip
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
@@ -109,7 +109,7 @@ def test_bad_input_of_one_process_ends_the_others_with_a_sentence(trained, prepa
 @pytest.mark.processes
 def test_bad_input_of_all_processes_is_said_once(world, prepared, tmp_path):
     options = [*feature_options(world, prepared), "--data.init_args.batch_size=4000", csv_logger(tmp_path)]
-    status, printed = forked("fit", *options, *TWO)
+    status, printed = command(sys.executable, "-m", "cefam", "fit", "--config", "trainer/ddp_cpu", *options)
     assert status in (1, -9), printed  # -9: Lightning ends those that still wait for a process that is gone
     assert printed.count("which makes no batch of 4000") == 1, printed
     assert "Unexpected error" not in printed

@@ -5,6 +5,7 @@ import re
 import shutil
 import struct
 import time
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_fit_ends_with_the_command_that_uploads_it(world, prepared, tmp_path, mo
     assert logged(tmp_path, *feature_options(world, prepared), "--trainer.max_epochs=1") == 0
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     command = next(line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line)
-    assert list(Path().glob(command.split()[-1])) or list(Path("/").glob(command.split()[-1].lstrip("/"))) == [folder]
+    assert [Path(place).resolve() for place in glob(command.split()[-1])] == [folder.resolve()]
 
 
 def test_a_sweep_runs_what_the_command_line_understands(tmp_path, capsys):

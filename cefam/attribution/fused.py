@@ -22,6 +22,7 @@ from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.pairs import ConceptPairs
 from cefam.probe.stored import Probe
+from cefam.towers.wrapping import check_default_precision
 
 ENLARGED = (1.7, 4.0)  # minimum and maximum enlargement of windows
 SEAM = 0.05  # weight of a window's map at its border; 1 at its center
@@ -57,6 +58,7 @@ class FusedMaps:
     ) -> None:
         if scales is not None and (not scales or min(scales) < 1):
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
+        check_default_precision()
         self.networks, self.scales, self.guide = networks, scales, guide
         if probe is None:
             self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])

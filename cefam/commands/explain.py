@@ -22,8 +22,8 @@ from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
 from cefam.explanations.explanation import check_place
-from cefam.explanations.page import index, page
-from cefam.explanations.text import lines, percent
+from cefam.explanations.page import entry, index, page
+from cefam.explanations.text import lines
 from cefam.explanations.types import Findings
 from cefam.io.files import write_text
 from cefam.io.identity import identity
@@ -31,8 +31,6 @@ from cefam.io.passes import Pass, Unit
 
 FOLDER = "runs/explain"
 STYLES = {"title": "bold", "for": "blue", "against": "dark_orange", "absent": "dim", "": ""}
-COLUMNS = ["photograph", "class", "probability", "concepts"]
-LEADING = 3  # concepts per photograph in the index
 
 
 def explain(
@@ -188,7 +186,7 @@ def _folder(
             for name, path in found
         ]  # fmt: skip
         entries = list(work.over(units, "explain", len(units)))
-        write_text(folder / "index.html", index("Explanations", entries, COLUMNS))
+        write_text(folder / "index.html", index("Explanations", entries))
         work.forget()
     if json is not None:
         _write_json([entry["explanation"] for entry in entries], json)
@@ -201,15 +199,7 @@ def _write(
     """Write one page; return its index entry, with the whole explanation if ``whole``."""
     done = _explained(opened, name, path, options)
     write_text(target, page(done, colormap))
-    leading = ", ".join(part.concept.word for part in done.concepts[:LEADING])
-    return {
-        "link": quote(target.name),
-        "photograph": name,
-        "class": done.target_name,
-        "probability": percent(done.probability),
-        "concepts": leading,
-        "explanation": done.to_dict() if whole else None,
-    }
+    return {**entry(done, quote(target.name)), "explanation": done.to_dict() if whole else None}
 
 
 def run(arguments: list[str]) -> None:

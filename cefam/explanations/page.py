@@ -28,6 +28,7 @@ THUMBNAIL = 128  # pixels, in a notebook
 SIDE = 640  # pixels of the photograph and the spotlight
 SMALL = 72  # pixels of a region in a row
 ROWS = 12  # rows of the first screen, and of its folded part
+CARD, CARD_CONCEPTS = 240, 3  # pixels of a picture in the gallery; concepts named there
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 
 
@@ -250,7 +251,27 @@ def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, lar
     return Image.composite(colored.convert("RGB"), small, opacity)
 
 
-def index(heading: str, entries: list[dict[str, Any]], columns: list[str]) -> str:
-    """Render an index page: one row per entry, whose first column links to ``entry["link"]``."""
+def entry(explanation: Findings, link: str) -> dict[str, Any]:
+    """The card of an explanation in :func:`index`, in plain types; ``link`` is the page's address."""
+    shown = leading(explanation)
+    lead = next(iter(shown), None)
+    return {
+        "link": link,
+        "photograph": explanation.name,
+        "class": explanation.target_name,
+        "probability": percent(explanation.probability),
+        "concepts": [part.concept.word for part in shown[:CARD_CONCEPTS]],
+        "picture": maps.jpeg(spotlight(explanation.photograph, lead, CARD)),
+        "region": f"where the network sees {lead.concept.word}" if lead else "no present and trusted concept",
+    }
+
+
+def index(heading: str, entries: list[dict[str, Any]]) -> str:
+    """Render a gallery of pages with the cards of :func:`entry`, to be filtered by class and concept."""
+    values = [{"class": [each["class"]], "concept": each["concepts"]} for each in entries]
+    filters = {name: sorted({value for each in values for value in each[name]}) for name in ("class", "concept")}
+    cards = [{**each, "picture": Markup(each["picture"])} for each in entries]
     template = environment().get_template("index.html")
-    return template.render(title=heading, entries=entries, columns=columns)
+    return template.render(
+        title=heading, entries=cards, filters=filters, data=as_data(values), script=text_of("index.js")
+    )

@@ -22,7 +22,9 @@ def spotlight(photograph: Photograph, part: ConceptExplanation | None, side: int
     """
     height, width = photograph.size
     share = side / max(height, width)
-    small = photograph.picture.resize((max(1, round(share * width)), max(1, round(share * height))), Image.Resampling.BICUBIC)
+    small = photograph.picture.resize(
+        (max(1, round(share * width)), max(1, round(share * height))), Image.Resampling.BICUBIC
+    )
     if part is not None:
         region = photograph.to_size(part.maps[part.shown].float().unsqueeze(0), max(small.size))[0].cpu().numpy()
         region = np.asarray(Image.fromarray(region).resize(small.size, Image.Resampling.BILINEAR))
