@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Translator
 from cefam.images.views import resize_regions
 from cefam.metrics.functional import energy_pointing_game, iou_curves, normalized_region_accuracy
-from cefam.training.module import sgd
+from cefam.training.schedule import sgd
 from cefam.translator import distillation_losses
 from tests.conftest import GOLDEN, assert_golden, fill
 

@@ -27,15 +27,16 @@ from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 from cefam.trained import Trained
-from cefam.training.schedule import PLATEAU_PATIENCE, WarmupPlateau
-from cefam.training.trainer_checks import check_epochs, check_monitors, check_precision, check_resumed, described
+from cefam.training.schedule import PLATEAU_PATIENCE, WarmupPlateau, sgd
+from cefam.training.trainer_checks import (
+    check_epochs,
+    check_finite,
+    check_monitors,
+    check_precision,
+    check_resumed,
+    described,
+)
 from cefam.translator import Translator, distillation_losses
-
-
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of the paper and the published program: SGD, learning rate 0.1, no momentum, no weight decay."""
-    return torch.optim.SGD(parameters, lr=0.1)
-
 
 TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged in training steps
 
@@ -237,20 +238,12 @@ class CEFAM(L.LightningModule):
             self._check_finite("training", loss)
 
     def _check_finite(self, where: str, loss: Tensor) -> None:
-        """Raise an error for a non-finite loss, before a checkpoint with invalid weights replaces a good one."""
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise CefamError(
-                f"The {where} loss became {value} in epoch {self.current_epoch}, step {self.global_step}: the checkpoints written "
-                f"before are kept. Try a smaller `model.optimizer.lr`, and look for NaN in the features."
-            )
+        check_finite(float(loss.detach()), f"The {where} loss", f"epoch {self.current_epoch}, step {self.global_step}")
 
     def _losses(self, student: Tensor, teacher: Tensor) -> Any:
-        concepts = self.concepts
+        scale, bias = self.concepts.logit_scale, self.concepts.logit_bias
         with torch.autocast(student.device.type, enabled=False):
-            return distillation_losses(
-                student, teacher, self.text, concepts.logit_scale, concepts.logit_bias, self.similarity_weight
-            )
+            return distillation_losses(student, teacher, self.text, scale, bias, self.similarity_weight)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics that Lightning does not reset."""
@@ -345,18 +338,13 @@ class CEFAM(L.LightningModule):
         trained = Trained.read(path, classifier)
         trained.check_vlm(vlm)
         weight = trained.training.get("similarity_weight", 0.001)
-        shape, settings = trained.translator.hidden_dims, trained.settings.to_dict()
-        module = cls(trained.classifier, vlm, trained.concepts, weight, shape, **settings)  # type: ignore[arg-type]
+        given = (trained.classifier, vlm, trained.concepts, weight, trained.translator.hidden_dims)
+        module = cls(*given, **trained.settings.to_dict())  # type: ignore[arg-type]
         module.translator.load_state_dict(trained.translator.state_dict())
         module._stored_vlm = trained.vlm_identity
         return module.eval()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **towers: Any) -> Self:  # type: ignore[override]
-        """:meth:`from_pretrained`: a checkpoint names the towers, and holds everything else.
-
-        Args:
-            checkpoint_path: the checkpoint.
-            towers: ``classifier`` and ``vlm``, if they are not loaded as the checkpoint describes.
-        """
+        """:meth:`from_pretrained`; ``towers`` are its ``classifier`` and ``vlm``."""
         return cls.from_pretrained(checkpoint_path, **towers)

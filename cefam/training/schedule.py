@@ -10,6 +10,11 @@ from cefam.errors import CefamError
 PLATEAU_PATIENCE = {"published": 6, "paper": 4}  # epochs; see docs/reference/conformance.md
 
 
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of the paper and the published program: SGD, learning rate 0.1, no momentum, no weight decay."""
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
 class WarmupPlateau(ReduceLROnPlateau):
     """Raise the rate over the first epochs, then multiply it by ``factor`` whenever the monitored loss stops falling.
 

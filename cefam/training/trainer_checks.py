@@ -1,5 +1,6 @@
 """Checks for Trainer options that silently change the result."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -137,3 +138,12 @@ def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
                 f"The checkpoint was trained with {name} = {stored.get(name)}, and this run asks for {asked.get(name)}: a resumed run "
                 f"goes on as it began. Leave it as it was, or start a new run."
             )
+
+
+def check_finite(value: float, name: str, when: str) -> None:
+    """Raise an error for a non-finite loss, before a checkpoint with invalid weights replaces a good one."""
+    if not math.isfinite(value):
+        raise CefamError(
+            f"{name} became {value} in {when}: the checkpoints written before are kept. Try a smaller `model.optimizer.lr`, and "
+            f"look for NaN in the features."
+        )
