@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,11 @@ def test_why_not(explainer, photographs):
     assert compared.save("why.html", overwrite=True).read_text() == page
     assert outline(page).tags.count("script") == 0
     assert compared.predicted.target_name in str(compared)
+    assert compared.answer in page
+    flip, name = compared.flips[0], compared.other.target_name
+    for becomes, said in ((name, f"makes it {name}."), ("heron", "it became heron."), ("", "it stays ")):
+        turned = replace(flip, becomes=becomes, at=flip.patches if becomes else None)
+        assert said in replace(compared, flips=[turned]).answer
     with pytest.raises(CefamError, match="name a class that it is not taken for"):
         explainer.why_not(photographs[0], predicted)
 

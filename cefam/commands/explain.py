@@ -143,7 +143,7 @@ def _tell(explanation: Explanation | Comparison, json: str | None) -> None:
         ):
             show(each)
         if isinstance(explanation, Comparison):
-            print(*(flip.sentence for flip in explanation.flips), sep="\n")
+            print(explanation.answer, *(flip.sentence for flip in explanation.flips), sep="\n")
 
 
 def _write_json(explanations: Sequence[dict[str, Any]], place: str) -> None:

@@ -61,10 +61,10 @@ class Flip:
         else:
             found = f"{word}: with {self.at} of {self.grid} patches hidden the decision becomes {self.becomes} ({before} -> {after})."
         if self.random is None:
-            return f"{found} The same number of random patches never changes it."
+            return f"{found} For comparison, hiding as many patches at random places never changes it."
         return (
-            f"{found} {100 * self.random_share:.0f} % of the random draws of the same number of patches change it, "
-            f"after {self.random:.0f} on average."
+            f"{found} For comparison, hiding patches at random places changes it in {100 * self.random_share:.0f} % of the trials, "
+            f"after {self.random:.0f} patches on average."
         )
 
 
@@ -83,8 +83,22 @@ class Comparison:
     other: Findings
     flips: list[Flip]
 
+    @property
+    def answer(self) -> str:
+        """The answer to "why not the other class" in one sentence."""
+        wanted, changed = self.other.target_name, [flip for flip in self.flips if flip.at is not None]
+        if not self.flips:
+            return f"No concept contributes to {self.predicted.target_name}, so nothing was hidden."
+        for flip in changed:
+            if flip.becomes == wanted:
+                return f"Hiding the region of {flip.part.concept.word} makes it {wanted}."
+        became = " or ".join(dict.fromkeys(flip.becomes for flip in changed))
+        if not became:
+            return f"Nothing that was hidden makes it {wanted}; it stays {self.predicted.target_name}."
+        return f"Nothing that was hidden makes it {wanted}; it became {became}."
+
     def __str__(self) -> str:
-        found = [summary(self.predicted), summary(self.other), f"Why not {self.other.target_name}:"]
+        found = [summary(self.predicted), summary(self.other), f"Why not {self.other.target_name}? {self.answer}"]
         return "\n".join([*found, *(f"  {flip.sentence}" for flip in self.flips)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +106,7 @@ class Comparison:
         return {
             "predicted": plain(self.predicted),
             "other": plain(self.other),
+            "answer": self.answer,
             "flips": [
                 {
                     "concept": row(flip.part, self.predicted),
