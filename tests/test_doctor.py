@@ -101,7 +101,7 @@ def test_the_environment_is_in_order(capsys):
     assert run("doctor") == 0
     said = capsys.readouterr().out
     assert "of 40 scenes named" in said
-    assert "Everything that was checked is in order" in said
+    assert "The environment is in order" in said
 
 
 def test_a_broken_torch_is_found(capsys, monkeypatch):
@@ -118,9 +118,13 @@ def test_a_broken_torch_is_found(capsys, monkeypatch):
 def test_doubts_are_kept_and_said_in_explanations(artefact, world, prepared, capsys):
     asked = ["doctor", "--artefact", artefact, "--device", "cpu", "--images"]
     assert run(*asked, prepared / "broden") == 0
-    assert "judged from 14 photographs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    verdict = next(line for line in said.splitlines() if "doubtful, judged from" in line)
+    assert said.index(verdict) < said.index("Environment")
     place = doubts.place_of(artefact)
     kept = json.loads(place.read_text())
+    assert verdict.startswith(f"{len(Trained.read(artefact).doubts)} of ")
+    assert f"judged from 14 photographs; the list is in {place}" in verdict
     assert kept["measured"] == {"photographs": 14, "vlm": True, "masks": True}
     assert run(*asked, prepared / "broden") == 1
     assert "already exists" in capsys.readouterr().err

@@ -25,6 +25,7 @@ PACKAGES = (
     "transformers", "captum", "grad-cam",
 )  # fmt: skip
 BATCH = 32
+LISTED = 20  # doubtful concepts that are printed
 
 
 def doctor(
@@ -54,21 +55,21 @@ def doctor(
     place = doubts.place_of(find_artefact(artefact or DEMO))
     if images and place.exists() and not overwrite:
         raise ExistsError(f"{place} already exists: pass `--overwrite true` to judge the concepts again.")
-    print("Environment")
-    problems = [*_environment(), *_self_test()]
     if artefact is not None or images:
-        print("\nConcepts")
         opened, _ = open_artefact(artefact, None, device, resize, crop)
-        print(f"  {len(opened.explainer.concepts)} concepts, {len(opened.explainer.doubts)} marked doubtful before")
-        if opened.explainer.vlm is None:
-            print("  the VLM is not available locally: the translator is not compared with it")
         if images:
             _judge(opened, images, count, str(find_artefact(artefact or DEMO)))
         else:
-            print("  no photographs (`--images`): concepts were not judged")
+            marked, number = len(opened.explainer.doubts), len(opened.explainer.concepts)
+            print(f"{number:,} concepts, {marked:,} marked doubtful before; without `--images` they are not judged.")
+        if opened.explainer.vlm is None:
+            print("The vision-language model is not available here: the translator was not compared with it.")
+        print()
+    print("Environment")
+    problems = [*_environment(), *_self_test()]
     if problems:
         raise CefamError(f"{len(problems)} problem(s): {' '.join(problems)}")
-    print("\nEverything that was checked is in order.")
+    print("\nThe environment is in order.")
 
 
 def _environment() -> Iterator[str]:
@@ -130,21 +131,27 @@ def _self_test() -> Iterator[str]:
 
 
 def _judge(opened: LoadedArtefact, images: list[str], count: int, artefact: str) -> None:
-    """Judge the concepts; print and store the doubtful ones."""
+    """Judge the concepts; store the doubtful ones, and print how many, where, and the first of them."""
     explainer = opened.explainer
     measured = checkup.measure(explainer, _batches(opened, images, count))
     reasons = checkup.judge(measured)
-    if measured.there is not None:
-        present, absent = checkup.called(measured.said, measured.there)
-        print(f"  present: {percent(present)} of concepts called present, {percent(absent)} of those called absent")
-    words = {concept.number: concept.word for concept in explainer.concepts.concepts}
-    print(f"  judged from {len(measured.said)} photographs; do not trust {len(reasons)}:")
-    for number, reason in reasons.items():
-        print(f"  {words[number]}: {reason}")
     about = {"photographs": len(measured.said), "vlm": measured.vlm is not None, "masks": measured.there is not None}
     key = doubts.key_of(explainer.classifier, explainer.translator, explainer.concepts)
     place = doubts.write(artefact, key, reasons, about)
-    print(f"  kept in {place}")
+    total, seen = len(explainer.concepts), len(measured.said)
+    print(
+        f"{len(reasons):,} of {total:,} concepts are doubtful, judged from {seen:,} photographs; the list is in {place}."
+    )
+    words = {concept.number: concept.word for concept in explainer.concepts.concepts}
+    for number, reason in list(reasons.items())[:LISTED]:
+        print(f"  {words[number]}: {reason}")
+    if len(reasons) > LISTED:
+        print(f"  and {len(reasons) - LISTED:,} more")
+    if measured.there is not None:
+        present, absent = checkup.called(measured.said, measured.there)
+        print(
+            f"By masks, {percent(present)} of the concepts called present are there, and {percent(absent)} of those called absent."
+        )
 
 
 def _batches(opened: LoadedArtefact, images: list[str], count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
