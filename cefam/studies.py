@@ -23,7 +23,7 @@ from cefam.datasets.sources.images import list_images
 from cefam.doctor import checkup, doubts
 from cefam.errors import CefamError
 from cefam.explanations import Photograph
-from cefam.explanations.page import entry, index, page
+from cefam.explanations.page import entry, index, page, page_names
 from cefam.explanations.photograph import stacked
 from cefam.io.files import write_text
 from cefam.io.identity import identity
@@ -312,10 +312,10 @@ def _judge(
 def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, count: int, path: Path) -> dict[str, Any]:
     explainer, entries = _explainer(root, tower, teacher), []
     photographs = _photographs(root, tower.input_size[0])
+    names = page_names([photograph.name for photograph in photographs])
     for photograph in photographs[:: max(1, len(photographs) // count)][:count]:
         explanation = explainer.explain([photograph])[0]
-        name = photograph.name.replace("/", "__") + ".html"
-        write_text(path.parent / name, page(explanation))
-        entries.append(entry(explanation, quote(name)))
+        write_text(path.parent / names[photograph.name], page(explanation))
+        entries.append(entry(explanation, quote(names[photograph.name])))
     write_text(path, index("Explanations", entries))
     return {}

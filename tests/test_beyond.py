@@ -149,6 +149,18 @@ def test_a_view_is_not_made_smaller(scales):
         BeyondRegions(bench_of(explainer), scales=scales)
 
 
+def test_an_explainer_follows_a_translator_that_is_trained_further():
+    explainer, images = explainer_of("resnet")
+    explainer.explain(images, top_k=1)
+    with torch.no_grad():
+        for parameter in explainer.translator.parameters():
+            parameter.data.mul_(1.3).add_(0.02)
+    fresh = Explainer(explainer.classifier, explainer.translator, explainer.concepts, settings=explainer.settings)
+    for one, other in zip(explainer.explain(images, top_k=2), fresh.explain(images, top_k=2), strict=True):
+        for part, expected in zip(one, other, strict=True):
+            torch.testing.assert_close(part.maps[-1], expected.maps[-1])
+
+
 def test_a_regression_needs_a_probe():
     explainer, _ = explainer_of("resnet")
     with pytest.raises(CefamError, match="BeyondRegions needs a probe"):

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cefam import ConceptSet, Photograph, Trained, Translator, load_classifier, load_vlm
-from cefam.commands._explaining import LONGEST, page_names, photographs_of
+from cefam.commands._explaining import photographs_of
 from cefam.datasets.sources.described import Described
 from cefam.datasets.sources.images import list_images
+from cefam.explanations.page import LONGEST, page_names
 from cefam.images.views import THIN, EvaluationView
 from tests.commands import run
 

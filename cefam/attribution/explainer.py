@@ -1,6 +1,5 @@
-"""Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets.
-
-After scoring, all steps work on batches of (image, concept) pairs; this module composes them.
+"""Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets. Steps after
+scoring work on batches of (image, concept) pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from cefam.concepts.vocabularies import Concept
 from cefam.errors import CefamError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
+from cefam.io.identity import weights_fingerprint
 from cefam.pairs import ConceptPairs
 from cefam.probe.stored import Probe
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
@@ -130,10 +130,9 @@ class Explainer:
             CefamError: if the probe is of another classifier or vision-language model.
         """
         if self.probe is not None:
-            about = self.probe.manifest
-            check_identity("classifier", about.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
+            check_identity("classifier", self.probe.manifest.classifier, self.classifier.identity(), CLASSIFIER_KEYS)
             if self.vlm is not None:
-                check_identity("vision-language model", about.vlm, self.vlm.freeze().identity(), VLM_KEYS)
+                check_identity("vision-language model", self.probe.manifest.vlm, self.vlm.freeze().identity(), VLM_KEYS)
         return FusedMaps(self.networks, self.probe)
 
     def to(self, device: torch.device | str) -> Self:
@@ -297,8 +296,7 @@ class Explainer:
             CefamError: for an unknown class, new texts without a VLM, ``top_k`` below 1, or images of an invalid kind or range.
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        settings = self._with(derivative, num_channels)
-        fused = explainer._fused(method)
+        settings, fused = self._with(derivative, num_channels), explainer._fused(method)
         options = ExplainOptions(settings, top_k, candidates, every_stage, fused, self.vlm, self.doubts)
         return explain(explainer.networks, images, target, options)
 
@@ -333,15 +331,17 @@ class Explainer:
             CefamError: if both classes are the same, or one does not exist.
         """
         explainer, candidates = (self, None) if concepts is None else self.with_candidates(concepts)
-        settings = self._with(num_channels=num_channels)
-        options = ExplainOptions(settings, top_k, candidates, False, explainer._fused(method), self.vlm, self.doubts)
+        settings, fused = self._with(num_channels=num_channels), explainer._fused(method)
+        options = ExplainOptions(settings, top_k, candidates, False, fused, self.vlm, self.doubts)
         picture = to_photograph(photograph, self.classifier, "image")
         return why_not(explainer.networks, picture, other, target, options)
 
     def _fused(self, method: RegionRule) -> Fused | None:
-        if method not in get_args(RegionRule):
-            raise CefamError(f"method must be {' or '.join(map(repr, get_args(RegionRule)))}, got {method!r}.")
-        return self.fused_maps if method == "beyond" else None
+        if method not in (rules := get_args(RegionRule)):
+            raise CefamError(f"method must be {' or '.join(map(repr, rules))}, got {method!r}.")
+        if method == "beyond" and self.fused_maps.made_for != weights_fingerprint(self.translator):
+            self.__dict__.pop("fused_maps", None)  # the translator was trained further
+        return None if method == "ce-fam" else self.fused_maps
 
     def with_candidates(self, concepts: Sequence[str | int] | ConceptSet) -> "tuple[Explainer, list[int]]":
         """An explainer that includes these concepts, and their indices in it."""

@@ -20,6 +20,7 @@ from cefam.attribution.types import Activated
 from cefam.attribution.weights import fuse_signed
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
+from cefam.io.identity import weights_fingerprint
 from cefam.pairs import ConceptPairs
 from cefam.probe.stored import Probe
 from cefam.towers.wrapping import check_default_precision
@@ -60,6 +61,7 @@ class FusedMaps:
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
         check_default_precision()
         self.networks, self.scales, self.guide = networks, scales, guide
+        self.made_for = weights_fingerprint(networks.translator)
         if probe is None:
             self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])
         elif regression is False:

@@ -1,6 +1,5 @@
 """Shared by explain, summarize and doctor: loading an artefact, and listing photographs in files and folders."""
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained
 
 DEMO = Path("runs/demo/fit/checkpoints/best.ckpt")
-LONGEST = 180  # bytes of a page's name; file systems allow 255, including the suffix of a temporary name
 
 
 @dataclass(frozen=True)
@@ -117,18 +115,6 @@ def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
     if count > 1:
         raise CefamError(f"Two photographs are called {name}: explain them in two runs.")
     return found
-
-
-def page_names(names: Sequence[str]) -> dict[str, str]:
-    """File names of the photographs' pages in one flat folder, unique even on case-insensitive file systems."""
-    flat = {name: name.replace("/", "__") for name in names}
-    count = Counter(page.casefold() for page in flat.values())
-    return {
-        name: f"{page}.html"
-        if count[page.casefold()] == 1 and len(page.encode()) <= LONGEST
-        else f"{page.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.html"
-        for name, page in flat.items()
-    }
 
 
 def is_file_name(out: str | None) -> bool:

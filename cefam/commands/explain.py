@@ -13,7 +13,6 @@ from cefam.commands._explaining import (
     LoadedArtefact,
     is_file_name,
     open_artefact,
-    page_names,
     photographs_of,
 )
 from cefam.commands._options import call
@@ -22,7 +21,7 @@ from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
 from cefam.explanations.explanation import check_place
-from cefam.explanations.page import entry, index, page
+from cefam.explanations.page import entry, index, page, page_names
 from cefam.explanations.text import lines
 from cefam.explanations.types import Findings
 from cefam.io.files import write_text

@@ -11,7 +11,8 @@ from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import maps
 from cefam.explanations.overview import Example, Overview, record
-from cefam.explanations.page import thumbnail, where
+from cefam.explanations.page import CARD, where
+from cefam.explanations.spotlight import spotlight
 from cefam.explanations.text import signed
 from cefam.io.files import write_text
 from cefam.io.identity import identity
@@ -148,7 +149,7 @@ def _pictures(
         for explanation in opened.explainer.explain(photographs, **chosen):
             part = explanation.concepts[0]
             text = f"{explanation.name} {signed(part.contribution)}"
-            picture = maps.png(thumbnail(explanation, part, maps.scale(explanation)))
+            picture = maps.jpeg(spotlight(explanation.photograph, part, CARD))
             found.setdefault(concept.number, []).append((text, picture, f"{concept.word}: {where(part)}"))
     return found
 

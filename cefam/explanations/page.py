@@ -4,6 +4,8 @@ import base64
 import hashlib
 import html
 import json
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +14,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from cefam import __version__
 from cefam.explanations import maps
@@ -29,6 +30,7 @@ SIDE = 640  # pixels of the photograph and the spotlight
 SMALL = 72  # pixels of a region in a row
 ROWS = 12  # rows of the first screen, and of its folded part
 CARD, CARD_CONCEPTS = 240, 3  # pixels of a picture in the gallery; concepts named there
+LONGEST = 180  # bytes of a page's name; file systems allow 255, including the suffix of a temporary name
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))
 
 
@@ -82,6 +84,7 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
     """
     largest = maps.scale(explanation)
     shown = leading(explanation)
+    folded = [part for part in explanation if part not in shown]
     lead = next(iter(shown), None)
     parts = [_part(part, explanation, largest) for part in explanation]
     colors = {name: _tables(name) for name in maps.COLORMAPS}
@@ -104,7 +107,8 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
             lit=Markup(maps.jpeg(spotlight(explanation.photograph, lead, SIDE))),
             lead=lead,
             rows=[_line(part, explanation) for part in shown[:ROWS]],
-            folded=[_line(part, explanation) for part in explanation if part not in shown][:ROWS],
+            folded=[_line(part, explanation) for part in folded[:ROWS]],
+            hidden=len(folded),
             parts=parts,
             place={key: f"{value:.4f}" for key, value in share.items()},
             largest=largest,
@@ -236,19 +240,16 @@ def _row(part: ConceptExplanation, explanation: Findings) -> str:
     )
 
 
-def thumbnail(explanation: Findings, part: ConceptExplanation | None = None, largest: float = 1.0) -> Image.Image:
-    """A thumbnail of the photograph, with a region overlaid if ``part`` is given."""
-    photograph = explanation.photograph
-    small = photograph.picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    if part is None:
-        return small
-    values = maps.density(part, part.shown, explanation.baseline)
-    region = maps.grey(photograph.to_size(values.unsqueeze(0), THUMBNAIL)[0], largest).resize(small.size)
-    colored = region.convert("P")
-    colored.putpalette(maps.palette("viridis").tobytes())
-    opacity = region.point([min(200, 3 * value) for value in range(256)])
-    return Image.composite(colored.convert("RGB"), small, opacity)
+def page_names(names: Sequence[str]) -> dict[str, str]:
+    """File names of the photographs' pages in one flat folder, unique even on case-insensitive file systems."""
+    flat = {name: name.replace("/", "__") for name in names}
+    count = Counter(page.casefold() for page in flat.values())
+    return {
+        name: f"{page}.html"
+        if count[page.casefold()] == 1 and len(page.encode()) <= LONGEST
+        else f"{page.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.html"
+        for name, page in flat.items()
+    }
 
 
 def entry(explanation: Findings, link: str) -> dict[str, Any]:
