@@ -1,6 +1,4 @@
-"""Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets. Steps after
-scoring work on batches of (image, concept) pairs.
-"""
+"""Explainer: images -> concepts, their regions and contributions. Inference only, without training or data sets."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
