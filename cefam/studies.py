@@ -44,20 +44,31 @@ TEACHER = "ViT-B-16-quickgelu:openai"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study has made: ``trained`` (read from ``folder``), the ``agreement`` with the teacher, and the ``doubtful`` concepts."""
+    """What a study has made.
+
+    Args:
+        folder: of the study.
+        trained: read from it.
+        agreement: with the teacher, on the photographs kept for validation, by name.
+        doubtful: words of the doubtful concepts; ``None``: too few photographs to judge them.
+    """
 
     folder: Path
     trained: Trained
     agreement: dict[str, float]
-    doubtful: list[str]
+    doubtful: list[str] | None
 
     def __str__(self) -> str:
         count, cosine = len(self.trained.concepts), self.agreement.get("val/cosine", float("nan"))
-        listed = ", ".join(self.doubtful[:8]) + (" ..." if len(self.doubtful) > 8 else "")
+        if self.doubtful is None:
+            verdict = f"Concepts were not judged: that needs at least {checkup.FEWEST * HELD_OUT} photographs."
+        else:
+            listed = ", ".join(self.doubtful[:8]) + (" ..." if len(self.doubtful) > 8 else "")
+            verdict = f"{len(self.doubtful)} of {count} concepts are doubtful{f': {listed}' if listed else ''}."
         return "\n".join(
             [
                 f"The translator agrees with the teacher by a cosine of {cosine:.2f} on photographs it has not seen (1: perfectly).",
-                f"{len(self.doubtful)} of {count} concepts are doubtful{f': {listed}' if listed else ''}.",
+                verdict,
                 f"Pages: {self.folder / 'pages' / 'index.html'}",
                 f"Next: cefam explain PHOTOGRAPH --artefact {self.folder}",
             ]
@@ -143,7 +154,8 @@ def study(
     print(f"Minutes: {times}.")
     trained = Trained.read(root, tower)
     words = {concept.number: concept.word for concept in trained.concepts.concepts}
-    done = Study(root, trained, entries[3]["agreement"], [words[number] for number in trained.doubts])
+    doubtful = [words[number] for number in trained.doubts] if entries[4]["judged"] else None
+    done = Study(root, trained, entries[3]["agreement"], doubtful)
     print(done)
     return done
 
@@ -306,7 +318,7 @@ def _judge(
         reasons = checkup.judge(checkup.measure(explainer, views))
     key = doubts.key_of(explainer.classifier, explainer.translator, explainer.concepts)
     doubts.write(str(path.parent), key, reasons, {"photographs": len(photographs), "vlm": True, "masks": False})
-    return {}
+    return {"judged": len(photographs) >= checkup.FEWEST}
 
 
 def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, count: int, path: Path) -> dict[str, Any]:

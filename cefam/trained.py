@@ -20,6 +20,7 @@ from cefam.attribution.explainer import Explainer
 from cefam.concepts.sets import ConceptSet
 from cefam.doctor import doubts
 from cefam.errors import CefamError, ExistsError, MissingError
+from cefam.io import hub
 from cefam.io.files import write_tensors, write_text
 from cefam.probe.stored import Probe, probe_beside
 from cefam.settings import MethodSettings
@@ -152,7 +153,7 @@ class Trained:
         """Read an exported folder or a training checkpoint (.ckpt).
 
         Args:
-            path: the folder, or the checkpoint.
+            path: see :func:`find_artefact`.
             classifier: the classifier it was made for; ``None`` loads the one named in the artefact.
 
         Raises:
@@ -181,7 +182,13 @@ class Trained:
 
 
 def find_artefact(path: str | Path) -> Path:
-    """The artefact that a path names: itself, that of a folder of `cefam study`, or the best checkpoint of a run of `cefam fit`."""
+    """The artefact that a path names.
+
+    Args:
+        path: the artefact, a folder of `cefam study`, a run of `cefam fit` (its best checkpoint), or "hf:user/name" on the hub.
+    """
+    if str(path).startswith(hub.PREFIX):
+        return hub.fetched(str(path))
     folder = Path(path)
     for place in (folder / "artefact", folder / "checkpoints/best.ckpt", folder / "fit/checkpoints/best.ckpt"):
         if not (folder / CONFIG).is_file() and place.exists():

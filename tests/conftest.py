@@ -210,3 +210,39 @@ def measured(trained, prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "usual"
     assert evaluated(trained, prepared, folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def quick_study(tmp_path_factory):
+    """The folder of a small ``cefam study`` on drawn scenes."""
+    folder = tmp_path_factory.mktemp("study")
+    scenes = [
+        "--kind",
+        "brodenette",
+        "--source",
+        "train",
+        "--count",
+        30,
+        "--folder",
+        folder / "scenes",
+        "--masks",
+        "[]",
+    ]
+    assert run("prepare", *scenes) == 0
+    write_photographs(folder / "scenes", folder / "photographs")
+    towers = ["--classifier", "brodenette", "--vlm", "brodenette"]
+    options = ["--images", folder / "photographs", "--concepts", "brodenette", "--folder", folder / "study"]
+    assert run("study", *towers, *options, "--epochs", 2, "--pages", 2, "--device", "cpu") == 0
+    return folder / "study"
+
+
+def write_photographs(shards: Path, folder: Path) -> None:
+    """Write the images of shards as files, as people keep them."""
+    import tarfile
+
+    folder.mkdir()
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith((".jpg", ".png")):
+                    tar.extract(member, folder, filter="data")

@@ -1,10 +1,16 @@
 """Options and configs: what wins, what is suggested, how an error is said."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 import yaml
 
+from cefam.commands import VERBS
+from cefam.commands._names import ALWAYS, option_names
 from cefam.commands._options import suggestion
-from tests.commands import csv_logger, feature_options, run
+from tests.commands import ROOT, csv_logger, feature_options, run
 
 
 def config_of(folder):
@@ -48,3 +54,38 @@ def test_near_names_are_suggested_for_words_that_are_none(message, names, expect
 def test_words_that_yaml_does_not_read_as_words_ask_for_quotes(world, prepared, capsys):
     assert run("fit", *feature_options(world, prepared), "--model.concepts=[2024, yes, red]") == 1
     assert "Put quotes around it" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_is_refused_before_torch_is_imported():
+    check = "import sys; from cefam.commands import main; s = main(['explain', 'x.jpg', '--artifact', 'y']); print(s, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "There is no option `--artifact`. Did you mean `--artefact`?" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_in_the_help_of_a_verb_passes_the_first_check(verb, capsys):
+    with pytest.raises(SystemExit):
+        run(verb, "--help")
+    listed = set(re.findall(r"^ +(?:-\w, )?--(\w+)", capsys.readouterr().out, re.MULTILINE))
+    known = {*ALWAYS, *option_names(VERBS[verb].where.partition(":")[0])}
+    assert "help" in listed
+    assert listed <= known
+
+
+@pytest.mark.parametrize("towers", ["classifier", "model.classifier"])
+def test_a_tower_whose_arguments_are_missing_is_one_sentence(towers, tmp_path, capsys):
+    verb = "features" if towers == "classifier" else "fit"
+    options = [f"--{towers}.class_path=cefam.FrozenClassifier", f"--{towers}.init_args.stages=[layer4]"]
+    options += [f"--{towers}.init_args.module.class_path=torchvision.models.resnet.ResNet"]
+    assert run(verb, *options) == 2
+    said = capsys.readouterr().err
+    assert f"`{towers}`: torchvision.models.resnet.ResNet needs the argument(s) block, layers." in said
+    assert "Union" not in said
+
+
+def test_a_config_of_the_towers_alone_works_for_fit_as_for_features(world, prepared, tmp_path):
+    options = feature_options(world, prepared)
+    options[options.index(world / "model.yaml")] = world / "towers.yaml"
+    assert run("fit", *options, "--trainer.max_epochs=1", csv_logger(tmp_path)) == 0
+    assert config_of(tmp_path)["model"]["classifier"]["init_args"]["name"] == "resnet18"

@@ -20,6 +20,8 @@ LARGEST = 80.0  # maximum exponent, finite in single precision
 
 def spread_apart(maps: Tensor) -> Tensor:
     """Maps (P, h, w) divided by their standard deviation; constant maps are unchanged."""
+    if not len(maps):  # torch warns about the deviation of nothing
+        return maps
     spread = maps.std(dim=(1, 2), keepdim=True)
     return maps / torch.where(spread > 0, spread, torch.ones_like(spread))
 

@@ -1,5 +1,6 @@
 """The verbs that run a Trainer: LightningCLI with this method's defaults."""
 
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -18,6 +20,7 @@ from cefam.commands._runs import RunIdentity
 from cefam.datamodules import RegionsData
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluation.module import RegionEvaluation
+from cefam.io.reading import read_text
 from cefam.methods import RegionMethod
 from cefam.trained import read_stored
 from cefam.training.module import CEFAM
@@ -181,6 +184,18 @@ class _FitCLI(_CLI):
             number = len(list(metrics.parent.glob("metrics-until-*.csv"))) + 1
             metrics.rename(metrics.with_name(f"metrics-until-{number}.csv"))
 
+    def after_fit(self) -> None:
+        """Print where the checkpoint is, how well the translator agrees with its teacher, and what to do next."""
+        best = self.trainer.checkpoint_callback
+        path = getattr(best, "best_model_path", "") or getattr(best, "last_model_path", "")
+        if not path or not self.trainer.is_global_zero:
+            return
+        score, cosine = getattr(best, "best_model_score", None), self.trainer.callback_metrics.get("val/cosine")
+        reached = "" if score is None else f" ({best.monitor} {float(score):.4g})"  # type: ignore[union-attr]
+        agreement = "" if cosine is None else f" Cosine with the teacher at the last epoch: {float(cosine):.2f} of 1."
+        print(f"The best checkpoint is {path}{reached}.{agreement}")
+        print(f"Next: cefam explain PHOTOGRAPH --artefact {path}")
+
     def _resumed(self) -> str | None:
         """The checkpoint to resume from: the given one, or the one saved on SLURM's warning, which Lightning loads."""
         left = sorted(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"))
@@ -241,6 +256,7 @@ def quiet() -> None:
         "LightningCLI's args parameter",  # the commands have already resolved shipped configs
         r"Found \d+ module\(s\) in eval mode",  # the frozen towers
         r".*isinstance\(treespec, LeafSpec\)",  # Lightning 2.6 on torch 2.15
+        "Experiment logs directory .* exists and is not empty",  # `before_fit` refuses another run's, and renames its own
         "The ``compute`` method of metric .* was called before",  # a process may have no pairs in an epoch
     ):
         warnings.filterwarnings("ignore", message=expected)
@@ -249,9 +265,19 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_not_a_tip)
 
 
+def _towers_of_model(argument: str) -> list[str]:
+    """Options in place of a config of `cefam features`, which names ``classifier`` and ``vlm`` alone; others are unchanged."""
+    option, _, path = argument.partition("=")
+    content = yaml.safe_load(read_text(Path(path))) if option == "--config" else None
+    if not content or not set(content) <= {"classifier", "vlm"}:
+        return [argument]
+    return [f"--model.{tower}={json.dumps(value)}" for tower, value in content.items()]
+
+
 def run_trainer(verb: str, arguments: list[str]) -> None:
-    """Run ``fit`` or ``validate`` with these options."""
+    """Run ``fit`` or ``validate`` with these options; a config of `cefam features` names the model's towers."""
     quiet()
+    arguments = [each for argument in arguments for each in _towers_of_model(argument)]
     _FitCLI(verb, CEFAM, subclass_mode_data=True, args=[verb, *arguments], parser_kwargs={"prog": "cefam"})
 
 

@@ -28,11 +28,30 @@ class OneSentence:
         """Raise the message with similar names; errors in jsonargparse's internal type trials are not changed."""
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
-        flat = " ".join(message.split()).rstrip(".") + "."
+        flat = _innermost(" ".join(message.split()).rstrip(".")) + "."
         names = [*_names(self), *(sub.__name__ for base in self.bases for sub in _subclasses(base))]
         raise OptionError(
             f"{flat}{suggestion(flat, names)} (`{self.prog.replace(' [options]', '')} --help` lists the options.)"
         ) from ex
+
+
+def _innermost(message: str) -> str:
+    r"""What a class or function lacks or does not take, where the parser reports every type that it has tried.
+
+    >>> _innermost("Parser key \"data\": Problem with given class_path 'a.B': the following arguments are required: c, d")
+    '`data`: a.B needs the argument(s) c, d'
+    """
+    key = re.match(r'Parser key "([\w.]+)"', message)
+    found = re.search(r"arguments are required: ([\w, ]+)|Option '(\w+)' is not accepted", message)
+    word = re.search(r"Expected a dot import path string: ([^ ]+)$", message)
+    if key and word:
+        return f"`{key[1]}` must name a class or function, as `class_path: cefam.load_classifier`, got {word[1]!r}"
+    if key is None or found is None:
+        return message
+    paths = re.findall(r"class_path[ =]'([\w.]+)'", message[: found.start()])
+    paths = paths[-1:] or re.findall(r"class_path='([\w.]+)'", message)
+    what = f"needs the argument(s) {found[1].strip()}" if found[1] else f"has no argument '{found[2]}'"
+    return f"`{key[1]}`: {paths[0] if paths else 'the class'} {what}"
 
 
 def suggestion(message: str, names: list[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cefam.commands import _signals
 from cefam.commands._configs import with_configs_first
+from cefam.commands._names import check_names
 from cefam.errors import CefamError, CefamWarning
 
 
@@ -25,6 +26,7 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
         The exit status.
     """
     try:
+        check_names(verb, where, arguments)
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
         module, _, function = where.partition(":")

@@ -20,7 +20,7 @@ from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
 from cefam.explanations.comparison import Comparison
-from cefam.explanations.explanation import check_place
+from cefam.explanations.explanation import KINDS, check_place
 from cefam.explanations.page import entry, index, page, page_names
 from cefam.explanations.text import lines
 from cefam.explanations.types import Findings
@@ -62,7 +62,7 @@ def explain(
         concept: texts to explain, regardless of their scores. New texts need the vision-language model.
         target: class to explain, by name or index; null: the predicted class.
         why_not: another class to compare with the predicted one; also shows what would change the decision.
-        out: a .html, .png, .svg, .json, .csv or .npz file for one photograph; a folder for several; null: runs/explain.
+        out: a .html, .png, .jpg, .svg, .pdf, .json, .csv or .npz file for one photograph; a folder for several; null: runs/explain.
         open: open the page in a browser.
         json: also write the explanations to this JSON file, one per line; "-": print them instead of the summary.
         top_k: concepts per photograph.
@@ -84,6 +84,9 @@ def explain(
     single = len(found) == 1 and (out is None or is_file_name(out))
     if is_file_name(out) and not single:
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
+    suffix = Path(out or "").suffix
+    if suffix[1:].isalpha() and not is_file_name(out) and not Path(out or "").is_dir():
+        raise CefamError(f"{out} has the extension {suffix!r}: a file is one of {', '.join(KINDS)}; a folder has none.")
     place = Path(out or (Path(FOLDER) / page_names([found[0][0]])[found[0][0]] if single else FOLDER))
     _check(place, single, json, overwrite, why_not)
     if why_not is not None and (every_stage or colormap != "viridis"):

@@ -37,7 +37,7 @@ class Explanation(Findings):
         return arrays(self)
 
     def save(self, path: str | Path, overwrite: bool = False, **options: Any) -> Path:
-        """Write a file in the format of its extension: .html, .png, .svg, .json, .csv or .npz.
+        """Write a file in the format of its extension: .html, .png, .jpg, .svg, .pdf, .json, .csv or .npz.
 
         Args:
             path: output file.
@@ -72,8 +72,7 @@ def _save_page(explanation: Findings, path: Path, colormap: str = "viridis") -> 
 
 KINDS: dict[str, Callable[..., None]] = {
     ".html": _save_page,
-    ".png": _save_figure,
-    ".svg": _save_figure,
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".svg", ".pdf"), _save_figure),
     ".json": lambda explanation, path: write_text(path, as_json(explanation)),
     ".csv": lambda explanation, path: write_text(path, as_csv(explanation)),
     ".npz": _save_arrays,

@@ -1,5 +1,6 @@
 """Atomic file writing: files are written under a temporary name, then renamed."""
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # Python does not say which file it was
+            raise CefamError(f"{path} cannot be written: no space is left on its disk.") from error
         raise
 
 
