@@ -1,6 +1,7 @@
 """The sum of the stages: the literal second derivation, what windows and smoothing may and may not do, and the controls."""
 
 import dataclasses
+import json
 import math
 from itertools import pairwise
 
@@ -15,6 +16,8 @@ from cefam import Explainer, Trained
 from cefam.attribution.fused import resolution, usual_scales, windows
 from cefam.attribution.smoothing import GRID, alike, sharpened
 from cefam.errors import CefamError
+from cefam.evaluation.controls import others
+from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     Activated,
     AnotherConceptRegions,
@@ -25,7 +28,8 @@ from cefam.methods import (
     MethodContext,
 )
 from cefam.methods.masked import MaskedShards
-from cefam.pairs import ConceptPairs
+from cefam.metrics.functional import normalized_region_accuracy
+from cefam.pairs import ConceptPairs, RegionBatch
 from cefam.report import records
 from cefam.report.tables import ANOTHER
 from cefam.towers.types import ClassifierOutput
@@ -35,7 +39,7 @@ from tests.test_explain import RAGGED, explainer_of
 from tests.test_grad_cam import bench_of
 
 KINDS = ["resnet", "vit", "swin", "bypass"]
-PLAIN = {"scales": [1.0], "guide": False, "sharpen": False}
+PLAIN = {"scales": [1.0], "guide": False, "compete": False, "sharpen": False}
 COUNTS = {"resnet": 16 / 24, "bypass": 16 / 24}  # cells of the finest stage, of half of the map's
 
 
@@ -122,6 +126,51 @@ def test_windows_are_seen_enlarged_joined_and_added():
     coarse, wanted = literal(explainer, activated.images[image], RAGGED.concept[row]), total / trust
     wanted = COUNTS["resnet"] * coarse / coarse.std() + wanted / wanted.std()
     torch.testing.assert_close(found[row], wanted.relu(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_map_loses_what_its_category_shares_as_far_as_views_agree():
+    """Literally: correlations of what is specific, from numpy, and the soft maximum of each cell by itself."""
+    explainer, activated = activated_of("resnet")
+    options = {**PLAIN, "scales": [1.0, 1.6]}
+    names = [concept.category for concept in explainer.concepts.concepts]
+    row, image, concept = 0, int(RAGGED.image[0]), int(RAGGED.concept[0])
+    rivals = [n for n, name in enumerate(names) if name == names[concept]]
+    assert len(rivals) >= 3
+    pairs = ConceptPairs(torch.full((len(rivals),), image), torch.tensor(rivals))
+    plain = BeyondRegions(bench_of(explainer), **options).maps
+    views = [view.numpy().astype(float) for view in plain._views(activated, pairs)]
+
+    def unit(maps):
+        return [(each - each.mean()) / each.std() for each in maps]
+
+    def most(maps):
+        return np.array(
+            [[2 * math.log(sum(math.exp(m[y, x] / 2) for m in maps)) for x in range(48)] for y in range(48)]
+        )
+
+    specific = [[each - most(unit(view)) for each in unit(view)] for view in views]
+    agreed = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(*specific, strict=True)])
+    total = unit(views[0] + views[1])
+    wanted = total[rivals.index(concept)] - max(agreed, 0) * most(total)
+    maps = BeyondRegions(bench_of(explainer), **{**options, "compete": True}).maps
+    torch.testing.assert_close(
+        maps.total(activated, RAGGED)[row].double(), torch.from_numpy(wanted), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_concept_alone_in_its_place_keeps_its_map():
+    explainer, activated = activated_of("resnet")
+    alone = dataclasses.replace(
+        explainer.concepts, concepts=explainer.concepts.concepts[:1], embeddings=explainer.concepts.embeddings[:1]
+    )
+    one = Explainer(explainer.classifier, explainer.translator, alone)
+    pairs = ConceptPairs(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    with_rivals, without = (
+        BeyondRegions(bench_of(one), compete=compete).regions(activated, pairs, GRID, 1).maps.flatten(1)
+        for compete in (True, False)
+    )
+    for a, b in zip(with_rivals, without, strict=True):
+        assert torch.corrcoef(torch.stack([a, b]))[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
@@ -308,9 +357,13 @@ def test_sharpening_a_single_peak_stays_finite_and_in_order():
 
 
 def test_the_shipped_rows_and_what_is_specific(trained, prepared, tmp_path):
-    """``--config methods/beyond``: the note below the table is the difference of two of its rows, from the records."""
+    """The note below the table is the difference of two of its rows, from the records."""
     folder = tmp_path / "out"
-    assert evaluated(trained, prepared, folder, "--config", "methods/beyond") == 0
+    methods = {"beyond": "BeyondRegions", "CE-FAM": "CEFAMRegions"}
+    methods |= {
+        n + ANOTHER: {"class_path": "AnotherConceptRegions", "init_args": {"method": m}} for n, m in methods.items()
+    }
+    assert evaluated(trained, prepared, folder, f"--model.methods={json.dumps(methods)}") == 0
     values = {}
     for record in records.read(folder / "records.csv"):
         if record["protocol"] == "top1" and record["category"] and not math.isnan(record["nra"]):
@@ -324,3 +377,35 @@ def test_the_shipped_rows_and_what_is_specific(trained, prepared, tmp_path):
         ]
         said = ", ".join(f"{value:.3f}" for value in (*found, sum(found) / len(found)))
         assert f"of {method}, top1: {said}." in (folder / "table.txt").read_text()
+
+
+def test_specific_is_nra_minus_that_of_three_others_and_present_of_one_in_the_photograph():
+    """Literally, by measuring every other concept's region alone."""
+    explainer, activated = activated_of("resnet")
+    categories = [concept.category for concept in explainer.concepts.concepts]
+    numbers = explainer.concepts.numbers
+    masks = torch.zeros(2, 16, 16, dtype=torch.long)
+    here = [n for n, category in enumerate(categories) if category == categories[0]][1:3]  # number 0 is no label
+    masks[0, :8], masks[0, 8:], masks[1, 4:12, 4:12] = numbers[here[0]], numbers[here[1]], numbers[here[0]]
+    pairs = (torch.tensor([0, 0, 1]), torch.tensor([numbers[here[0]], numbers[here[1]], numbers[here[0]]]))
+    batch = RegionBatch(activated.images[:2], ["a", "b"], masks, torch.arange(2), [categories[0]] * 2, *pairs)
+    method = CEFAMRegions(bench_of(explainer))
+    evaluator = RegionEvaluator({"m": method}, explainer.concepts, 1, explainer.settings, ["specific", "present"])
+    output = explainer.classifier(batch.image)
+    values = evaluator.evaluate(batch, output).values["m"]["top1"].metrics
+    assert values["present"].isnan().tolist() == [False, False, True]  # the second photograph has no other one
+    wanted = others(explainer.concepts, evaluator.find(batch).pairs)
+    assert all(categories[n] == categories[0] and n != here[row % 2] for row in range(3) for n in wanted[row, :3])
+    assert wanted[:, 3].tolist() == [here[1], here[0], -1]
+    for row, (image, label) in enumerate(zip([0, 0, 1], pairs[1].tolist(), strict=True)):
+
+        def nra(concept):
+            one = ConceptPairs(torch.tensor([image]), torch.tensor([concept]))  # noqa: B023
+            region = method.regions(Activated(batch.image, output), one, (16, 16), 1).maps[:, 0]
+            return float(normalized_region_accuracy(region, masks[image : image + 1] == label))  # noqa: B023
+
+        own = nra(here[row % 2])
+        mean = sum(nra(int(n)) for n in wanted[row, :3]) / 3
+        assert float(values["specific"][row]) == pytest.approx(own - mean, abs=1e-6)
+        if row < 2:
+            assert float(values["present"][row]) == pytest.approx(own - nra(here[1 - row]), abs=1e-6)

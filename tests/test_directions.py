@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cefam.attribution.directions import concept_directions, mean_activations, regressed_directions
+from cefam.attribution.directions import concept_directions, mean_activations, probe_directions, regressed_directions
 from cefam.errors import CefamError
 from cefam.methods import Activated, BeyondRegions, TCAVRegions, www
 from cefam.methods.tcav import concept_vectors
@@ -75,6 +75,28 @@ def test_a_regressed_direction_is_the_least_squares_one(probed, towers, matrices
         torch.testing.assert_close(
             found[concept], torch.from_numpy(solved), rtol=1e-3, atol=1e-3 * np.abs(solved).max()
         )
+
+
+def test_both_directions_count_the_same_and_stages_as_the_probe_confirms(probed, towers, matrices):
+    """Literally, photograph by photograph: least squares of the VLM's cosines on the stages' parts of the regression."""
+    context = bench_of(towers, probed)
+    networks = context.trained.explainer().networks
+    z, embedding = torch.cat(matrices[0], dim=1).double(), matrices[1].double()
+    z = z - z.mean(dim=0)
+    gradients = concept_directions(networks, mean_activations(context.probe))
+    regressed, found = regressed_directions(networks, context.probe), probe_directions(networks, context.probe)
+    for concept in (0, 5, 40):
+        s = embedding @ F.normalize(context.concepts.embeddings[concept].double(), dim=0)
+        sizes = [value.shape[1] for value in regressed]
+        parts = [x @ d[concept].double() for x, d in zip(z.split(sizes, dim=1), regressed, strict=True)]
+        factor = np.linalg.lstsq(torch.stack(parts, dim=1).numpy(), (s - s.mean()).numpy(), rcond=None)[0].clip(0, 8)
+        both = [
+            torch.cat([f * d[concept].double() for f, d in zip(factor, regressed, strict=True)]),
+            torch.cat([d[concept].double() for d in gradients]),
+        ]
+        wanted = sum(each / (z @ each).square().mean().sqrt() for each in both)
+        got = torch.cat([d[concept].double() for d in found])
+        torch.testing.assert_close(got, wanted, rtol=1e-2, atol=2e-3 * float(wanted.abs().max()))
 
 
 def test_a_regression_needs_the_translators_own_vlm(probed, towers):

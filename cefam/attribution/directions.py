@@ -11,6 +11,8 @@ from cefam.attribution.scores import similarity_gradient
 from cefam.errors import CefamError
 from cefam.probe.stored import Probe
 
+LARGEST = 8.0  # factor of a stage
+
 
 @torch.no_grad()
 def concept_directions(networks: Networks, at: Sequence[Tensor]) -> list[Tensor]:
@@ -60,6 +62,51 @@ def regressed_directions(networks: Networks, probe: Probe) -> list[Tensor]:
         factor = torch.linalg.cholesky(correlation + torch.eye(len(scale), device=device))
         found = torch.cholesky_solve((seen + share * prior).T, factor).T / scale
     return list(torch.split(found, list(networks.classifier.channels), dim=1))
+
+
+@torch.no_grad()
+def probe_directions(networks: Networks, probe: Probe) -> list[Tensor]:
+    """Directions of regression and translator together, for all concepts, one (T, C_l) per stage.
+
+    Each is divided by the deviation of its score over the probe, so that both count the same: which of them finds better
+    regions differs from one set of photographs to another, and their sum is close to the better one.
+
+    Args:
+        networks: classifier, translator and concepts.
+        probe: of the same classifier and vision-language model.
+
+    Raises:
+        CefamError: see :func:`regressed_directions`.
+    """
+    regressed = torch.cat(regressed_directions(networks, probe), dim=1)
+    gradient = torch.cat(concept_directions(networks, mean_activations(probe)), dim=1)
+    scale, correlation = (value.to(regressed.device) for value in (probe.scale, probe.correlation))
+    channels = list(networks.classifier.channels)
+    with single_precision(regressed.device):
+        each = [_refitted(networks, probe, regressed * scale, channels), gradient * scale]
+        deviation = [(value @ correlation * value).sum(dim=1, keepdim=True).clamp_min(0).sqrt() for value in each]
+    tiny = torch.finfo(torch.float32).tiny
+    total = sum((value / size.clamp_min(tiny) for value, size in zip(each, deviation, strict=True)), torch.zeros(()))
+    return list(torch.split(total / scale, channels, dim=1))
+
+
+def _refitted(networks: Networks, probe: Probe, directions: Tensor, channels: Sequence[int]) -> Tensor:
+    """Directions (T, C) on the scaled z, each stage's part multiplied by what the probe confirms of it.
+
+    Least squares of the score s on the L parts p_l . x of a concept's direction, with factors in [0, ``LARGEST``].
+    """
+    text = F.normalize(networks.concepts.require_embeddings().to(directions.device), dim=1)
+    correlation, covariance = (value.to(directions.device) for value in (probe.correlation, probe.covariance))
+    seen = text @ covariance.T
+    stage = torch.repeat_interleave(torch.arange(len(channels)), torch.tensor(channels)).to(directions.device)
+    parts = [directions * (stage == number) for number in range(len(channels))]
+    gram = torch.stack([torch.stack([(p @ correlation * q).sum(dim=1) for q in parts], -1) for p in parts], -2)
+    size = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    damped = gram / size.view(-1, 1, 1) + 1e-6 * torch.eye(len(channels), device=gram.device)
+    explained = torch.stack([(p * seen).sum(dim=1) for p in parts], -1) / size.unsqueeze(1)
+    factor = torch.linalg.solve(damped, explained).clamp(0, LARGEST)
+    factor = torch.where((factor > 0).any(dim=1, keepdim=True), factor, torch.ones_like(factor))
+    return directions * factor[:, stage]
 
 
 def mean_activations(probe: Probe) -> list[Tensor]:

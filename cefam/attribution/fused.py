@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.batching import PairTable
-from cefam.attribution.directions import concept_directions, mean_activations, regressed_directions
+from cefam.attribution.competition import rivals_of, shared, standardized, trust
+from cefam.attribution.directions import concept_directions, mean_activations, probe_directions
 from cefam.attribution.encoding import Encoding, Networks
 from cefam.attribution.smoothing import GRID, guided, spread_apart
 from cefam.attribution.types import Activated
@@ -38,12 +39,13 @@ class FusedMaps:
     Args:
         networks: classifier, translator and concepts.
         probe: of the same classifier and vision-language model, or ``None``.
-        regression: estimate concept directions by regression on the probe, with the translator as the prior (see
-            :func:`cefam.attribution.directions.regressed_directions`); otherwise use the translator's gradient at the probe's
+        regression: take concept directions from a regression on the probe and the translator together (see
+            :func:`cefam.attribution.directions.probe_directions`); otherwise from the translator's gradient at the probe's
             mean activations, or at zero without a probe. ``None``: true if there is a probe.
         scales: factors by which the view is enlarged and then classified in windows of its original size; 1: the whole view.
             ``None``: see :func:`usual_scales`.
         guide: smooth the map within similar-looking areas of the photograph.
+        compete: subtract what the maps of a category's concepts share (:mod:`cefam.attribution.competition`); needs two scales.
 
     Raises:
         CefamError: for empty ``scales`` or a scale below 1.
@@ -56,18 +58,20 @@ class FusedMaps:
         regression: bool | None = None,
         scales: Sequence[float] | None = None,
         guide: bool = True,
+        compete: bool = True,
     ) -> None:
         if scales is not None and (not scales or min(scales) < 1):
             raise CefamError(f"`scales` says how much the view is enlarged: numbers from 1 on, got {list(scales)}.")
         check_default_precision()
-        self.networks, self.scales, self.guide = networks, scales, guide
+        self.networks, self.scales, self.guide, self.compete = networks, scales, guide, compete
+        self.group, self.members = rivals_of([concept.category for concept in networks.concepts.concepts])
         self.made_for = weights_fingerprint(networks.translator)
         if probe is None:
             self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])
         elif regression is False:
             self.directions = concept_directions(networks, mean_activations(probe))
         else:
-            self.directions = regressed_directions(networks, probe)
+            self.directions = probe_directions(networks, probe)
 
     def __call__(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
         """Maps of pairs for display (P, 48, 48).
@@ -79,23 +83,48 @@ class FusedMaps:
         return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
 
     def total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
-        """Sum over stages and windows (P, 48, 48), smoothed if ``guide`` is set."""
+        """Sum over stages and windows (P, 48, 48), against rivals if ``compete`` is set, smoothed if ``guide`` is set."""
+        total = sum(self._views(activated, pairs), torch.zeros(()))
+        if self.compete:
+            total = self._against_rivals(activated, pairs, standardized(total))
+        return guided(activated, total, pairs.image) if self.guide else total
+
+    def _views(self, activated: Activated, pairs: ConceptPairs) -> list[Tensor]:
+        """Maps of pairs (P, 48, 48), one per scale, each with the weight of its scale."""
         device = activated.images.device
         used, place = torch.unique(pairs.image, return_inverse=True)  # a chunk of pairs has few images
         layout = PairTable(place, len(used))
         self.directions = [direction.to(device) for direction in self.directions]  # copied on the first call only
         weights = [direction[pairs.concept] for direction in self.directions]
-        total = torch.zeros(len(pairs), *GRID, device=device)
+        found = []
         for scale in self.scales or usual_scales(activated):
-            seen, count = torch.zeros_like(total), torch.zeros(GRID, device=device)
+            seen, count = torch.zeros(len(pairs), *GRID, device=device), torch.zeros(GRID, device=device)
             for window, activations in activated.once(("windows", scale), partial(self.seen, activated, scale)):
                 rows, columns = (_cells(n, side) for n, side in zip(GRID, window, strict=True))
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
-                trust = _tent(shape, device)
-                seen[:, rows, columns] += trust * self._summed([a[used] for a in activations], weights, layout, shape)
-                count[rows, columns] += trust
-            total += resolution(activated, scale) * spread_apart(seen / count)
-        return guided(activated, total, pairs.image) if self.guide else total
+                weight = _tent(shape, device)
+                seen[:, rows, columns] += weight * self._summed([a[used] for a in activations], weights, layout, shape)
+                count[rows, columns] += weight
+            found.append(resolution(activated, scale) * spread_apart(seen / count))
+        return found
+
+    def _against_rivals(self, activated: Activated, pairs: ConceptPairs, maps: Tensor) -> Tensor:
+        """Standardized maps (P, 48, 48) minus the trusted share of what the concepts of each one's group share."""
+        groups = self.group.to(pairs.concept.device)[pairs.concept]
+        found = torch.empty_like(maps)
+        for image, group in {*zip(pairs.image.tolist(), groups.tolist(), strict=True)}:
+            common = activated.once(("rivals", self, image, group), partial(self._common, activated, image, group))
+            rows = (pairs.image == image) & (groups == group)
+            found[rows] = maps[rows] - common
+        return found
+
+    def _common(self, activated: Activated, image: int, group: int) -> Tensor:
+        """What the maps of a group's concepts share in an image, as far as it is trusted (48, 48)."""
+        concepts = self.members[group].to(activated.images.device)
+        views = self._views(activated, ConceptPairs(torch.full_like(concepts, image), concepts))
+        if len(views) < 2:  # nothing says how far differences can be trusted
+            return torch.zeros(GRID, device=concepts.device)
+        return trust(views[0], views[1]) * shared(standardized(sum(views, torch.zeros(()))))
 
     def _summed(
         self, activations: list[Tensor], weights: list[Tensor], layout: PairTable, grid: Sequence[int]

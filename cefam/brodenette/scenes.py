@@ -212,7 +212,8 @@ SPLITS: dict[str, Split] = {
         Split("regions_fresh", "free", "always", "first table of region methods that go beyond the paper"),
         Split("regions_final", "free", "always", "second table, with smaller windows for coarse stages"),
         Split("regions_last", "free", "always", "third table, with directions from a regression"),
-        Split("regions_fourth", "free", "always", "the table of region methods that go beyond the paper"),
+        Split("regions_fourth", "free", "always", "fourth table, with smaller windows for a ViT"),
+        Split("regions_fifth", "free", "always", "fifth table, with competition between concepts"),
         Split("tuning", "free", "always", "choice of the clutter, with uninformed baselines"),
     )
 }

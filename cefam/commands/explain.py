@@ -84,9 +84,6 @@ def explain(
     single = len(found) == 1 and (out is None or is_file_name(out))
     if is_file_name(out) and not single:
         raise CefamError(f"{out} is a file, and {len(found)} photographs are explained: name a folder.")
-    suffix = Path(out or "").suffix
-    if suffix[1:].isalpha() and not is_file_name(out) and not Path(out or "").is_dir():
-        raise CefamError(f"{out} has the extension {suffix!r}: a file is one of {', '.join(KINDS)}; a folder has none.")
     place = Path(out or (Path(FOLDER) / page_names([found[0][0]])[found[0][0]] if single else FOLDER))
     _check(place, single, json, overwrite, why_not)
     if why_not is not None and (every_stage or colormap != "viridis"):
@@ -121,6 +118,11 @@ def explain(
 
 def _check(place: Path, single: bool, json: str | None, overwrite: bool, why_not: str | None) -> None:
     """Reject output paths that cannot be written, before the work begins."""
+    if place.suffix[1:].isalpha() and not is_file_name(str(place)) and not place.is_dir():
+        extensions = ", ".join(KINDS)
+        raise CefamError(
+            f"{place} has the extension {place.suffix!r}: a file is one of {extensions}; a folder has none."
+        )
     if why_not is not None and not (single and place.suffix.lower() == ".html"):
         raise CefamError(f"`--why-not` compares two classes of one photograph in one .html file, got {place}.")
     if single:

@@ -15,9 +15,10 @@ from cefam.attribution.types import Activated
 from cefam.concepts.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
+from cefam.evaluation.controls import control_values, others
 from cefam.methods.base import RegionMethod
 from cefam.metrics.functional import Bounds, area_bounds
-from cefam.metrics.table import Measured, chosen
+from cefam.metrics.table import CONTROLS, Measured, chosen
 from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash
 from cefam.settings import MethodSettings
 from cefam.towers.types import ClassifierOutput
@@ -147,11 +148,13 @@ class RegionEvaluator:
         """
         found = self.find(batch) if found is None else found
         activated = Activated(batch.image, output)
+        controls = others(self.concepts, found.pairs) if {*CONTROLS} & {*self.secondary} else None
         height, width = batch.masks.shape[-2:]
         # About 10 arrays of this size are needed: candidate maps, their sorted values and the counts of the metrics.
         maps_each = height * width * max(self.num_candidates, len(output.activations)) * 4
         size = max(1, int(self.settings.memory_limit * 2**20 / (10 * maps_each)))
-        parts = [self._chunk(batch, activated, found, rows, keep) for rows in chunks(max(len(found.mask), 1), size)]
+        every = chunks(max(len(found.mask), 1), size)
+        parts = [self._chunk(batch, activated, found, rows, keep, controls) for rows in every]
         # One device synchronization per batch, not one per chunk and method.
         finite = torch.stack([part.finite for part in parts]).all(dim=0).tolist()
         for name, good in zip(self.methods, finite, strict=True):
@@ -172,9 +175,15 @@ class RegionEvaluator:
         )
 
     def _chunk(
-        self, batch: RegionBatch, activated: Activated, found: LabeledPairs, rows: slice, keep: Sequence[int]
+        self,
+        batch: RegionBatch,
+        activated: Activated,
+        found: LabeledPairs,
+        rows: slice,
+        keep: Sequence[int],
+        controls: Tensor | None,
     ) -> "_Part":
-        """Measure all methods on one chunk of pairs."""
+        """Measure all methods on one chunk of pairs; ``controls``: see :func:`cefam.evaluation.controls.others`."""
         pairs, of_pair = found.pairs[rows], batch.masks[found.mask[rows]]
         mask = of_pair == found.label[rows].view(-1, 1, 1)
         ignored = of_pair == IGNORED if batch.has_ignored else None
@@ -190,6 +199,12 @@ class RegionEvaluator:
             part.finite[index] = area.isfinite().all()
             ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
             choice = {"top1": candidates.valid.long().argmax(dim=1), "oracle": ranked.argmax(dim=1)}
+            if controls is not None:
+                other = control_values(
+                    method, activated, pairs, controls[rows], mask.shape[-2:],
+                    lambda each: self._measured(each, mask, ignored, bounds)[0]["nra"],
+                )  # fmt: skip
+                values |= {control: nra - other[control].unsqueeze(1) for control in CONTROLS if control in values}
             part.values[name] = {
                 protocol: MethodValues(
                     {metric: _picked(value, chosen) for metric, value in values.items()},

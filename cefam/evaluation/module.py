@@ -79,7 +79,8 @@ class RegionEvaluation(L.LightningModule):
             ``--model.methods.NAME CLASS`` adds one.
         num_candidates: number of candidates for the oracle (4 in Table 1, 1 for ImageNet-S); limited to the number of stages.
         num_examples: number of rows of the contact sheet.
-        metrics: secondary metrics: "pointing", "iou" (at the mask's area), "auprc".
+        metrics: secondary metrics: "pointing", "iou" (at the mask's area), "auprc"; "specific" and "present", the NRA minus that
+            of the method's regions for three other concepts of the category, and for one that is in the photograph, too.
         presence_scores: also measure how well each method's score separates photographs with and without a concept.
         settings: changes to the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """

@@ -21,9 +21,10 @@ class BeyondRegions(RegionMethod):
 
     Args:
         context: must have a trained translator.
-        regression: estimate concept directions by regression on the context's probe; ``None``: if there is one.
+        regression: take concept directions from the context's probe, too; ``None``: if there is one.
         scales: factors by which the view is enlarged.
         guide: smooth the map within similar-looking areas of the photograph.
+        compete: subtract what the maps of a category's concepts share.
         sharpen: emphasize high values of the map; ranks do not change.
 
     Raises:
@@ -36,6 +37,7 @@ class BeyondRegions(RegionMethod):
         regression: bool | None = None,
         scales: Sequence[float] | None = None,
         guide: bool = True,
+        compete: bool = True,
         sharpen: bool = True,
     ) -> None:
         super().__init__(context)
@@ -44,7 +46,7 @@ class BeyondRegions(RegionMethod):
             probe, stored = classifier_probe(context, "BeyondRegions"), context.trained.vlm_identity
             if stored is not None and regression is not False:
                 check_identity("vision-language model", stored, probe.manifest.vlm, VLM_KEYS)
-        self.maps = FusedMaps(self.explainer.networks, probe, regression, scales, guide)
+        self.maps = FusedMaps(self.explainer.networks, probe, regression, scales, guide, compete)
 
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int

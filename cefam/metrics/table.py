@@ -1,6 +1,7 @@
 """METRICS: the metrics of tables, records and loggers, each with its formula and torchmetrics class.
 
-SECONDARY: metrics measured on request. AREAS: the areas that NRA is computed from; in records always, in tables on request.
+SECONDARY: metrics measured on request; CONTROLS, among them, are differences of NRA to that of other concepts' regions.
+AREAS: the areas that NRA is computed from; in records always, in tables on request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,11 @@ SECONDARY: dict[str, MetricRow] = {
     "pointing": _secondary("Pointing game", functional.pointing_game),
     "iou": _secondary("IoU at the mask's area", functional.iou_at_area),
     "auprc": _secondary("AUPRC", functional.average_precision),
+    # NRA minus that of the method's regions for other concepts, which the evaluator measures.
+    "specific": MetricRow("Specific NRA", lambda measured: measured.nra, NormalizedRegionAccuracy),
+    "present": MetricRow("Specific NRA, present", lambda measured: measured.nra, NormalizedRegionAccuracy),
 }
+CONTROLS = ("specific", "present")
 AREAS = {"auc": "AUC", "auc_high": "AUC_high", "auc_low": "AUC_low"}
 
 

@@ -14,15 +14,14 @@ from cefam.io.files import write_text
 from cefam.report import records, results
 from cefam.report.bootstrap import differences
 from cefam.report.sums import Sums
-from cefam.report.tables import ANOTHER, Row
+from cefam.report.tables import Row
 from examples.brodenette_results.__main__ import SEEDS, Comparison, Pair, Training, pairs, row_of
 from examples.kept import kept
 
-FRESH = "regions_fourth"
+FRESH = "regions_fifth"
 SCENES = 100
-COMPARED = ("CE-FAM", f"beyond{ANOTHER}", "TCAV", "center")
-FOUR = """{beyond: BeyondRegions, 'beyond, another concept': {class_path: AnotherConceptRegions, init_args: {method: BeyondRegions}},
-CE-FAM: CEFAMRegions, 'CE-FAM, another concept': {class_path: AnotherConceptRegions, init_args: {method: CEFAMRegions}}}"""
+COMPARED = ("CE-FAM", "beyond, without rivals", "TCAV", "center")
+FOUR = """{beyond: BeyondRegions, CE-FAM: CEFAMRegions}"""
 
 
 def measured(comparison: Comparison, seed: int, *options: str, zero_shot: bool = False) -> Path:
@@ -46,21 +45,17 @@ def cells(values: Sequence[float | None]) -> str:
     return " | ".join("-" if value is None else f"{value:.3f}" for value in values)
 
 
-def line(name: str, row: Row, other: Row | None) -> str:
-    """A method: NRA of the categories and their mean, Hit, EPG, and what is left of NRA without that of another concept."""
+def line(name: str, row: Row) -> str:
+    """A method: NRA of the categories and their mean, Hit, EPG, specific NRA likewise, and the mean of present."""
     means = [*row.means["nra"], row.means["hit"][-1], row.means["epg"][-1]]
-    specific: list[float | None] = [None] * len(row.means["nra"])
-    if other is not None:
-        specific = [
-            a - b for a, b in zip(row.means["nra"], other.means["nra"], strict=True) if a is not None and b is not None
-        ]
-    return f"| {name} | {cells(means)} | {cells(specific)} |"
+    return f"| {name} | {cells(means)} | {cells(row.means['specific'])} | {cells(row.means['present'])} |"
 
 
 def head(folder: Path) -> list[str]:
     """Of :func:`line`'s table."""
     names = [*results.joined([folder]).categories, "avg"]
-    titles = [*(f"NRA {name}" for name in names), "Hit", "EPG", *(f"specific {name}" for name in names)]
+    titles = [*(f"NRA {name}" for name in names), "Hit", "EPG"]
+    titles += [f"{control} {name}" for control in ("specific", "present") for name in names]
     return [f"| method | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
 
 
@@ -68,8 +63,8 @@ def lines(folder: Path, prefix: str = "") -> list[str]:
     """A line for every method that was measured with top-1."""
     table = results.joined([folder])
     rows = {row.method: row for row in table.rows if row.protocol == "top1"}
-    found = [line(prefix + name, row, rows.get(name + ANOTHER)) for name, row in rows.items()]
-    return [*found, line(f"{prefix}CE-FAM, *oracle*", row_of(table, "oracle", "CE-FAM"), None)]
+    found = [line(prefix + name, row) for name, row in rows.items()]
+    return [*found, line(f"{prefix}CE-FAM, *oracle*", row_of(table, "oracle", "CE-FAM"))]
 
 
 def intervals(folder: Path) -> list[str]:
@@ -78,7 +73,7 @@ def intervals(folder: Path) -> list[str]:
     top1 = [record for record in measured_pairs if record["protocol"] == "top1"]
     for category in ("", *sorted({record["category"] for record in top1 if record["category"]})):
         of_category = [record for record in top1 if category in ("", record["category"])]
-        for metric in ("nra", "hit", "epg"):
+        for metric in ("nra", "hit", "epg", "specific", "present"):
             each = differences(Sums.of_records(of_category, metric), order=["beyond"])
             found += [f"* {category or 'all'}, {metric}: {d}" for d in each if d.other in COMPARED]
     return found
@@ -103,12 +98,12 @@ def main() -> None:
 
 
 def _of_pair(comparison: Comparison, pair: Pair) -> list[str]:
-    evaluate = ["--config", "evaluate/broden"]
+    evaluate = ["--config", "evaluate/broden", "--model.metrics", "[specific, present]"]
     first = measured(comparison, SEEDS[0], *evaluate, "--config", "methods/beyond")
     parts = [f"## {pair.classifier}, {pair.vlm}", "", *head(first), *lines(first)]
     for seed in SEEDS[1:]:
         rows = lines(measured(comparison, seed, *evaluate, "--model.methods", " ".join(FOUR.split())), f"seed {seed}: ")
-        parts += [row for row in rows if ANOTHER not in row]
+        parts += rows
     parts += ["", "beyond minus others, seed 0:", "", *intervals(first)]
     unseen = measured(comparison, SEEDS[0], *evaluate, "--model.methods", " ".join(FOUR.split()), zero_shot=True)
     return [*parts, "", "Words never seen:", "", *head(unseen), *lines(unseen), ""]
