@@ -31,7 +31,7 @@ from cefam.io.passes import JOURNAL, Pass, Unit
 from cefam.probe.compute import compute_probe
 from cefam.towers.candidates import chosen_by_resolution, stage_candidates
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.vlm import VisionLanguageModel, load_vlm
+from cefam.towers.vlm import BRODENETTE, VisionLanguageModel, load_vlm
 from cefam.towers.zoo import load_classifier
 from cefam.trained import Trained
 from cefam.training.module import CEFAM
@@ -59,7 +59,7 @@ class Study:
     doubtful: list[str] | None
 
     def __str__(self) -> str:
-        count, cosine = len(self.trained.concepts), self.agreement.get("val/cosine", float("nan"))
+        count, cosine = len(self.trained.concepts.shown), self.agreement.get("val/cosine", float("nan"))
         if self.doubtful is None:
             verdict = f"Concepts were not judged: that needs at least {checkup.FEWEST * HELD_OUT} photographs."
         else:
@@ -120,7 +120,7 @@ def study(
     teacher = vlm if isinstance(vlm, VisionLanguageModel) else named_vlm(vlm)
     tower.to(where)
     teacher.to(where)
-    found = ConceptSet.load(concepts).embed(teacher)
+    found = ConceptSet.load(concepts).with_background(vocabulary(teacher.source)).embed(teacher)
     height, width = tower.input_size
     if height != width:
         raise CefamError(
@@ -136,7 +136,7 @@ def study(
         epochs=epochs,
         pages=pages,
     )
-    view = {"size": height, "resize": round(height * 256 / 224)}
+    view = view_of(tower)
     steps: list[tuple[str, str, Callable[[Path], dict[str, Any]]]] = [
         ("photographs", "photographs/list.txt", partial(_split, Path(images))),
         ("features", "features/val/manifest.json", partial(_features, root, tower, teacher, views, device, view)),
@@ -225,10 +225,29 @@ def named_module(name: str) -> nn.Module:
 
 def named_vlm(name: str) -> VisionLanguageModel:
     """A teacher by name: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", or "brodenette"."""
+    return load_vlm(**vlm_source(name)["init_args"])
+
+
+def vlm_source(name: str) -> dict[str, Any]:
+    """The class path and arguments that load the teacher of :func:`named_vlm`."""
     if name.startswith(("local-dir:", "hf-hub:")) or ":" not in name:
-        return load_vlm(name)
-    model, _, pretrained = name.partition(":")
-    return load_vlm(model, pretrained)
+        arguments = {"name": name}
+    else:
+        model, _, pretrained = name.partition(":")
+        arguments = {"name": model, "pretrained": pretrained}
+    return {"class_path": "cefam.load_vlm", "init_args": arguments}
+
+
+def view_of(tower: FrozenClassifier) -> dict[str, int]:
+    """Size of a study's views, and of a photograph's short side before the central crop."""
+    side = tower.input_size[0]
+    return {"size": side, "resize": round(side * 256 / 224)}
+
+
+def vocabulary(source: dict[str, Any] | None) -> str:
+    """The set that a teacher knows best, as the background of a few concepts."""
+    named = (source or {}).get("init_args", {}).get("name")
+    return "brodenette" if named in BRODENETTE else "broden"
 
 
 def _timed(name: str, make: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from cefam.commands import main
 from cefam.concepts.categories import CATEGORIES
@@ -198,6 +199,7 @@ def _forked(arguments, folder, variables, printed):
     sys.argv = ["cefam", *arguments]
     for number in (signal.SIGINT, signal.SIGHUP):  # the tests themselves may run under nohup
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    torch.set_num_threads(1)  # OpenMP's threads do not survive the fork of `ddp_fork`
     sys.exit(main(arguments))
 
 

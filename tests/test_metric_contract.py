@@ -222,6 +222,7 @@ def test_class_and_table_give_one_number(preset):
 
 def _sync(rank, world, port, found):
     """Each process sees every n-th pair, the last one none at first; torchmetrics adds the states up."""
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
         together = MetricCollection({name: make(CATEGORIES) for name, make in MAKERS.items()})

@@ -56,7 +56,7 @@ def explain(
         return []
     classifier, encoding, settings = networks.classifier, networks.encode(views), options.settings
     scores = log_probability(encoding.similarity, networks.concepts.probability).exp()
-    best = _best(scores, options.top_k, options.candidates)
+    best = _best(scores, options.top_k, networks.concepts.shown if options.candidates is None else options.candidates)
     count = best.shape[1]
     pairs = ConceptPairs(torch.arange(len(best), device=best.device).repeat_interleave(count), best.flatten())
     regions = regions_of(networks, encoding, pairs, settings)
@@ -193,12 +193,10 @@ def to_photograph(image: Picture, classifier: FrozenClassifier, name: str) -> Ph
     return Photograph.of(image, height, name) if isinstance(image, Image.Image) else Photograph.open(image, height)
 
 
-def _best(scores: Tensor, top_k: int, candidates: Sequence[int] | None) -> Tensor:
-    """Indices of the best-scoring concepts (B, k) among ``candidates``, or among all."""
+def _best(scores: Tensor, top_k: int, candidates: Sequence[int]) -> Tensor:
+    """Indices of the best-scoring concepts (B, k) among ``candidates``."""
     if top_k < 1:
         raise CefamError(f"top_k must be at least 1, got {top_k}.")
-    if candidates is None:
-        return scores.topk(min(top_k, scores.shape[1]), dim=1).indices
     if not candidates:
         raise CefamError("No concept was given to explain: name at least one, or leave `concepts` out.")
     among = torch.tensor(candidates).to(scores.device)

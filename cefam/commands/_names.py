@@ -47,9 +47,9 @@ def option_names(module: str) -> tuple[str, ...]:
     tree = _tree(module)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "call":
-            function = call.args[1]
-            assert isinstance(function, ast.Name)
-            return tuple(_parameters(function.id, tree))
+            found = tuple(_parameters(ast.unparse(call.args[1]), tree))
+            if found:
+                return found
     return TRAINER
 
 

@@ -1,5 +1,9 @@
 """``cefam study``: from a classifier, photographs and words to pages, in one command."""
 
+import shlex
+from functools import wraps
+from typing import Any
+
 from cefam.commands._options import call
 
 
@@ -18,7 +22,8 @@ def study(
 ) -> None:
     """Train a translator for a classifier and explain photographs with it. A stopped study resumes.
 
-    Every tenth photograph is kept for validation, for judging the concepts, and for the pages.
+    Every tenth photograph is kept for validation, for judging the concepts, and for the pages. `--print_config` prints the
+    configs and commands of the single verbs that do the same.
 
     Args:
         classifier: a function of yours that returns the network, "my_net.birds"; or a torchvision name, "timm:NAME" or "hf:NAME".
@@ -44,6 +49,49 @@ def study(
     run_study(classifier, images, concepts, folder, vlm, views, epochs, pages, stages, names, device)
 
 
+@wraps(study)
+def print_configs(**options: Any) -> None:
+    """Print the configs and commands of the single verbs that do the same as a study with these options."""
+    import yaml
+
+    from cefam.commands._lightning import quiet
+    from cefam.studies import HELD_OUT, named_classifier, view_of, vlm_source, vocabulary
+
+    quiet()
+    tower = named_classifier(options["classifier"], options["stages"])
+    teacher = vlm_source(options["vlm"])
+    folder = options["folder"]
+    data = {"class_path": "FeaturesData", "init_args": {p: f"{folder}/features/{p}" for p in ("train", "val")}}
+    trainer = {
+        "max_epochs": options["epochs"],
+        "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": folder}},
+    }
+    trainer["logger"]["init_args"] |= {"name": "fit", "version": ""}
+    configs = {
+        "towers.yaml": {"classifier": tower.source, "vlm": teacher},
+        "fit.yaml": {
+            "model": {"concepts": options["concepts"], "background": vocabulary(teacher)},
+            "data": data,
+            "trainer": trainer,
+        },
+    }
+    for name, config in configs.items():
+        print(f"# {name}\n{yaml.safe_dump(config, sort_keys=False)}")
+    print(f"# Every {HELD_OUT}th photograph is for validation: TRAIN and VAL are folders of yours.")
+    view = " ".join(f"--{name} {value}" for name, value in view_of(tower).items())
+    for part, views in (("TRAIN", options["views"]), ("VAL", 0)):
+        to = shlex.quote(f"{folder}/features/{part.lower()}")
+        print(f"# cefam features --config towers.yaml --images {part} --folder {to} --views {views} {view}")
+    print(f"# cefam probe --config towers.yaml --images TRAIN --folder {shlex.quote(folder)}/probe {view}")
+    print("# cefam fit --config towers.yaml --config fit.yaml")
+    print(f"# cefam doctor --artefact {shlex.quote(folder)} --images VAL")
+    print(f"# cefam explain VAL --artefact {shlex.quote(folder)} --out {shlex.quote(folder)}/pages")
+
+
 def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("study", study, arguments)
+    """Run the verb with these options; ``--print_config`` prints what the single verbs would take."""
+    given = [word for word in arguments if word.replace("-", "_") != "__print_config"]
+    if len(given) < len(arguments):
+        call("study", print_configs, given)
+    else:
+        call("study", study, given)

@@ -2,6 +2,7 @@
 
 CATEGORIES = ("object", "part", "color", "material")  # categories with masks, in the order of the paper's tables
 IMAGE_LEVEL = ("scene", "texture")  # labels of whole images: no masks, not measured
+BACKGROUND = "background"  # concepts that scores compete with, and that are not shown or measured
 DEFAULT_TEMPLATE = "a photo of a {}"
 # Scene and texture are not in Table A1; their prompts follow the published program.
 TEMPLATES = {

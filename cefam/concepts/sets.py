@@ -5,7 +5,6 @@ A concept is identified by its number, because words repeat (in Broden, "orange"
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.concepts.categories import DEFAULT_TEMPLATE
+from cefam.concepts.categories import BACKGROUND, DEFAULT_TEMPLATE
 from cefam.concepts.vocabularies import Concept, concepts_of, label_word, read_concepts, warn_of_equal_prompts
 from cefam.errors import CefamError, near
 from cefam.io.files import write_tensors
 
 __all__ = ["Concept", "ConceptSet"]
 
-log = logging.getLogger(__name__)
-
-FEW = 20  # with fewer concepts, softmax scores are not informative
+FEW = 20  # with fewer concepts, softmax scores say little
+ENOUGH = 100  # `with_background` adds others to fewer concepts
+FIRST_BACKGROUND = 1_000_001  # number of a first background concept, above those of masks
 
 
 class TextEncoder(Protocol):
@@ -110,6 +109,32 @@ class ConceptSet:
     def identity(self) -> str:
         """SHA-256 of numbers, words, categories and prompts, to check that an artefact was made for this set."""
         return hashlib.sha256(json.dumps(self.to_records(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def shown(self) -> list[int]:
+        """Indices of the concepts that are not background."""
+        return [index for index, concept in enumerate(self.concepts) if concept.category != BACKGROUND]
+
+    def with_background(self, name: str = "broden") -> Self:
+        """This set and, if it has fewer than 100 concepts, those of another set as background.
+
+        A softmax over a few words says little: every photograph has one of them. Scores compete with the background, which is
+        not shown. The result has no embeddings yet.
+
+        Args:
+            name: set by name.
+
+        >>> found = ConceptSet.from_words(["striped fur", "wing"]).with_background()
+        >>> len(found), found.shown
+        (1198, [0, 1])
+        """
+        known = {word.lower() for word in self.words}
+        if len(self.shown) >= ENOUGH or len(self.shown) < len(self):
+            return self
+        others = [concept for concept in self.load(name).concepts if concept.word.lower() not in known]
+        numbered = enumerate(others, start=FIRST_BACKGROUND)
+        added = [replace(other, number=n, categories=(BACKGROUND,)) for n, other in numbered]
+        return type(self)((*self.concepts, *added))
 
     def find(self, word: str) -> list[int]:
         """Indices of all concepts with this word.
@@ -232,8 +257,6 @@ class ConceptSet:
             cache_dir: cache folder; the key is a hash of prompts, model identity and the embedding of one fixed text.
         """
         vlm.freeze()
-        if vlm.probability == "softmax" and len(self) < FEW:
-            log.warning("Only %d concepts: a softmax over so few says little.", len(self))
         embeddings = self._encoded(vlm) if cache_dir is None else self._cached(vlm, Path(cache_dir))
         return replace(
             self,

@@ -94,7 +94,9 @@ def judge(measured: Measured) -> dict[int, str]:
             if without > FALSE and not having - without >= GAIN:  # NaN: too few images have it
                 rates = f"{percent(without)} of the photographs without it, and in {percent(having)} of those with it"
                 measured.doubt(index, f"it is called present in {rates}")
-    return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items())}
+    concepts = measured.explainer.concepts
+    shown = {concepts.numbers[index] for index in concepts.shown}
+    return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items()) if number in shown}
 
 
 def _equal_prompts(measured: Measured) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cefam.attribution.batching import chunks
 from cefam.attribution.types import Activated
-from cefam.concepts.categories import CATEGORIES, IGNORED, IMAGE_LEVEL
+from cefam.concepts.categories import BACKGROUND, CATEGORIES, IGNORED, IMAGE_LEVEL
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.evaluation.controls import control_values, others
@@ -106,8 +106,8 @@ class RegionEvaluator:
         self.settings, self.secondary = settings or MethodSettings(), tuple(metrics)
         chosen(self.secondary)  # raises an error for an unknown name
         listed = {category for concept in concepts.concepts for category in concept.categories}
-        others = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL})
-        self.categories = [category for category in CATEGORIES if category in listed] + others
+        more = sorted(listed - {*CATEGORIES, *IMAGE_LEVEL, BACKGROUND})
+        self.categories = [category for category in CATEGORIES if category in listed] + more
         self._position = {category: index for index, category in enumerate(self.categories)}
         self._index_of_number = index_of_numbers(concepts.numbers)
         self._category_of_concept = torch.tensor([self._position.get(c.category, -1) for c in concepts.concepts])

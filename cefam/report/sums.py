@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cefam.metrics.table import inexpressible
+from cefam.metrics.table import CONTROLS, inexpressible
 from cefam.report.records import Block, blocks_of
 
 # A map's last bits depend on the processor and on the other images in the batch. If two pixels swap ranks, NRA changes by
@@ -99,8 +99,11 @@ class Sums:
             counts.expressible += int(told.sum())
             counts.near += int((np.abs(block.numbers["nra"][told] - THRESHOLD) < NEAR).sum())
             for column, values in block.numbers.items():
-                self._add_values(column, key, values[told], missing)
+                # A control is undefined, too, where there is no other concept.
+                there = told & ~np.isnan(values) if column in CONTROLS else told
+                self._add_values(column, key, values[there], missing)
             sums, metric = self._by_image(self.by_image, key, np.zeros((2, 0))), block.numbers[self.metric]
+            told &= ~np.isnan(metric) if self.metric in CONTROLS else told
             sums[0, first : last + 1] += np.bincount(image[told] - first, metric[told], last - first + 1)
             sums[1, first : last + 1] += np.bincount(image[told] - first, minlength=last - first + 1)
 

@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from cefam.attribution.encoding import check_images
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
-from cefam.concepts.sets import embedded
+from cefam.concepts.sets import ConceptSet, embedded
 from cefam.concepts.vocabularies import write_values
 from cefam.errors import CefamError
 from cefam.evaluation.evaluator import PROTOCOLS, RegionEvaluator
@@ -59,6 +59,7 @@ class CEFAM(L.LightningModule):
         plateau_patience: in epochs; ``None``: the value of the preset (published 6, paper 4).
         num_candidates: number of candidates for the oracle in validation.
         text_cache: folder for text embeddings, or ``None``.
+        background: name of a set whose concepts join fewer than 100 others, see :meth:`cefam.ConceptSet.with_background`.
         settings: settings of the method, by name (:class:`cefam.settings.SettingsChanges`); stored in checkpoints.
 
     >>> from cefam import load_classifier, load_vlm
@@ -85,6 +86,7 @@ class CEFAM(L.LightningModule):
         plateau_patience: int | None = None,
         num_candidates: int = 4,
         text_cache: str | None = None,
+        background: str | None = None,
         **settings: Unpack[SettingsChanges],
     ) -> None:
         super().__init__()
@@ -97,7 +99,8 @@ class CEFAM(L.LightningModule):
         self.classifier, self.vlm = classifier, None if vlm is None else vlm.freeze()
         self._stored_vlm: dict[str, Any] | None = None
         self.settings = MethodSettings().changed(**settings)
-        self.concepts = embedded(concepts, vlm, text_cache)
+        named = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
+        self.concepts = embedded(named if background is None else named.with_background(background), vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
         self.register_buffer("text", text, persistent=False)
