@@ -163,7 +163,7 @@ def test_evaluate_writes_tables_records_and_a_contact_sheet(trained, prepared, t
 def test_a_table_of_some_photographs_says_so(trained, prepared, measured, tmp_path):
     assert evaluated(trained, prepared, tmp_path / "some", "--trainer.limit_test_batches=2") == 0
     note = "at most 2 batch(es) of each process were measured (`trainer.limit_test_batches`)"
-    assert note in (tmp_path / "some" / "table.txt").read_text()
+    assert note in (tmp_path / "some" / "table.md").read_text()
     assert "limit_test_batches" not in (measured / "table.txt").read_text()
 
 

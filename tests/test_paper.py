@@ -1,9 +1,11 @@
 """Tables and figures of the paper: pairs that all methods can express, secondary columns, our rows beside the paper's, figures."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from torchmetrics.functional.classification import binary_auroc
 from cefam.methods import RegionMethod
 from cefam.methods.base import Candidates
 from cefam.report import examples, plots, presence, records, results
+from cefam.report.bootstrap import intervals
+from cefam.report.sums import Sums
 from tests.commands import ROOT, evaluated, run
 
 
@@ -123,7 +127,12 @@ def test_a_config_measures_the_methods_of_its_rows(path):
 
 @pytest.mark.parametrize(
     ("kind", "options", "suffix"),
-    [("methods", [], "png"), ("curves", ["--example=1"], "pdf"), ("stages", ["--methods=[CE-FAM]"], "svg")],
+    [
+        ("methods", [], "png"),
+        ("points", ["--protocol=top1"], "pdf"),
+        ("curves", ["--example=1"], "pdf"),
+        ("stages", ["--methods=[CE-FAM]"], "svg"),
+    ],
 )
 def test_figures_are_drawn_from_the_results(kind, options, suffix, measured, tmp_path):
     out = tmp_path / f"figure.{suffix}"
@@ -134,6 +143,38 @@ def test_figures_are_drawn_from_the_results(kind, options, suffix, measured, tmp
     else:
         assert out.read_bytes()[:4] in (b"%PDF", b"<?xm")
     assert run("figure", "--kind", kind, "--run", measured, "--out", out, *options) == 1  # it exists
+
+
+def test_points_are_the_tables_means_within_their_intervals(measured):
+    about = results.Run.read(measured)
+    sums = Sums.of(records.blocks(measured / results.RECORDS))
+    row = next(row for row in results.joined([measured]).rows if (row.protocol, row.method) == ("top1", "CE-FAM"))
+    found = intervals(sums, "top1")
+    for category, mean in zip(about.categories, row.means["nra"], strict=False):
+        value, low, high = found["CE-FAM", category]
+        assert value == pytest.approx(mean)
+        assert low <= value <= high
+        of_images = {}
+        for record in records.read(measured / results.RECORDS):
+            if (record["protocol"], record["method"], record["category"]) == ("top1", "CE-FAM", category):
+                of_images.setdefault(record["image"], []).append(record["nra"])
+        known = [np.array(v)[~np.isnan(v)] for v in of_images.values()]
+        known = [v for v in known if len(v)]
+        draws = np.random.RandomState(1).randint(len(known), size=(2000, len(known)))
+        means = [np.concatenate([known[n] for n in draw]).mean() for draw in draws]
+        assert (low, high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.25 * (max(means) - min(means)))
+    figure = plots.points(found, about.methods, about.categories, "NRA")
+    assert [axes.get_title() for axes in figure.axes] == [c for c in about.categories if ("CE-FAM", c) in found]
+
+
+def test_titles_of_many_methods_do_not_overlap(measured):
+    kept = examples.load(measured / results.EXAMPLES)[:2]
+    names = ["Integrated Gradients, concept", "Score-CAM, concept", "random channel, guided", *"abcdef"]
+    kept = [dataclasses.replace(each, candidates=dict.fromkeys(names, each.candidates["CE-FAM"])) for each in kept]
+    figure = plots.side_by_side(kept, names)
+    figure.canvas.draw()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes[: len(names) + 2]]
+    assert all(one.x1 <= other.x0 for one, other in pairwise(boxes))
 
 
 def test_the_figure_of_epochs_shows_the_hit_rates_of_the_log(trained, measured, tmp_path, capsys):

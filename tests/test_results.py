@@ -93,7 +93,7 @@ def test_runs_are_joined(measured, tmp_path, capsys):
 
 
 def test_published_numbers_stand_beside(measured, tmp_path, capsys):
-    assert run("table", measured, "--published=table1/resnet50") == 0
+    assert run("table", measured, "--published=table1/resnet50", "--format=wide") == 0
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("CE-FAM (paper)")]
     assert line.split("|")[1].split() == ["0.233", "0.067", "0.169", "0.147", "0.154"]

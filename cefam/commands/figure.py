@@ -8,7 +8,7 @@ from cefam.errors import CefamError, near
 
 
 def figure(
-    kind: Literal["methods", "curves", "stages", "epochs"],
+    kind: Literal["points", "methods", "curves", "stages", "epochs"],
     run: str,
     out: str,
     methods: list[str] | None = None,
@@ -19,16 +19,18 @@ def figure(
     """Draw a figure for print from a folder of `cefam evaluate`.
 
     Args:
-        kind: "methods" (one row per concept, one column per method), "curves" (IoU over the threshold), "stages" (stages of
-            the best candidates), "epochs" (Hit Rate during training).
+        kind: "points" (NRA per method and category, with intervals), "methods" (one row per concept, one column per method),
+            "curves" (IoU over the threshold), "stages" (stages of the best candidates), "epochs" (Hit Rate during training).
         run: a folder of `cefam evaluate`.
         out: a .png, .pdf or .svg file.
         methods: methods to show; null: all; "stages" uses only the first.
         example: index of the pair for "curves", from 0, in the order of the contact sheet.
         log: metrics.csv of the training, for "epochs".
-        protocol: protocol for "epochs".
+        protocol: protocol for "points" and "epochs".
     """
     from cefam.report import examples, plots, records, results
+    from cefam.report.bootstrap import intervals
+    from cefam.report.sums import Sums
 
     folder, about = Path(run), results.Run.read(run)
     chosen = methods or about.methods
@@ -39,7 +41,10 @@ def figure(
             )
     if Path(out).exists():
         raise CefamError(f"{out} already exists: name another file.")
-    if kind == "stages":
+    if kind == "points":
+        values = intervals(Sums.of(records.blocks(folder / results.RECORDS)), protocol)
+        drawn = plots.points(values, chosen, about.categories, "NRA")
+    elif kind == "stages":
         drawn = plots.winning_stages(records.read(folder / results.RECORDS), chosen[0], about.stages, about.categories)
     elif kind == "epochs":
         if log is None:

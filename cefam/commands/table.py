@@ -7,7 +7,7 @@ from cefam.commands._options import call
 
 def table(
     runs: list[str],
-    format: Literal["text", "md", "csv", "latex"] = "text",  # noqa: A002  the name of the option
+    format: Literal["text", "wide", "md", "csv", "latex"] = "text",  # noqa: A002  the name of the option
     published: str | None = None,
     columns: list[str] | None = None,
     remake: bool = False,
@@ -16,7 +16,7 @@ def table(
 
     Args:
         runs: the folders. Methods that occur in several folders are named "folder: method".
-        format: text, md (Markdown), csv, or latex.
+        format: text (100 columns), wide (all metrics side by side), md (Markdown), csv, or latex.
         published: published numbers to add: a table of the paper ("table1/resnet50"), or a CSV file in the format of table.csv.
         columns: metrics to show: epg, nra, nra_calibrated, hit, auc, auc_high, auc_low, and the measured secondary metrics.
         remake: first regenerate the tables and the contact sheet of each folder.

@@ -71,6 +71,32 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
     return found
 
 
+def intervals(
+    sums: Sums, protocol: str, repeats: int = 1000, seed: int = 0
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Mean and 95 % interval over images of every method in every category.
+
+    Args:
+        sums: sums of the records, including the per-image sums of the metric.
+        protocol: "top1" or "oracle".
+        repeats: number of bootstrap resamples.
+        seed: random seed.
+
+    Returns:
+        Mean, low and high, by method and category.
+    """
+    found = {}
+    for (of, method, category), both in sums.by_image.items():
+        total, count = both[:, both[1] > 0]
+        if of != protocol or not len(count):
+            continue
+        random = np.random.default_rng(seed)
+        draws = np.stack([_draw(random, len(count)) for _ in range(repeats)]).astype(float)
+        low, high = np.percentile(draws @ total / (draws @ count), (2.5, 97.5))
+        found[method, category] = (float(total.sum() / count.sum()), float(low), float(high))
+    return found
+
+
 def _seen(sums: Sums, protocol: str, method: str) -> np.ndarray:
     """Indices of the images on which a method was measured."""
     numbers: np.ndarray = sums.seen[protocol, method].nonzero()[0]

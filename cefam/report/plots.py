@@ -5,7 +5,8 @@ Legible in grayscale: lines differ in dashes and markers, bars in hatching. Colo
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "+++")
 SMALL = {"font.size": 7}
+LETTER = 0.62  # width of a letter, in font sizes
 LINE = 0.055  # minimum distance of labels, as a share of the axes' height
 
 
@@ -67,6 +69,44 @@ def iou_thresholds(example: Example, methods: Sequence[str]) -> Figure:
     axes.set_title(example.title, fontsize=8)
     axes.set(xlim=(0, 100), ylim=(0, None))
     axes.legend(fontsize=6, frameon=False)
+    return figure
+
+
+def points(
+    values: Mapping[tuple[str, str], tuple[float, float, float]],
+    methods: Sequence[str],
+    categories: Sequence[str],
+    label: str,
+) -> Figure:
+    """Plot every method's mean with its interval, a panel per category.
+
+    Args:
+        values: mean, low and high by method and category, see :func:`cefam.report.bootstrap.intervals`.
+        methods: methods, from the top.
+        categories: categories, from the left.
+        label: name of the metric.
+
+    Raises:
+        CefamError: if there is no value.
+    """
+    shown = [name for name in categories if any((method, name) in values for method in methods)]
+    if not shown:
+        raise CefamError("None of the methods has a value in any category.")
+    figure = Figure(figsize=(PAGE, 0.2 * len(methods) + 0.7), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
+    for axes, category in zip(panels, shown, strict=True):
+        for place, method in enumerate(methods):
+            mean, low, high = values.get((method, category), (math.nan,) * 3)
+            color = COLORS[place % 7]
+            axes.plot([low, high], [place, place], color=color, lw=1.2, solid_capstyle="butt")
+            axes.plot(mean, place, color=color, marker=MARKS[place % 7], markersize=4)
+        axes.set_title(category, fontsize=8)
+        axes.grid(axis="x", lw=0.4, color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].invert_yaxis()
+    figure.supxlabel(f"{label}, with 95 % intervals over photographs", fontsize=7)
     return figure
 
 
@@ -159,7 +199,7 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
         for axes in row:
             axes.set(xticks=[], yticks=[])
         row[0].imshow(example.image)
-        row[0].set_ylabel(example.title, fontsize=6)
+        row[0].set_ylabel(example.title.replace(" (", "\n("), fontsize=min(6, 36 * each))
         if example.mask is not None:
             row[1].imshow(example.mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         for axes, method in zip(row[2:], methods, strict=True):
@@ -175,8 +215,11 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
             else:
                 axes.set_box_aspect(example.image.shape[0] / example.image.shape[1])
                 axes.text(0.5, 0.5, "not\nexpressed", ha="center", va="center", fontsize=6, transform=axes.transAxes)
-    for axes, title in zip(grid[0], ["photograph", "mask", *methods], strict=True):
-        axes.set_title(title, fontsize=7)
+    titles = ["photograph", "mask", *methods]
+    longest = max(len(word) for title in titles for word in title.split())
+    size = min(7.0, 72 * each / (LETTER * longest))  # the longest word fits into a column
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(textwrap.fill(title, max(longest, int(72 * each / (LETTER * size)))), fontsize=size)
     return figure
 
 

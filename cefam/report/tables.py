@@ -3,8 +3,10 @@
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -20,6 +22,7 @@ BLOCKS = {
     "oracle": "Oracle: of at most {} candidates, the one with the best NRA against the ground truth",
     "oracle common": "Oracle, only the pairs that all methods can express",
 }
+COLUMNS = 100  # of a terminal
 ANOTHER = ", another concept"  # suffix of rows with a method's regions for a concept other than the measured one
 
 
@@ -147,25 +150,46 @@ def _blocks(table: Table) -> Iterable[tuple[str, list[Row]]]:
             yield title.format(table.num_candidates), rows
 
 
-def to_text(table: Table) -> str:
-    """Format for a terminal: one block per protocol, one group of columns per metric."""
-    names = [*table.categories, "avg"]
+def to_text(table: Table, width: int | None = COLUMNS) -> str:
+    """Format for a terminal: one block per protocol, one group of columns per metric.
+
+    Args:
+        table: the table.
+        width: columns of the terminal; groups that do not fit stand below the others. ``None``: no limit.
+    """
     label = max([len(row.method) for row in table.rows] + [12])
-    width = max(6, *(len(name[:8]) + 1 for name in names))
     lines = []
     for title, rows in _blocks(table):
         lines += ["", title]
-        titles = map(title_of, table.columns)
-        lines.append(" " * label + "".join(f" |{t:^{width * len(names)}}" for t in titles) + " |")
-        group = "".join(f"{name[:8]:>{width}}" for name in names)
-        lines.append(f"{'':<{label}}" + f" |{group}" * len(table.columns) + " |  pairs  undef  coverage")
-        for row in rows:
-            values = "".join(
-                " |" + "".join(f"{_cell(value):>{width}}" for value in row.means[c]) for c in table.columns
-            )
-            counts = f"{_count(row.pairs):>7}{_count(row.undefined):>7}{_cell(row.coverage):>10}"
-            lines.append(f"{row.method:<{label}}{values} |{counts}")
-    return "\n".join([*lines, "", *_below(table), ""]).lstrip("\n")
+        columns: list[list[str]] = []
+        for group in _groups(table, rows):
+            if columns and width is not None and label + sum(len(c[0]) for c in [*columns, group]) > width:
+                lines += [*_beside(label, rows, columns), ""]
+                columns = []
+            columns.append(group)
+        lines += _beside(label, rows, columns)
+    below = _below(table)
+    if width is not None:
+        below = [part for line in below for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]
+    return "\n".join([*lines, "", *below, ""]).lstrip("\n")
+
+
+def _groups(table: Table, rows: Sequence[Row]) -> Iterable[list[str]]:
+    """Groups of columns, each with the lines of its two headings and of the rows: one per metric, and the counts."""
+    names = [*table.categories, "avg"]
+    wide = max(6, *(len(name[:8]) + 1 for name in names))
+    for column in table.columns:
+        size = max(wide * len(names), len(title_of(column)))
+        heading = [f" |{title_of(column):^{size}}", " |" + "".join(f"{name[:8]:>{wide}}" for name in names).rjust(size)]
+        yield heading + [" |" + "".join(f"{_cell(v):>{wide}}" for v in row.means[column]).rjust(size) for row in rows]
+    counts = [f"{_count(row.pairs):>7}{_count(row.undefined):>7}{_cell(row.coverage):>10}" for row in rows]
+    yield [" |" + " " * 24, " |  pairs  undef  coverage", *(f" |{each}" for each in counts)]
+
+
+def _beside(label: int, rows: Sequence[Row], columns: Sequence[list[str]]) -> list[str]:
+    """The lines of groups of columns, beside the names of the rows."""
+    names = ["", "", *(row.method for row in rows)]
+    return [(f"{name:<{label}}" + "".join(parts)).rstrip() for name, *parts in zip(names, *columns, strict=True)]
 
 
 def _below(table: Table) -> list[str]:
@@ -224,7 +248,13 @@ def _escaped(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "&%$#_{}" else letter for letter in text)
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"text": to_text, "md": to_markdown, "csv": to_csv, "latex": to_latex}
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "text": to_text,
+    "wide": partial(to_text, width=None),
+    "md": to_markdown,
+    "csv": to_csv,
+    "latex": to_latex,
+}
 
 
 def differences_to_csv(table: Table) -> str:
