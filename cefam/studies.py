@@ -75,13 +75,6 @@ class Study:
         )
 
 
-def _counted(images: str | Path) -> Photographs:
-    photographs = Photographs.read(images)
-    if photographs.count < 2 * HELD_OUT:
-        raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")
-    return photographs
-
-
 def study(
     classifier: str | nn.Module,
     images: str | Path,
@@ -121,12 +114,10 @@ def study(
     tower.to(where)
     teacher.to(where)
     found = ConceptSet.load(concepts).with_background(vocabulary(teacher.source)).embed(teacher)
-    height, width = tower.input_size
-    if height != width:
-        raise CefamError(
-            f"The classifier takes images of {height} x {width}; a study cuts squares. Use the single commands."
-        )
-    photographs = _counted(images)
+    photographs = Photographs.read(images)
+    if photographs.count < 2 * HELD_OUT:
+        raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")
+    view = view_of(tower)
     key = identity(
         classifier=tower,
         vlm=teacher,
@@ -136,7 +127,6 @@ def study(
         epochs=epochs,
         pages=pages,
     )
-    view = view_of(tower)
     steps: list[tuple[str, str, Callable[[Path], dict[str, Any]]]] = [
         ("photographs", "photographs/list.txt", partial(_split, Path(images))),
         ("features", "features/val/manifest.json", partial(_features, root, tower, teacher, views, device, view)),
@@ -239,8 +229,16 @@ def vlm_source(name: str) -> dict[str, Any]:
 
 
 def view_of(tower: FrozenClassifier) -> dict[str, int]:
-    """Size of a study's views, and of a photograph's short side before the central crop."""
-    side = tower.input_size[0]
+    """Size of a study's views, and of a photograph's short side before the central crop.
+
+    Raises:
+        CefamError: if the classifier's input is not square.
+    """
+    side, width = tower.input_size
+    if side != width:
+        raise CefamError(
+            f"The classifier takes images of {side} x {width}, a study cuts squares: use the single commands."
+        )
     return {"size": side, "resize": round(side * 256 / 224)}
 
 
@@ -345,7 +343,7 @@ def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, co
     photographs = _photographs(root, tower.input_size[0])
     names = page_names([photograph.name for photograph in photographs])
     for photograph in photographs[:: max(1, len(photographs) // count)][:count]:
-        explanation = explainer.explain([photograph])[0]
+        explanation = explainer.explain(photograph)[0]
         write_text(path.parent / names[photograph.name], page(explanation))
         entries.append(entry(explanation, quote(names[photograph.name])))
     write_text(path, index("Explanations", entries))

@@ -13,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torchmetrics.functional.classification import binary_auroc
 
@@ -172,7 +173,7 @@ def test_titles_of_many_methods_do_not_overlap(measured):
     names = ["Integrated Gradients, concept", "Score-CAM, concept", "random channel, guided", *"abcdef"]
     kept = [dataclasses.replace(each, candidates=dict.fromkeys(names, each.candidates["CE-FAM"])) for each in kept]
     figure = plots.side_by_side(kept, names)
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     boxes = [axes.title.get_window_extent() for axes in figure.axes[: len(names) + 2]]
     assert all(one.x1 <= other.x0 for one, other in pairwise(boxes))
 

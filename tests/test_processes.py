@@ -72,6 +72,7 @@ def test_two_processes_train_alike(world, prepared, tmp_path):
             assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3)
 
 
+@pytest.mark.soak
 @pytest.mark.processes
 def test_three_processes_with_fewer_shards_give_the_table_of_one(trained, world, tmp_path):
     """14 photographs in 2 uneven shards, 5 batches over 3 processes with 2 data workers each."""

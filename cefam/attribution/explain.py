@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cefam.attribution.candidates import check_range
 from cefam.attribution.choice import association
+from cefam.attribution.competition import standardized
 from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
 from cefam.attribution.encoding import Encoding, Networks, check_images
+from cefam.attribution.fused import FusedMaps
 from cefam.attribution.scores import log_probability, similarity
-from cefam.attribution.types import Fused, Images, Picture, Regions
+from cefam.attribution.types import Activated, Images, Picture, Regions
 from cefam.attribution.weights import regions_of
 from cefam.concepts.sets import FEW
 from cefam.errors import CefamError
@@ -26,6 +29,8 @@ from cefam.settings import MethodSettings
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 
+ALIKE = 0.9  # correlation of two regions above which their concepts share an entry
+POOL = 3  # times as many concepts as shown are looked at, to leave out those that share a region
 CLASSES = 5  # number of most probable classes listed in an explanation
 
 
@@ -42,7 +47,7 @@ class ExplainOptions:
     top_k: int = 8
     candidates: Sequence[int] | None = None
     every_stage: bool = False
-    fused: Fused | None = None
+    fused: FusedMaps | None = None
     vlm: VisionLanguageModel | None = None
     doubts: Mapping[int, str] = field(default_factory=dict)
 
@@ -56,7 +61,13 @@ def explain(
         return []
     classifier, encoding, settings = networks.classifier, networks.encode(views), options.settings
     scores = log_probability(encoding.similarity, networks.concepts.probability).exp()
-    best = _best(scores, options.top_k, networks.concepts.shown if options.candidates is None else options.candidates)
+    activated, fused = Activated(encoding.images, encoding.output), options.fused
+    evidence = encoding.similarity if fused is None else fused.evidence(activated, encoding.similarity)
+    candidates = networks.concepts.shown if options.candidates is None else options.candidates
+    best = _best(evidence, options.top_k, candidates)
+    alike: list[dict[int, list[int]]] = [{} for _ in photographs]
+    if fused is not None and best.shape[1] < len(candidates):
+        best, alike = _distinct(fused, activated, _best(evidence, POOL * options.top_k, candidates), best.shape[1])
     count = best.shape[1]
     pairs = ConceptPairs(torch.arange(len(best), device=best.device).repeat_interleave(count), best.flatten())
     regions = regions_of(networks, encoding, pairs, settings)
@@ -65,11 +76,11 @@ def explain(
     probabilities = classifier.probabilities(encoding.output.logits)
     targets = classes_of(classifier, encoding, target)
     effects = _effects(networks, encoding, pairs, targets, regions, stage, options)
-    teacher, baseline = _teacher(networks, options.vlm, views, best), encoding.similarity.mean(dim=1).tolist()
+    teacher, baseline = _teacher(networks, options.vlm, views, best), evidence.mean(dim=1).tolist()
     parts = []
     # Copy whole tensors to the host, not single values.
-    score, similar = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity))
-    maps = [each.cpu() for each in _with_fused(regions.maps, options.fused, encoding, pairs)]
+    score, similar, told = (each.gather(1, best).flatten().tolist() for each in (scores, encoding.similarity, evidence))
+    maps = [each.cpu() for each in _with_fused(regions.maps, fused, activated, evidence, pairs)]
     chosen, of_stages = stage.tolist(), associations.tolist()
     for row, (image, index) in enumerate(zip(pairs.image.tolist(), pairs.concept.tolist(), strict=True)):
         concept = networks.concepts.concepts[index]
@@ -81,7 +92,9 @@ def explain(
             association=of_stages[row],
             maps=[each[row] for each in maps],
             photograph=photographs[image],
-            present=similar[row] >= baseline[image],
+            evidence=told[row],
+            present=told[row] >= baseline[image],
+            alike=[networks.concepts.words[other] for other in alike[image].get(index, [])],
             distrust=options.doubts.get(concept.number, ""),
             **effects[row],
             **teacher[row],
@@ -141,18 +154,56 @@ def _of_image(
     )
 
 
-def _with_fused(maps: list[Tensor], fused: Fused | None, encoding: Encoding, pairs: ConceptPairs) -> list[Tensor]:
+def _with_fused(
+    maps: list[Tensor], fused: FusedMaps | None, activated: Activated, evidence: Tensor, pairs: ConceptPairs
+) -> list[Tensor]:
     """The stages' maps, followed by the fused map (P, h, w) if ``fused`` is given.
 
-    The fused map is scaled so that its maximum times its number of pixels is S minus the mean S over concepts, at least 1. (The
-    gradient's magnitude does not measure presence: it is small where the translator saturates, as for well-detected concepts.)
+    The fused map is scaled so that its maximum times its number of pixels is the evidence minus its mean over concepts, at
+    least 1. (The gradient's magnitude does not measure presence: it is small where the translator saturates.)
     """
     if fused is None:
         return maps
-    together, similarity = fused(encoding, pairs), encoding.similarity
-    above = (similarity - similarity.mean(dim=1, keepdim=True))[pairs.image, pairs.concept].clamp_min(1)
+    together = fused(activated, pairs)
+    above = (evidence - evidence.mean(dim=1, keepdim=True))[pairs.image, pairs.concept].clamp_min(1)
     highest = together.amax(dim=(1, 2)).clamp_min(1e-30) * together[0].numel()
     return [*maps, together * (above / highest).view(-1, 1, 1)]
+
+
+def _distinct(
+    fused: FusedMaps, activated: Activated, pool: Tensor, count: int
+) -> tuple[Tensor, list[dict[int, list[int]]]]:
+    """The first ``count`` concepts of each image whose maps differ, and those that share a map with one of them.
+
+    Args:
+        fused: computes the maps.
+        activated: images, and the classifier's output for them.
+        pool: concepts (B, n), best first.
+        count: number of concepts per image.
+
+    Returns:
+        Concepts (B, count), and per image the concepts left out by the concept that they are like.
+    """
+    images, n = pool.shape
+    pairs = ConceptPairs(torch.arange(images, device=pool.device).repeat_interleave(n), pool.flatten())
+    maps = F.normalize(standardized(fused(activated, pairs)).flatten(1), dim=1).view(images, n, -1)
+    together = (maps @ maps.transpose(1, 2) > ALIKE).cpu()
+    best, alike = [], []
+    for concepts, same in zip(pool.tolist(), together, strict=True):
+        chosen: list[int] = []
+        shared: dict[int, list[int]] = {}
+        left = []
+        for place in range(n):
+            first = next((other for other in chosen if same[place, other]), None)
+            if first is not None:
+                left.append(place)
+                shared.setdefault(concepts[first], []).append(concepts[place])
+            elif len(chosen) < count:
+                chosen.append(place)
+        filled = [*chosen, *left][:count]  # every image has the same number
+        best.append([concepts[place] for place in filled])
+        alike.append({key: [c for c in others if c not in best[-1]] for key, others in shared.items()})
+    return torch.tensor(best, device=pool.device), alike
 
 
 def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor]:

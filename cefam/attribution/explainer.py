@@ -15,7 +15,7 @@ from cefam.attribution.encoding import Encoding, Networks
 from cefam.attribution.explain import ExplainOptions, classes_of, explain, to_photograph
 from cefam.attribution.fused import FusedMaps
 from cefam.attribution.scores import log_probability
-from cefam.attribution.types import Contribution, Fused, Images, Picture, Regions
+from cefam.attribution.types import Activated, Contribution, Images, Picture, Regions
 from cefam.attribution.weights import regions_of
 from cefam.attribution.why_not import why_not
 from cefam.concepts.sets import ConceptSet
@@ -147,6 +147,18 @@ class Explainer:
     def scores(self, images: Tensor | Encoding) -> Tensor:
         """Concept prediction scores in [0, 1], double: softmax over all concepts, or sigmoid: (B, T)."""
         return log_probability(self._encoded(images).similarity, self.concepts.probability).exp()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def evidence(self, images: Tensor | Encoding) -> Tensor:
+        """Evidence that each concept is in each image, on the scale of S (B, T); S itself without a probe.
+
+        It separates images with a concept from those without it better than S: see :mod:`cefam.attribution.evidence`.
+        """
+        encoding = self._encoded(images)
+        fused = self._fused("beyond")
+        assert fused is not None
+        return fused.evidence(Activated(encoding.images, encoding.output), encoding.similarity)
 
     def _encoded(self, images: Tensor | Encoding) -> Encoding:
         return images if isinstance(images, Encoding) else self.encode(images)
@@ -334,7 +346,7 @@ class Explainer:
         picture = to_photograph(photograph, self.classifier, "image")
         return why_not(explainer.networks, picture, other, target, options)
 
-    def _fused(self, method: RegionRule) -> Fused | None:
+    def _fused(self, method: RegionRule) -> FusedMaps | None:
         if method not in (rules := get_args(RegionRule)):
             raise CefamError(f"method must be {' or '.join(map(repr, rules))}, got {method!r}.")
         if method == "beyond" and self.fused_maps.made_for != weights_fingerprint(self.translator):

@@ -15,7 +15,8 @@ from torch import Tensor
 from cefam.attribution.batching import PairTable
 from cefam.attribution.competition import rivals_of, shared, standardized, trust
 from cefam.attribution.directions import concept_directions, mean_activations, probe_directions
-from cefam.attribution.encoding import Encoding, Networks
+from cefam.attribution.encoding import Networks
+from cefam.attribution.evidence import Evidence
 from cefam.attribution.smoothing import GRID, guided, spread_apart
 from cefam.attribution.types import Activated
 from cefam.attribution.weights import fuse_signed
@@ -66,6 +67,7 @@ class FusedMaps:
         self.networks, self.scales, self.guide, self.compete = networks, scales, guide, compete
         self.group, self.members = rivals_of([concept.category for concept in networks.concepts.concepts])
         self.made_for = weights_fingerprint(networks.translator)
+        self.evidence_of = Evidence(networks, probe) if probe is not None and regression is not False else None
         if probe is None:
             self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])
         elif regression is False:
@@ -73,13 +75,13 @@ class FusedMaps:
         else:
             self.directions = probe_directions(networks, probe)
 
-    def __call__(self, encoding: Encoding, pairs: ConceptPairs) -> Tensor:
+    def __call__(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
         """Maps of pairs for display (P, 48, 48).
 
         The mean over the view is subtracted, and negative values are set to 0: an unshifted map looks uniform, and a sharpened
         one shows only its peak.
         """
-        total = self.total(Activated(encoding.images, encoding.output), pairs)
+        total = self.total(activated, pairs)
         return (total - total.mean(dim=(1, 2), keepdim=True)).relu()
 
     def total(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
@@ -88,6 +90,19 @@ class FusedMaps:
         if self.compete:
             total = self._against_rivals(activated, pairs, standardized(total))
         return guided(activated, total, pairs.image) if self.guide else total
+
+    def evidence(self, activated: Activated, similarity: Tensor) -> Tensor:
+        """Evidence for every concept (B, T): :class:`cefam.attribution.evidence.Evidence` with a probe, otherwise S.
+
+        Args:
+            activated: images, and the classifier's output for them.
+            similarity: S (B, T).
+        """
+        if self.evidence_of is None:
+            return similarity
+        scales = self.scales or usual_scales(activated)
+        windows = [activated.once(("windows", scale), partial(self.seen, activated, scale)) for scale in scales]
+        return self.evidence_of([[activations for _, activations in each] for each in windows])
 
     def _views(self, activated: Activated, pairs: ConceptPairs) -> list[Tensor]:
         """Maps of pairs (P, 48, 48), one per scale, each with the weight of its scale."""

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from PIL import Image
 from torch import Tensor
 
-from cefam.attribution.encoding import Encoding
 from cefam.explanations.photograph import Photograph
-from cefam.pairs import ConceptPairs
 from cefam.towers.types import ClassifierOutput
 
 T = TypeVar("T")
@@ -18,8 +16,6 @@ T = TypeVar("T")
 # Input images: one or several pictures or files, or a tensor of views (B, 3, H, W).
 Picture = Photograph | Image.Image | str | Path
 Images = Tensor | Picture | Sequence[Picture]
-# Computes non-negative maps (P, h, w), one per pair over all stages.
-Fused = Callable[[Encoding, ConceptPairs], Tensor]
 
 
 @dataclass(frozen=True)

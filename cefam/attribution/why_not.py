@@ -27,7 +27,7 @@ def why_not(
     networks: Networks, photograph: Photograph, other: int, target: int | None, options: ExplainOptions
 ) -> Comparison:
     """Compare two classes; see :meth:`cefam.attribution.explainer.Explainer.why_not`."""
-    among = networks.concepts.concepts if options.candidates is None else options.candidates
+    among = networks.concepts.shown if options.candidates is None else options.candidates
     pool = max(options.top_k, min(POOL, len(among)))
     chosen = explain(networks, [photograph], target, replace(options, top_k=pool))[0]
     if chosen.target == other:

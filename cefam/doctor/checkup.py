@@ -27,7 +27,7 @@ class Measured:
 
     Args:
         explainer: the explainer that was measured.
-        said: S minus its mean over the concepts, (N, T).
+        said: evidence minus its mean over the concepts, (N, T).
         vlm: the same for the VLM, or ``None``.
         there: ground truth (N, T): 1 = concept present, 0 = absent, -1 = unknown; or ``None``.
     """
@@ -44,7 +44,7 @@ class Measured:
 
 
 def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Measured:
-    """Compute similarities with an explainer, and with its VLM if it is loaded.
+    """Compute the evidence with an explainer, and similarities with its VLM if it is loaded.
 
     Args:
         explainer: the explainer, with its concepts.
@@ -56,7 +56,7 @@ def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]
     concepts, said, vlm, there = explainer.concepts, [], [], []
     text = concepts.require_embeddings()
     for views, known in batches:
-        said.append(_centered(explainer.encode(views).similarity))
+        said.append(_centered(explainer.evidence(views)))
         if explainer.vlm is not None:
             embedding = encode_images(explainer.vlm, views).float()
             vlm.append(_centered(similarity(embedding, text.to(embedding), concepts.logit_scale, 0.0)))
@@ -87,7 +87,7 @@ def judge(measured: Measured) -> dict[int, str]:
     if measured.vlm is not None:
         for index, value in enumerate(correlations(measured.said, measured.vlm).tolist()):
             if value < LEARNED:
-                measured.doubt(index, f"the translator does not follow the VLM (correlation {value:.2f})")
+                measured.doubt(index, f"its score does not follow the VLM's (correlation {value:.2f})")
     if measured.there is not None:
         false, true = called_present(measured.said, measured.there)
         for index, (without, having) in enumerate(zip(false.tolist(), true.tolist(), strict=True)):

@@ -81,7 +81,8 @@ class RegionEvaluation(L.LightningModule):
         num_examples: number of rows of the contact sheet.
         metrics: secondary metrics: "pointing", "iou" (at the mask's area), "auprc"; "specific" and "present", the NRA minus that
             of the method's regions for three other concepts of the category, and for one that is in the photograph, too.
-        presence_scores: also measure how well each method's score separates photographs with and without a concept.
+        presence_scores: also measure how well each method's scores tell photographs with a concept from those without it, and
+            what its first concepts are worth; with ``vlm``, also of the VLM's own scores.
         settings: changes to the artefact's settings, by name (:class:`cefam.settings.SettingsChanges`).
     """
 
@@ -186,7 +187,7 @@ class RegionEvaluation(L.LightningModule):
         keep = self._chosen_examples(found) if number < self.num_examples else []
         output = self.classifier(batch.image)
         measured = self.evaluator.evaluate(batch, output, found, keep)
-        scores = presence_scores(self.evaluator, batch, output, found) if self.presence_scores else {}
+        scores = presence_scores(self.evaluator, batch, output, found, self.vlm) if self.presence_scores else {}
         rows = records.rows_of(measured, batch.ids, self.evaluator.categories, self.concepts, self.metrics)
         kept = examples.of_pairs(batch, measured, keep, self.concepts, self.classifier.stage_names) if keep else []
         Parts.write(path, rows, int(found.outside), scores, kept)
@@ -252,6 +253,9 @@ class RegionEvaluation(L.LightningModule):
             scores = joined(parts.presence())
             write_text(self.output / presence.FILE, presence.to_csv(*scores, self.concepts))
             print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
+            listed = presence.lists(*scores)
+            write_text(self.output / presence.LISTS, presence.lists_to_csv(listed))
+            print(presence.lists_to_text(listed))
         print(f"Results are in {self.output}.")
         for logger in self.loggers:
             logger.log_metrics(_flat(table))

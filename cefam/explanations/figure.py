@@ -38,7 +38,7 @@ def _bars(axes: Axes, parts: list[ConceptExplanation]) -> None:
     drawn = axes.barh(places, values, color=[AGAINST if value < 0 else FOR for value in values])
     for bar, value in zip(drawn, values, strict=True):
         bar.set_hatch("///" if value < 0 else "")
-    names = [part.concept.word + ("" if part.present else " (absent)") for part in parts]
+    names = [part.name + ("" if part.present else " (absent)") for part in parts]
     axes.set_yticks(places, names, fontsize=8)
     axes.set_xlim(-1, 1)
     axes.invert_yaxis()

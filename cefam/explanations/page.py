@@ -174,7 +174,7 @@ def _line(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
     value = part.contribution
     clipped = max(-1.0, min(1.0, value or 0.0))
     return {
-        "word": part.concept.word,
+        "word": part.name,
         "category": part.concept.category,
         "value": value,
         "clipped": value is not None and clipped != value,
@@ -233,7 +233,7 @@ def _row(part: ConceptExplanation, explanation: Findings) -> str:
         f'<div style="width: 120px; border-left: 1px solid {color}; border-right: 1px solid {color}"><div style="height: 12px; '
         f'margin-left: {line["left"]:.0f}%; width: {line["width"]:.0f}%; background: {color}"></div></div>'
     )
-    word = html.escape(part.concept.word) + (f" ({line['note']})" if line["note"] else "")
+    word = html.escape(part.name) + (f" ({line['note']})" if line["note"] else "")
     return (
         f'<tr><td><img alt="{html.escape(line["where"])}" src="{line["picture"]}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
         f"<td>{bar}</td></tr>"

@@ -54,7 +54,9 @@ def row(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
         "contribution": part.contribution,
         "contributions": part.contributions,
         "direct_effect": part.direct,
+        "evidence": part.evidence,
         "present": part.present,
+        "alike": part.alike,
         "distrust": part.distrust,
     }
 

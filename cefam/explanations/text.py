@@ -18,7 +18,7 @@ def lines(explanation: Findings, width: int = WIDTH) -> list[tuple[str, str]]:
     """The lines of a summary, each with its kind: "title", "for", "against", "absent" or ""."""
     found = [(_cut(title(explanation), width), "title")]
     largest = max((abs(part.contribution or 0.0) for part in explanation), default=0.0) or 1.0
-    longest = max((len(part.concept.word) for part in explanation), default=0)
+    longest = max((len(part.name) for part in explanation), default=0)
     # Sign, number and score need 27 characters; in a narrow terminal, first the bar is shortened, then the words.
     bar = max(0, min(BAR, width - 28 - min(longest, 12)))
     room = max(4, min(longest, width - 28 - bar))
@@ -84,7 +84,7 @@ def _line(part: ConceptExplanation, room: int, bar: int, largest: float) -> str:
     value = part.contribution or 0.0
     drawn = (AGAINST if value < 0 else FOR) * round(bar * abs(value) / largest)
     mark = "  absent" if not part.present else "  doubtful" if part.distrust else ""
-    return f"  {_cut(part.concept.word, room):{room}} {signed(part.contribution):>7} {drawn:{bar}} p {part.score:.2g}{mark}".rstrip()
+    return f"  {_cut(part.name, room):{room}} {signed(part.contribution):>7} {drawn:{bar}} p {part.score:.2g}{mark}".rstrip()
 
 
 def _cut(text: str, width: int) -> str:

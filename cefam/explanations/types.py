@@ -33,7 +33,10 @@ class ConceptExplanation:
             the classifier has no gradient.
         vlm_similarity: similarity according to the VLM itself, if available.
         vlm_score: probability according to the VLM itself, if available.
-        present: whether the image is at least as similar to this concept as to the average concept.
+        evidence: evidence that the concept is in the image, on the scale of S: see :mod:`cefam.attribution.evidence`; S without
+            a probe.
+        present: whether there is at least as much evidence for this concept as for the average one.
+        alike: words of concepts that have the same region in this image, and share the entry.
         distrust: why this concept should not be trusted, or "".
         photograph: the photograph to which the maps belong.
     """
@@ -51,8 +54,15 @@ class ConceptExplanation:
     direct: float | None = None
     vlm_similarity: float | None = None
     vlm_score: float | None = None
+    evidence: float = 0.0
     present: bool = True
+    alike: list[str] = field(default_factory=list)
     distrust: str = ""
+
+    @property
+    def name(self) -> str:
+        """The word, with those of concepts that have the same region: "body, torso"."""
+        return ", ".join([self.concept.word, *self.alike[:2]]) + (" ..." if len(self.alike) > 2 else "")
 
     @property
     def sign_unsure(self) -> bool:
@@ -94,7 +104,7 @@ class Findings:
         classes: names and probabilities of the most probable classes.
         stages: names of the stages.
         settings: settings of the computation, in plain types.
-        baseline: similarity of the image with the average concept; concepts below it are marked absent.
+        baseline: evidence for the average concept; concepts below it are marked absent.
         warnings: warnings for the reader, as sentences.
     """
 

@@ -51,7 +51,7 @@ class BeyondRegions(RegionMethod):
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
-        """One candidate, the summed map, scored by the similarity S."""
+        """One candidate, the summed map, scored by the evidence."""
         pairs = pairs.to(activated.images.device)
         total = resize_regions(self.maps.total(activated, pairs), size)
         total = sharpened(total) if self.sharpen else total.relu()
@@ -60,5 +60,6 @@ class BeyondRegions(RegionMethod):
         return Candidates(total.unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
 
     def presence(self, activated: Activated) -> Tensor:
-        """The similarity S (B, T)."""
-        return encoding_of(self.explainer, activated).similarity
+        """The evidence (B, T), see :meth:`cefam.attribution.fused.FusedMaps.evidence`."""
+        similarity = encoding_of(self.explainer, activated).similarity
+        return activated.once(("evidence", self), lambda: self.maps.evidence(activated, similarity))

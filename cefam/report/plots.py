@@ -28,7 +28,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "+++")
 SMALL = {"font.size": 7}
-LETTER = 0.62  # width of a letter, in font sizes
+LETTER = 0.7  # width of a letter, in font sizes
 LINE = 0.055  # minimum distance of labels, as a share of the axes' height
 
 
@@ -211,15 +211,15 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
                 )
                 axes.imshow(example.image.mean(axis=2), cmap="gray")
                 axes.imshow(values, cmap=COLORMAP, alpha=0.7, vmin=min(float(values.min()), 0))
-                axes.set_xlabel(chosen[0].caption, fontsize=5.5, labelpad=1)
+                axes.set_xlabel(chosen[0].caption.replace("  ", "\n"), fontsize=5.5, labelpad=1)
             else:
                 axes.set_box_aspect(example.image.shape[0] / example.image.shape[1])
                 axes.text(0.5, 0.5, "not\nexpressed", ha="center", va="center", fontsize=6, transform=axes.transAxes)
     titles = ["photograph", "mask", *methods]
     longest = max(len(word) for title in titles for word in title.split())
-    size = min(7.0, 72 * each / (LETTER * longest))  # the longest word fits into a column
+    font = min(7.0, 72 * each / (LETTER * longest))  # the longest word fits into a column
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(textwrap.fill(title, max(longest, int(72 * each / (LETTER * size)))), fontsize=size)
+        axes.set_title(textwrap.fill(title, max(longest, int(72 * each / (LETTER * font)))), fontsize=font)
     return figure
 
 

@@ -21,7 +21,18 @@ from cefam.report.sums import Sums
 from cefam.report.tables import Row, Table
 
 RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
-FILES = (RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET, presence.FILE)
+FILES = (
+    RECORDS,
+    RUN,
+    "table.txt",
+    "table.md",
+    "table.csv",
+    "differences.csv",
+    EXAMPLES,
+    SHEET,
+    presence.FILE,
+    presence.LISTS,
+)
 EXPLANATION = (
     "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express."
 )
