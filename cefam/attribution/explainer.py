@@ -148,15 +148,9 @@ class Explainer:
         """Concept prediction scores in [0, 1], double: softmax over all concepts, or sigmoid: (B, T)."""
         return log_probability(self._encoded(images).similarity, self.concepts.probability).exp()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def evidence(self, images: Tensor | Encoding) -> Tensor:
-        """Evidence that each concept is in each image, on the scale of S (B, T); S itself without a probe.
-
-        It separates images with a concept from those without it better than S: see :mod:`cefam.attribution.evidence`.
-        """
-        encoding = self._encoded(images)
-        fused = self._fused("beyond")
+        """Evidence that each concept is in each image, on the scale of S (B, T): see :mod:`cefam.attribution.evidence`."""
+        encoding, fused = self._encoded(images), self._fused("beyond")
         assert fused is not None
         return fused.evidence(Activated(encoding.images, encoding.output), encoding.similarity)
 
@@ -245,10 +239,8 @@ class Explainer:
         if stage.shape != pairs.image.shape:
             raise CefamError(f"`stage` needs one entry per pair, ({len(pairs)},), got {tuple(stage.shape)}.")
         check_range("stage", stage, len(regions.maps))
-        classes = classes_of(self.classifier, encoding, target)
-        return contribution(
-            self.networks, encoding, pairs, regions.importance, stage.to(encoding.device), classes, settings
-        )
+        classes, stage = classes_of(self.classifier, encoding, target), stage.to(encoding.device)
+        return contribution(self.networks, encoding, pairs, regions.importance, stage, classes, settings)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -329,13 +321,10 @@ class Explainer:
             other: the class to compare with, different from the predicted class or ``target``.
             top_k: number of concepts shown per class, by size of the effect.
             target: class to compare instead of the predicted one.
-            concepts: as for :meth:`explain`.
-            num_channels: as for :meth:`explain`.
-            method: as for :meth:`explain`.
+            concepts, num_channels, method: as for :meth:`explain`.
 
         Returns:
-            Both explanations and, for the concepts that most favor the predicted class over ``other``, how much of their region
-            must be masked to change the prediction.
+            Both explanations and, for the leading concepts, how much of their region must be masked to change the prediction.
 
         Raises:
             CefamError: if both classes are the same, or one does not exist.
