@@ -38,6 +38,7 @@ SECTIONS = {
     },
     "Research": {
         "beyond": ("Beyond the paper", "docs/research/beyond.md"),
+        "which": ("Which concepts", "docs/research/which.md"),
         "contributions": ("Contributions", "docs/research/contributions.md"),
         "brodenette": ("Brodenette", "docs/research/brodenette.md"),
         "results": ("Results", "docs/research/results.md"),

@@ -321,7 +321,9 @@ class Explainer:
             other: the class to compare with, different from the predicted class or ``target``.
             top_k: number of concepts shown per class, by size of the effect.
             target: class to compare instead of the predicted one.
-            concepts, num_channels, method: as for :meth:`explain`.
+            concepts: as for :meth:`explain`.
+            num_channels: as for :meth:`explain`.
+            method: as for :meth:`explain`.
 
         Returns:
             Both explanations and, for the leading concepts, how much of their region must be masked to change the prediction.
