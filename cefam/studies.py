@@ -31,6 +31,7 @@ from cefam.io.passes import JOURNAL, Pass, Unit
 from cefam.probe.compute import compute_probe
 from cefam.towers.candidates import chosen_by_resolution, stage_candidates
 from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.naming import labels_of
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel, load_vlm
 from cefam.towers.zoo import load_classifier
 from cefam.trained import Trained
@@ -202,9 +203,7 @@ def called(path: str) -> Any:
     try:
         return getattr(import_module(module), name)()
     except (ImportError, AttributeError, ValueError) as error:
-        raise CefamError(
-            f"The classifier {path!r} cannot be imported ({error}): name a function, as `my_net.birds`."
-        ) from error
+        raise CefamError(f"{path!r} cannot be imported ({error}): name a function, as `my_net.birds`.") from error
 
 
 def named_module(name: str) -> nn.Module:
@@ -214,12 +213,20 @@ def named_module(name: str) -> nn.Module:
 
 
 def named_vlm(name: str) -> VisionLanguageModel:
-    """A teacher by name: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", or "brodenette"."""
-    return load_vlm(**vlm_source(name)["init_args"])
+    """A teacher by name: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", "brodenette", or a function's path."""
+    if not is_path(name):
+        return load_vlm(**vlm_source(name)["init_args"])
+    found = called(name)
+    if not isinstance(found, VisionLanguageModel):
+        raise CefamError(f"{name} must return a cefam.VisionLanguageModel, got a {type(found).__name__}.")
+    found.source = found.source or vlm_source(name)
+    return found
 
 
 def vlm_source(name: str) -> dict[str, Any]:
     """The class path and arguments that load the teacher of :func:`named_vlm`."""
+    if is_path(name):
+        return {"class_path": name, "init_args": {}}
     if name.startswith(("local-dir:", "hf-hub:")) or ":" not in name:
         arguments = {"name": name}
     else:
@@ -342,9 +349,13 @@ def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, co
     explainer, entries = _explainer(root, tower, teacher), []
     photographs = _photographs(root, tower.input_size[0])
     names = page_names([photograph.name for photograph in photographs])
-    for photograph in photographs[:: max(1, len(photographs) // count)][:count]:
+    labels = labels_of(tower, [photograph.name for photograph in photographs])
+    step = max(1, len(photographs) // count)
+    for photograph, label in list(zip(photographs, labels, strict=True))[::step][:count]:
         explanation = explainer.explain(photograph)[0]
         write_text(path.parent / names[photograph.name], page(explanation))
-        entries.append(entry(explanation, quote(names[photograph.name])))
+        entries.append(
+            entry(explanation, quote(names[photograph.name]), None if label is None else tower.class_name(label))
+        )
     write_text(path, index("Explanations", entries))
     return {}

@@ -13,7 +13,10 @@ from PIL import Image
 
 from cefam import ConceptSet, Explainer, Photograph, Translator, load_classifier, load_vlm
 from cefam.brodenette import describe, draw
+from cefam.explanations import maps
+from cefam.explanations.overview import Overview, record
 from cefam.explanations.page import entry, index
+from cefam.explanations.spotlight import spotlight
 from cefam.explanations.text import leading, sentence
 from tests.conftest import fill
 
@@ -280,3 +283,47 @@ def test_files_are_saved_out_of_the_page(open_page, explained):
         page.get_by_text("JSON", exact=True).click()
     assert saved.value.suggested_filename == "scene.json"
     assert explained.concepts[0].concept.word in saved.value.path().read_text()
+
+
+def test_a_wrong_photograph_is_marked_in_the_gallery(browser, explained, tmp_path):
+    cards = [
+        entry(explained, "a.html", explained.predicted_name),
+        entry(explained, "b.html", "boletus"),
+        entry(explained, "c.html"),
+    ]
+    (tmp_path / "index.html").write_text(index("Explanations", cards))
+    page = browser.new_context().new_page()
+    page.goto((tmp_path / "index.html").as_uri())
+    assert page.locator(".card .tag").all_inner_texts() == ["wrong: it is boletus"]
+    page.locator("select[data-key=result]").select_option("wrong")
+    assert page.locator(".card:visible").count() == 1
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_a_summary_fits_its_window(width, browser, explained, tmp_path):
+    records = [record(f"class {n % 3}/photograph-with-a-long-name-{n}.jpg", explained, n % 3) for n in range(6)]
+    records = [{**each, "target": n % 3} for n, each in enumerate(records)]
+    doubts = {explained.concepts[0].concept.number: "its score does not follow the VLM's"}
+    names = {n: f"a class with quite a long name, {n}" for n in range(1000)}
+    overview = Overview("All photographs", records, names, doubts)
+    picture = maps.jpeg(spotlight(explained.photograph, explained.concepts[0], 200))
+    pictures = {
+        part.concept.number: [("photograph-with-a-long-name.jpg +0.100", picture, "text")] * 4 for part in explained
+    }
+    (tmp_path / "summary.html").write_text(overview.page(pictures, 24))
+    page = browser.new_context(viewport={"width": width, "height": 800}).new_page()
+    page.goto((tmp_path / "summary.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    sides = page.locator(".examples img").first.evaluate("image => [image.clientWidth, image.clientHeight]")
+    assert abs(sides[0] - sides[1]) <= 1
+    assert page.locator(".card .tag").all_inner_texts() == ["doubtful"]
+    assert page.locator(".heat tbody tr").count() == 3
+    assert page.locator(".heat tbody td").count() == 3 * 12
+    page.context.close()
+
+
+def test_a_summary_without_labels_says_so(explained):
+    page = Overview("All photographs", [record("a.jpg", explained, None)], {explained.target: "x"}).page({}, 3)
+    assert "The classes of these photographs are not known" in page
+    assert "Misclassified" not in page

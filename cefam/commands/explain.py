@@ -27,6 +27,7 @@ from cefam.explanations.types import Findings
 from cefam.io.files import write_text
 from cefam.io.identity import identity
 from cefam.io.passes import Pass, Unit
+from cefam.towers.naming import labels_of
 
 FOLDER = "runs/explain"
 STYLES = {"title": "bold", "for": "blue", "against": "dark_orange", "absent": "dim", "": ""}
@@ -184,10 +185,13 @@ def _folder(
     run = identity(**opened.explainer.identity(), view=opened.view, options=options, **form)
     with Pass(folder, run, replace=overwrite) as work:
         pages = page_names([name for name, _ in found])
+        classifier = opened.explainer.classifier
+        truths = labels_of(classifier, [name for name, _ in found])
         units = [
             Unit(pages[name], f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}", 1,
-                 partial(_write, opened, name, path, options, colormap, json is not None))
-            for name, path in found
+                 partial(_write, opened, name, path, options, colormap, json is not None,
+                         None if truth is None else classifier.class_name(truth)))
+            for (name, path), truth in zip(found, truths, strict=True)
         ]  # fmt: skip
         entries = list(work.over(units, "explain", len(units)))
         write_text(folder / "index.html", index("Explanations", entries))
@@ -198,12 +202,19 @@ def _folder(
 
 
 def _write(
-    opened: LoadedArtefact, name: str, path: Path, options: dict[str, Any], colormap: str, whole: bool, target: Path
+    opened: LoadedArtefact,
+    name: str,
+    path: Path,
+    options: dict[str, Any],
+    colormap: str,
+    whole: bool,
+    truth: str | None,
+    target: Path,
 ) -> dict[str, Any]:
     """Write one page; return its index entry, with the whole explanation if ``whole``."""
     done = _explained(opened, name, path, options)
     write_text(target, page(done, colormap))
-    return {**entry(done, quote(target.name)), "explanation": done.to_dict() if whole else None}
+    return {**entry(done, quote(target.name), truth), "explanation": done.to_dict() if whole else None}
 
 
 def run(arguments: list[str]) -> None:

@@ -30,7 +30,7 @@ def study(
         images: a folder of photographs.
         concepts: a concept set by name ("broden") or file (a word per line, or CSV).
         folder: for everything that is made.
-        vlm: the teacher: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", or "brodenette".
+        vlm: the teacher: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", "brodenette", or a function of yours.
         views: random views per photograph; more take longer and train better.
         epochs: of the training, at most.
         pages: photographs that are explained, at most.

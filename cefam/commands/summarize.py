@@ -17,7 +17,7 @@ from cefam.explanations.text import signed
 from cefam.io.files import write_text
 from cefam.io.identity import identity
 from cefam.io.passes import Pass, Unit
-from cefam.towers.naming import class_number
+from cefam.towers.naming import labels_of
 
 BATCH = 8  # photographs per unit of work
 CARDS = 24  # concepts with pictures
@@ -66,16 +66,14 @@ def summarize(
     texts = None if concepts is None else ConceptSet.load(concepts)
     opened, candidates = open_artefact(artefact, texts, device, resize, crop, probe)
     wanted = opened.target(target)
-    labels = _labels(opened, [name for name, _ in found])
+    labels = labels_of(opened.explainer.classifier, [name for name, _ in found])
     options: dict[str, Any] = {"top_k": top_k, "target": wanted, "concepts": candidates, "num_channels": num_channels}
     options |= {"method": method}
     records = _records(opened, found, labels, options, folder, overwrite)
     classifier = opened.explainer.classifier
     names = {index: classifier.class_name(index) for index in range(classifier.num_classes)}
     title = "All photographs" if wanted is None else f"Most important concepts of {names[wanted]}"
-    doubtful = [c.word for c in opened.explainer.concepts.concepts if c.number in opened.explainer.doubts]
-    notes = [f"Doubtful concepts, according to `cefam doctor`: {', '.join(doubtful)}."] if doubtful else []
-    overview = Overview(title, records, names, notes)
+    overview = Overview(title, records, names, opened.explainer.doubts)
     pictures = _pictures(opened, overview, dict(found), options)
     write_text(folder / "summary.json", json.dumps(overview.to_dict(), indent=1, ensure_ascii=False))
     write_text(folder / "summary.csv", overview.to_csv())
@@ -83,21 +81,6 @@ def summarize(
     _print(overview)
     print(folder / "summary.html")
     return folder / "summary.html"
-
-
-def _labels(opened: LoadedArtefact, names: list[str]) -> list[int | None]:
-    """The class of each photograph according to its folder; ``None`` if unknown."""
-    classifier = opened.explainer.classifier
-    folders = sorted({name.split("/")[0] for name in names if "/" in name})
-    known: dict[str, int] = {}
-    for folder in folders:
-        try:
-            known[folder] = class_number(classifier.class_names, classifier.num_classes, folder.replace("_", " "))
-        except CefamError:
-            continue
-    if not known and len(folders) == classifier.num_classes:
-        known = {folder: index for index, folder in enumerate(folders)}
-    return [known.get(name.split("/")[0]) if "/" in name else None for name in names]
 
 
 def _records(

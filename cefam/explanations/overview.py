@@ -15,6 +15,7 @@ from cefam.explanations.text import percent, signed
 from cefam.explanations.types import Findings
 
 LEADING = 3  # concepts per class in the table of classes
+ROWS, COLUMNS = 24, 12  # classes and concepts of the heat map, at most
 Example = tuple[str, str, str]  # caption, picture as a data URI, alternative text
 
 
@@ -106,13 +107,13 @@ class Overview:
         title: title of the page.
         records: one per image (:func:`record`).
         class_names: class names by index.
-        notes: notes for the reader.
+        doubts: reasons not to trust concepts, by concept number.
     """
 
     title: str
     records: list[dict[str, Any]]
     class_names: dict[int, str]
-    notes: list[str]
+    doubts: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def leading(self) -> list[ConceptSummary]:
@@ -139,6 +140,22 @@ class Overview:
         return rows
 
     @property
+    def labeled(self) -> bool:
+        """Whether the class of any image is known."""
+        return any(each["label"] is not None for each in self.records)
+
+    @property
+    def heat(self) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+        """Words of the leading concepts, and per class their mean contributions in its images; ``None``: never explained."""
+        concepts = self.leading[:COLUMNS]
+        counts = Counter(each["target"] for each in self.records)
+        rows = []
+        for target, _ in counts.most_common(ROWS):
+            found = {c.number: c.mean for c in leading_concepts([r for r in self.records if r["target"] == target])}
+            rows.append((self.class_names[target], [found.get(concept.number) for concept in concepts]))
+        return [concept.word for concept in concepts], rows
+
+    @property
     def wrong(self) -> list[dict[str, Any]]:
         """Misclassified images with a known label, by probability, descending."""
         found = [r for r in self.records if r["label"] is not None and r["predicted"] != r["label"]]
@@ -160,7 +177,7 @@ class Overview:
             "version": 1,
             "title": self.title,
             "images": len(self.records),
-            "notes": self.notes,
+            "doubtful": {str(number): reason for number, reason in self.doubts.items()},
             "concepts": [asdict(each) for each in self.leading],
             "classes": self.classes,
             "wrong": self.wrong,

@@ -252,8 +252,14 @@ def page_names(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def entry(explanation: Findings, link: str) -> dict[str, Any]:
-    """The card of an explanation in :func:`index`, in plain types; ``link`` is the page's address."""
+def entry(explanation: Findings, link: str, truth: str | None = None) -> dict[str, Any]:
+    """The card of an explanation in :func:`index`, in plain types.
+
+    Args:
+        explanation: the explanation.
+        link: address of its page.
+        truth: name of the photograph's class, if it is known.
+    """
     shown = leading(explanation)
     lead = next(iter(shown), None)
     return {
@@ -261,6 +267,8 @@ def entry(explanation: Findings, link: str) -> dict[str, Any]:
         "photograph": explanation.name,
         "class": explanation.target_name,
         "probability": percent(explanation.probability),
+        "result": "" if truth is None else "right" if truth == explanation.predicted_name else "wrong",
+        "truth": truth or "",
         "concepts": [part.concept.word for part in shown[:CARD_CONCEPTS]],
         "picture": maps.jpeg(spotlight(explanation.photograph, lead, CARD)),
         "region": f"where the network sees {lead.concept.word}" if lead else "no present and trusted concept",
@@ -269,8 +277,9 @@ def entry(explanation: Findings, link: str) -> dict[str, Any]:
 
 def index(heading: str, entries: list[dict[str, Any]]) -> str:
     """Render a gallery of pages with the cards of :func:`entry`, to be filtered by class and concept."""
-    values = [{"class": [each["class"]], "concept": each["concepts"]} for each in entries]
-    filters = {name: sorted({value for each in values for value in each[name]}) for name in ("class", "concept")}
+    values = [{"class": [e["class"]], "concept": e["concepts"], "result": [e["result"]]} for e in entries]
+    kinds = ("class", "concept", *(["result"] if any(each["result"] for each in entries) else []))
+    filters = {name: sorted({value for each in values for value in each[name] if value}) for name in kinds}
     cards = [{**each, "picture": Markup(each["picture"])} for each in entries]
     template = environment().get_template("index.html")
     return template.render(

@@ -1,8 +1,12 @@
 """Look up classes by name or index."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cefam.errors import CefamError, near
+
+if TYPE_CHECKING:
+    from cefam.towers.classifier import FrozenClassifier
 
 
 def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> int:
@@ -40,3 +44,24 @@ def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> 
     raise CefamError(
         f"There is no class {text!r}.{hint} The classifier has {count} classes, from {names[0]!r} to {names[-1]!r}."
     )
+
+
+def labels_of(classifier: "FrozenClassifier", names: Sequence[str]) -> list[int | None]:
+    """The class of each photograph according to its folder, ``None`` if unknown.
+
+    Folders are named like classes or, if there is one per class, in the order of the classes.
+
+    Args:
+        classifier: the classifier.
+        names: names of the photographs, with "/" after the folder.
+    """
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    known: dict[str, int] = {}
+    for folder in folders:
+        try:
+            known[folder] = class_number(classifier.class_names, classifier.num_classes, folder.replace("_", " "))
+        except CefamError:
+            continue
+    if not known and len(folders) == classifier.num_classes:
+        known = {folder: index for index, folder in enumerate(folders)}
+    return [known.get(name.split("/")[0]) if "/" in name else None for name in names]
