@@ -93,9 +93,9 @@ class Explainer:
         **changes: Unpack[SettingsChanges],
     ) -> Self:
         """An explainer for text embeddings (T, D) without words; each concept's word is its index."""
-        named = ConceptSet.from_words([str(index) for index in range(len(text_embeddings))], start=0)
-        concepts = ConceptSet(named.concepts, text_embeddings, float(logit_scale), float(logit_bias), probability)
-        return cls(classifier, translator, concepts, **changes)
+        words = ConceptSet.from_words(map(str, range(len(text_embeddings))), start=0).concepts
+        scale, bias = float(logit_scale), float(logit_bias)
+        return cls(classifier, translator, ConceptSet(words, text_embeddings, scale, bias, probability), **changes)
 
     def with_texts(self, texts: Sequence[str | Concept]) -> "Explainer":
         """An explainer with these words or concepts added; their indices follow those of the existing concepts.
@@ -150,8 +150,7 @@ class Explainer:
 
     def evidence(self, images: Tensor | Encoding) -> Tensor:
         """Evidence that each concept is in each image, on the scale of S (B, T): see :mod:`cefam.attribution.evidence`."""
-        encoding, fused = self._encoded(images), self._fused("beyond")
-        assert fused is not None
+        encoding, fused = self._encoded(images), self._fused("beyond") or self.fused_maps
         return fused.evidence(Activated(encoding.images, encoding.output), encoding.similarity)
 
     def _encoded(self, images: Tensor | Encoding) -> Encoding:

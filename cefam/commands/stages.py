@@ -9,8 +9,8 @@ def stages(classifier: list[str]) -> None:
     Args:
         classifier: functions of yours, "my_net.birds", or names, as for `cefam study`.
     """
-    from cefam.studies import named_module
     from cefam.towers.candidates import chosen_by_resolution, stage_candidates
+    from cefam.towers.named import named_module
 
     for name in classifier:
         found = stage_candidates(named_module(name))

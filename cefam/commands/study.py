@@ -55,7 +55,8 @@ def print_configs(**options: Any) -> None:
     import yaml
 
     from cefam.commands._lightning import quiet
-    from cefam.studies import HELD_OUT, named_classifier, view_of, vlm_source, vocabulary
+    from cefam.studies import HELD_OUT, view_of, vocabulary
+    from cefam.towers.named import named_classifier, vlm_source
 
     quiet()
     tower = named_classifier(options["classifier"], options["stages"])

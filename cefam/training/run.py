@@ -35,7 +35,7 @@ def fit(module: CEFAM, data: FeaturesData, folder: Path, max_epochs: int, device
         callbacks=[EarlyStopping("val/loss", patience=10), best, last],
         inference_mode=False,
         enable_model_summary=False,
-        log_every_n_steps=10,
+        log_every_n_steps=1,  # a study has few batches
     )
     stopped = checkpoints / "last.ckpt"
     trainer.fit(module, data, ckpt_path=str(stopped) if stopped.is_file() else None)

@@ -1,0 +1,97 @@
+"""Towers by the short names of ``cefam study``: names of libraries, and paths of functions."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from cefam.errors import CefamError
+from cefam.towers.candidates import chosen_by_resolution, stage_candidates
+from cefam.towers.classifier import FrozenClassifier
+from cefam.towers.vlm import VisionLanguageModel, load_vlm
+from cefam.towers.zoo import load_classifier
+
+
+def named_classifier(
+    given: str | nn.Module, stages: Sequence[str] | None = None, class_names: Sequence[str] | None = None
+) -> FrozenClassifier:
+    """A frozen classifier.
+
+    Args:
+        given: a network; or a name of :func:`cefam.load_classifier` ("resnet50", "timm:...", "hf:..."); or the path of a function of
+            yours, "my_net.birds", that returns a network or a ``FrozenClassifier``.
+        stages: names of modules; ``None``: the family's usual ones, or the last of each resolution.
+        class_names: names of the classes.
+
+    Raises:
+        CefamError: where the function cannot be imported or returns something else.
+    """
+    source: dict[str, Any] | None = None
+    if isinstance(given, str) and is_path(given):
+        given, source = called(given), {"class_path": given, "init_args": {}}
+    if isinstance(given, str):
+        return load_classifier(given, stages=stages, class_names=class_names)
+    if isinstance(given, FrozenClassifier):
+        given.class_names = list(class_names) if class_names else given.class_names
+        given.source = given.source or source
+        return given
+    if not isinstance(given, nn.Module):
+        raise CefamError(f"The classifier must be a network, got a {type(given).__name__}.")
+    found = stage_candidates(given)
+    chosen = list(stages) if stages else chosen_by_resolution(found)
+    sizes = {each.name: each for each in found}
+    listed = ", ".join(
+        f"{n} ({sizes[n].channels} x {sizes[n].rows} x {sizes[n].columns})" for n in chosen if n in sizes
+    )
+    print(f"Stages: {listed}. `cefam stages` lists the others.")
+    if source is not None:
+        source = {"class_path": "cefam.FrozenClassifier", "init_args": {"module": source, "stages": chosen}}
+    return FrozenClassifier(given, chosen, class_names=class_names, source=source)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is the path of a function, "my_net.birds"."""
+    return "." in name and ":" not in name
+
+
+def called(path: str) -> Any:
+    """The return value of a function that is named by its path.
+
+    Raises:
+        CefamError: where it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CefamError(f"{path!r} cannot be imported ({error}): name a function, as `my_net.birds`.") from error
+
+
+def named_module(name: str) -> nn.Module:
+    """The network of a classifier that is given as for :func:`named_classifier`."""
+    found = called(name) if is_path(name) else load_classifier(name)
+    return found.unfolded().module if isinstance(found, FrozenClassifier) else found
+
+
+def named_vlm(name: str) -> VisionLanguageModel:
+    """A teacher by name: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", "brodenette", or a function's path."""
+    if not is_path(name):
+        return load_vlm(**vlm_source(name)["init_args"])
+    found = called(name)
+    if not isinstance(found, VisionLanguageModel):
+        raise CefamError(f"{name} must return a cefam.VisionLanguageModel, got a {type(found).__name__}.")
+    found.source = found.source or vlm_source(name)
+    return found
+
+
+def vlm_source(name: str) -> dict[str, Any]:
+    """The class path and arguments that load the teacher of :func:`named_vlm`."""
+    if is_path(name):
+        return {"class_path": name, "init_args": {}}
+    if name.startswith(("local-dir:", "hf-hub:")) or ":" not in name:
+        arguments = {"name": name}
+    else:
+        model, _, pretrained = name.partition(":")
+        arguments = {"name": model, "pretrained": pretrained}
+    return {"class_path": "cefam.load_vlm", "init_args": arguments}
