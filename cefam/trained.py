@@ -169,6 +169,7 @@ class Trained:
                 f"The classifier must be a FrozenClassifier, got a {type(classifier).__name__}: wrap it, "
                 f"`FrozenClassifier(module, stages)`."
             )
+        classifier.class_names = classifier.class_names or about["classifier"].get("class_names")
         kinds = {key: about["concepts"][key] for key in ("logit_scale", "logit_bias", "probability")}
         concepts = ConceptSet.from_records(about["concepts"]["records"], embeddings=stored.text, **kinds)
         translator = Translator(**about["translator"])

@@ -34,7 +34,7 @@ def test_fit_logs_losses_agreement_and_regions(trained):
     with (trained / "log" / "metrics.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     last = {key: value for row in rows for key, value in row.items() if value}
-    for key in ("train/loss", "val/loss", "val/embedding", "val/cosine", "val/concept_correlation"):
+    for key in ("train/loss", "val/loss", "val/embedding_loss", "val/cosine", "val/concept_correlation"):
         assert key in last
     for metric in ("epg", "nra", "nra_calibrated", "hit"):
         for protocol in ("top1", "oracle"):

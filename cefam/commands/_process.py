@@ -37,6 +37,8 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
             run(with_configs_first(arguments))
     except (KeyboardInterrupt, _signals.Ended, SystemExit) as error:
         return _stopped(verb, error)
+    except BrokenPipeError:  # the reader of the output has gone
+        raise
     except Exception as error:
         if _signals.received():  # the error may be a consequence of the signal
             return _stopped(verb, error)

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from cefam.io.files import write_text
 
 FILE = "run_id.json"
+SHOWN = [f"regions/{protocol}/{metric}/mean" for protocol in ("top1", "oracle") for metric in ("nra", "hit")]
 
 
 class RunIdentity(L.Callback):
@@ -45,7 +46,15 @@ class RunIdentity(L.Callback):
                 print(f"Upload the run, with all its attempts: wandb sync {found}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop a resumed run at once if it had already met its early-stopping criterion."""
+        """Stop a resumed run that had met its early-stopping criterion; keep W&B's first view to a dozen series."""
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(
+                logger, WandbLogger
+            ):  # by category they are measured all the same, and can be added to a panel
+                for name in ("regions/*", "val/concept_correlation/*"):
+                    logger.experiment.define_metric(name, hidden=True)
+                for name in SHOWN:
+                    logger.experiment.define_metric(name, hidden=False)
         stop = trainer.early_stopping_callback
         trainer.should_stop |= stop is not None and stop.wait_count >= stop.patience
 

@@ -38,7 +38,8 @@ from cefam.training.trainer_checks import (
 )
 from cefam.translator import Translator, distillation_losses
 
-TRAINING = ("train/loss", "train/embedding", "train/similarity")  # logged in training steps
+TRAINING = ("train/loss", "train/embedding_loss", "train/similarity_loss")  # logged in training steps
+MEANS = ("loss", "embedding_loss", "similarity_loss", "cosine")  # logged in validations, as "val/loss" ...
 
 
 class CEFAM(L.LightningModule):
@@ -116,9 +117,7 @@ class CEFAM(L.LightningModule):
         self.evaluator = RegionEvaluator(methods, self.concepts, num_candidates, self.settings)
         # Metric objects, because a mean of per-process means would give unequal shares equal weight. NaN losses are kept, so
         # that they stop the run.
-        self.val_means = nn.ModuleDict(
-            {name: MeanMetric(nan_strategy="disable") for name in ("loss", "embedding", "similarity", "cosine")}
-        )
+        self.val_means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in MEANS})
         self.val_correlation = PearsonCorrCoef(num_outputs=len(self.concepts))
         self.val_regions = nn.ModuleDict(
             {
@@ -228,9 +227,8 @@ class CEFAM(L.LightningModule):
         )
         if "skipped" in batch:
             skipped = float(batch["skipped"])
-            self.log(
-                "train/skipped", skipped, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1
-            )
+            summed: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "sync_dist": True}
+            self.log("train/skipped", skipped, batch_size=1, **summed)
         total: Tensor = losses.total
         return total
 
@@ -262,8 +260,7 @@ class CEFAM(L.LightningModule):
         student = self._student(pooled)
         losses = self._losses(student, teacher)
         cosine = nn.functional.cosine_similarity(student, teacher).mean()
-        means = {"loss": losses.total, "embedding": losses.embedding, "similarity": losses.similarity, "cosine": cosine}
-        for name, value in means.items():
+        for name, value in zip(MEANS, (losses.total, losses.embedding, losses.similarity, cosine), strict=True):
             # One value per row instead of a weight: torchmetrics 1.9 ignores weights with nan_strategy="disable".
             self.val_means[name].update(value.expand(len(teacher)))
         self.val_correlation.update(self._scores(student), self._scores(teacher))
