@@ -84,7 +84,8 @@ def test_both_directions_count_the_same_and_stages_as_the_probe_confirms(probed,
     z, embedding = torch.cat(matrices[0], dim=1).double(), matrices[1].double()
     z = z - z.mean(dim=0)
     gradients = concept_directions(networks, mean_activations(context.probe))
-    regressed, found = regressed_directions(networks, context.probe), probe_directions(networks, context.probe)
+    regressed = regressed_directions(networks, context.probe)
+    found = probe_directions(networks, context.probe, regressed)
     for concept in (0, 5, 40):
         s = embedding @ F.normalize(context.concepts.embeddings[concept].double(), dim=0)
         sizes = [value.shape[1] for value in regressed]
@@ -145,3 +146,31 @@ def test_vectors_of_tcav_are_gradients_at_the_mean_activation(probed, towers):
     torch.testing.assert_close(found.maps[0, 0], wanted)
     slope = www.class_slopes(context.classifier, activated)
     torch.testing.assert_close(method.sensitivity(activated), slope @ vectors[-1].T)
+
+
+def test_evidence_is_the_strongest_tenth_above_what_is_usual(probed, towers):
+    """Literally, cell by cell with numpy, for a view and its four windows."""
+    context = bench_of(towers, probed)
+    networks = context.trained.explainer().networks
+    slopes, method = regressed_directions(networks, context.probe), BeyondRegions(context)
+    images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    activated = Activated(images, context.classifier(images))
+    found = method.presence(activated)[0]
+    mean = mean_activations(context.probe)
+    scale = networks.concepts.logit_scale
+    level = networks.similarity(networks.translator([value[None] for value in mean]))[0]
+    for concept in (0, 5, 40):
+        parts = []
+        for zoom in (1.0, 1.7):
+            cells = []
+            for _, activations in method.maps.seen(activated, zoom):
+                total = np.zeros((24, 24))
+                for activation, slope in zip(activations, slopes, strict=True):
+                    seen = torch.einsum("c,chw->hw", slope[concept], activation[0])[None, None]
+                    total += F.interpolate(seen, (24, 24), mode="bilinear", align_corners=False)[0, 0].numpy()
+                cells.append(total.ravel())
+            cells = np.sort(np.concatenate(cells))
+            parts.append(cells[-int(0.1 * len(cells)) :].mean() - 1.755 * cells.std(ddof=1))
+        at_mean = sum(float(slope[concept] @ value) for slope, value in zip(slopes, mean, strict=True))
+        wanted = float(level[concept]) + scale * (np.mean(parts) - at_mean)
+        assert float(found[concept]) == pytest.approx(wanted, rel=1e-3, abs=1e-3)

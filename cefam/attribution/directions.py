@@ -65,7 +65,7 @@ def regressed_directions(networks: Networks, probe: Probe) -> list[Tensor]:
 
 
 @torch.no_grad()
-def probe_directions(networks: Networks, probe: Probe) -> list[Tensor]:
+def probe_directions(networks: Networks, probe: Probe, regressed: Sequence[Tensor]) -> list[Tensor]:
     """Directions of regression and translator together, for all concepts, one (T, C_l) per stage.
 
     Each is divided by the deviation of its score over the probe, so that both count the same: which of them finds better
@@ -74,16 +74,14 @@ def probe_directions(networks: Networks, probe: Probe) -> list[Tensor]:
     Args:
         networks: classifier, translator and concepts.
         probe: of the same classifier and vision-language model.
-
-    Raises:
-        CefamError: see :func:`regressed_directions`.
+        regressed: result of :func:`regressed_directions`.
     """
-    regressed = torch.cat(regressed_directions(networks, probe), dim=1)
+    found = torch.cat(list(regressed), dim=1)
     gradient = torch.cat(concept_directions(networks, mean_activations(probe)), dim=1)
-    scale, correlation = (value.to(regressed.device) for value in (probe.scale, probe.correlation))
+    scale, correlation = (value.to(found.device) for value in (probe.scale, probe.correlation))
     channels = list(networks.classifier.channels)
-    with single_precision(regressed.device):
-        each = [_refitted(networks, probe, regressed * scale, channels), gradient * scale]
+    with single_precision(found.device):
+        each = [_refitted(networks, probe, found * scale, channels), gradient * scale]
         deviation = [(value @ correlation * value).sum(dim=1, keepdim=True).clamp_min(0).sqrt() for value in each]
     tiny = torch.finfo(torch.float32).tiny
     total = sum((value / size.clamp_min(tiny) for value, size in zip(each, deviation, strict=True)), torch.zeros(()))

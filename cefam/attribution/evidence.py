@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.directions import mean_activations, regressed_directions
+from cefam.attribution.directions import mean_activations
 from cefam.attribution.encoding import Networks
 from cefam.probe.stored import Probe
 
@@ -26,11 +26,11 @@ class Evidence:
     Args:
         networks: classifier, translator and concepts.
         probe: of the same classifier and vision-language model.
+        slopes: result of :func:`cefam.attribution.directions.regressed_directions`.
     """
 
-    def __init__(self, networks: Networks, probe: Probe) -> None:
-        self.networks, self.scale = networks, networks.concepts.logit_scale
-        self.slopes = regressed_directions(networks, probe)
+    def __init__(self, networks: Networks, probe: Probe, slopes: Sequence[Tensor]) -> None:
+        self.scale, self.slopes = networks.concepts.logit_scale, list(slopes)
         mean = [value.to(networks.device) for value in mean_activations(probe)]
         with torch.no_grad():
             self.level = networks.similarity(networks.translator([value.unsqueeze(0) for value in mean]))[0]

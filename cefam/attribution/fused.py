@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cefam.attribution.batching import PairTable
 from cefam.attribution.competition import rivals_of, shared, standardized, trust
-from cefam.attribution.directions import concept_directions, mean_activations, probe_directions
+from cefam.attribution.directions import concept_directions, mean_activations, probe_directions, regressed_directions
 from cefam.attribution.encoding import Networks
 from cefam.attribution.evidence import Evidence
 from cefam.attribution.smoothing import GRID, guided, spread_apart
@@ -67,13 +67,15 @@ class FusedMaps:
         self.networks, self.scales, self.guide, self.compete = networks, scales, guide, compete
         self.group, self.members = rivals_of([concept.category for concept in networks.concepts.concepts])
         self.made_for = weights_fingerprint(networks.translator)
-        self.evidence_of = Evidence(networks, probe) if probe is not None and regression is not False else None
+        self.evidence_of: Evidence | None = None
         if probe is None:
             self.directions = concept_directions(networks, [torch.zeros(n) for n in networks.classifier.channels])
         elif regression is False:
             self.directions = concept_directions(networks, mean_activations(probe))
         else:
-            self.directions = probe_directions(networks, probe)
+            regressed = regressed_directions(networks, probe)
+            self.directions = probe_directions(networks, probe, regressed)
+            self.evidence_of = Evidence(networks, probe, regressed)
 
     def __call__(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
         """Maps of pairs for display (P, 48, 48).

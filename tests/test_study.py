@@ -1,0 +1,86 @@
+"""``cefam study``: the folder, what resumes, what takes it, a background vocabulary, and the configs of the single verbs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+import cefam
+from cefam import ConceptSet, Explainer, Trained, Translator, load_classifier, load_vlm
+from cefam.concepts.categories import BACKGROUND
+from tests.commands import run
+from tests.conftest import fill
+
+TOWERS = ["--classifier", "brodenette", "--vlm", "brodenette"]
+
+
+def test_a_study_is_taken_up_where_it_stopped(quick_study, tmp_path, capsys):
+    folder = shutil.copytree(quick_study, tmp_path / "study", symlinks=True)
+    shutil.rmtree(folder / "pages")
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("f*/**/*") if path.is_file()}
+    photographs = quick_study.parent / "photographs"
+    options = ["--images", photographs, "--concepts", "brodenette", "--folder", folder, "--epochs", 2, "--pages", 2]
+    assert run("study", *TOWERS, *options, "--device", "cpu") == 0
+    assert (folder / "pages/index.html").is_file()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert f"Pages: {folder}/pages/index.html" in capsys.readouterr().out
+    assert run("study", *TOWERS, *options, "--epochs", 3, "--device", "cpu") == 1
+    assert "other inputs or options" in capsys.readouterr().err
+
+
+def test_verbs_take_the_folder_and_find_its_probe(quick_study, tmp_path, capsys):
+    photograph = next(path for path in (quick_study / "photographs/val").rglob("*") if path.is_file())
+    assert (
+        run(
+            "explain",
+            photograph,
+            "--artefact",
+            quick_study,
+            "--json",
+            tmp_path / "one.json",
+            "--out",
+            tmp_path / "a.html",
+        )
+        == 0
+    )
+    assert "with a probe" not in capsys.readouterr().err
+    told = json.loads((tmp_path / "one.json").read_text())
+    explainer = Trained.read(quick_study).explainer(load_vlm("brodenette"))
+    again = explainer.explain([cefam.Photograph.open(photograph, 96)])[0].to_dict()
+    assert [part["word"] for part in told["concepts"]] == [part["word"] for part in again["concepts"]]
+    assert [part["region"] for part in told["concepts"]] == [part["region"] for part in again["concepts"]]
+    assert run("export", "--checkpoint", quick_study, "--folder", tmp_path / "exported") == 0
+
+
+def test_configs_of_the_single_verbs_do_the_same(quick_study, tmp_path, capsys):
+    options = ["--images", "x", "--concepts", "brodenette", "--folder", "s"]
+    assert run("study", *TOWERS, *options, "--print-config") == 0
+    towers, rest = capsys.readouterr().out.removeprefix("# towers.yaml\n").split("# fit.yaml\n")
+    (tmp_path / "towers.yaml").write_text(towers)
+    (tmp_path / "fit.yaml").write_text(rest)
+    train, val = (quick_study / "features" / part for part in ("train", "val"))
+    data = [f"--data.init_args.train={train}", f"--data.init_args.val={val}", "--data.init_args.batch_size=8"]
+    assert run("fit", "--config", "towers.yaml", "--config", "fit.yaml", *data, "--trainer.max_epochs=1") == 0
+    assert "The best checkpoint is s/fit/checkpoints/best.ckpt" in capsys.readouterr().out
+    assert yaml.safe_load(rest)["model"]["background"] == "brodenette"
+
+
+def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
+    classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
+    few = ConceptSet.from_words(["red", "striped wing"])
+    concepts = few.with_background("brodenette").embed(vlm)
+    assert len(concepts) == 78  # 77 of Brodenette, of which "red" is there already
+    assert {concept.category for concept in concepts.concepts[2:]} == {BACKGROUND}
+    explainer = Explainer(classifier, fill(Translator(classifier.channels, 64), 3), concepts)
+    images = torch.rand(2, 3, 96, 96)
+    alone = Explainer(classifier, explainer.translator, few.embed(vlm))
+    assert alone.scores(images).sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert explainer.scores(images)[:, :2].sum(dim=1).max() < 1
+    for explanation in explainer.explain(images):
+        assert {part.concept.word for part in explanation} == {"red", "striped wing"}
+    many = ConceptSet.from_words([f"word {n}" for n in range(100)])
+    assert many.with_background() is many
+    trained = Trained(classifier, explainer.translator, concepts)
+    assert Trained.read(trained.write(tmp_path / "a")).concepts.shown == [0, 1]
