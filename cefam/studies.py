@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cefam.attribution.explainer import Explainer
+from cefam.concepts.background import with_background
 from cefam.concepts.sets import ConceptSet
 from cefam.datamodules import FeaturesData
 from cefam.datasets.features import compute_features
@@ -113,7 +114,7 @@ def study(
     teacher = vlm if isinstance(vlm, VisionLanguageModel) else named_vlm(vlm)
     tower.to(where)
     teacher.to(where)
-    found = ConceptSet.load(concepts).with_background(vocabulary(teacher.source)).embed(teacher)
+    found = with_background(ConceptSet.load(concepts), vocabulary(teacher.source)).embed(teacher)
     photographs = Photographs.read(images)
     if photographs.count < 2 * HELD_OUT:
         raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")

@@ -9,6 +9,7 @@ import yaml
 
 import cefam
 from cefam import ConceptSet, Explainer, Trained, Translator, load_classifier, load_vlm
+from cefam.concepts.background import with_background
 from cefam.concepts.categories import BACKGROUND
 from tests.commands import run
 from tests.conftest import fill
@@ -70,7 +71,7 @@ def test_configs_of_the_single_verbs_do_the_same(quick_study, tmp_path, capsys):
 def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
     classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
     few = ConceptSet.from_words(["red", "striped wing"])
-    concepts = few.with_background("brodenette").embed(vlm)
+    concepts = with_background(few, "brodenette").embed(vlm)
     assert len(concepts) == 78  # 77 of Brodenette, of which "red" is there already
     assert {concept.category for concept in concepts.concepts[2:]} == {BACKGROUND}
     explainer = Explainer(classifier, fill(Translator(classifier.channels, 64), 3), concepts)
@@ -81,6 +82,6 @@ def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
     for explanation in explainer.explain(images):
         assert {part.concept.word for part in explanation} == {"red", "striped wing"}
     many = ConceptSet.from_words([f"word {n}" for n in range(100)])
-    assert many.with_background() is many
+    assert with_background(many) is many
     trained = Trained(classifier, explainer.translator, concepts)
     assert Trained.read(trained.write(tmp_path / "a")).concepts.shown == [0, 1]

@@ -63,11 +63,7 @@ def explain(
     scores = log_probability(encoding.similarity, networks.concepts.probability).exp()
     activated, fused = Activated(encoding.images, encoding.output), options.fused
     evidence = encoding.similarity if fused is None else fused.evidence(activated, encoding.similarity)
-    candidates = networks.concepts.shown if options.candidates is None else options.candidates
-    best = _best(evidence, options.top_k, candidates)
-    alike: list[dict[int, list[int]]] = [{} for _ in photographs]
-    if fused is not None and best.shape[1] < len(candidates):
-        best, alike = _distinct(fused, activated, _best(evidence, POOL * options.top_k, candidates), best.shape[1])
+    best, alike = _chosen(networks, activated, evidence, options)
     count = best.shape[1]
     pairs = ConceptPairs(torch.arange(len(best), device=best.device).repeat_interleave(count), best.flatten())
     regions = regions_of(networks, encoding, pairs, settings)
@@ -170,10 +166,21 @@ def _with_fused(
     return [*maps, together * (above / highest).view(-1, 1, 1)]
 
 
+def _chosen(
+    networks: Networks, activated: Activated, evidence: Tensor, options: ExplainOptions
+) -> tuple[Tensor, list[dict[int, list[int]]]]:
+    """The concepts to explain in each image (B, k), and per image the concepts that share an entry with one of them."""
+    candidates = networks.concepts.shown if options.candidates is None else options.candidates
+    best = _best(evidence, options.top_k, candidates)
+    if options.fused is None or best.shape[1] == len(candidates):
+        return best, [{} for _ in best]
+    return _distinct(options.fused, activated, _best(evidence, POOL * options.top_k, candidates), best.shape[1])
+
+
 def _distinct(
     fused: FusedMaps, activated: Activated, pool: Tensor, count: int
 ) -> tuple[Tensor, list[dict[int, list[int]]]]:
-    """The first ``count`` concepts of each image whose maps differ, and those that share a map with one of them.
+    """The first ``count`` concepts of each image whose maps differ from those of their category before them, and the others.
 
     Args:
         fused: computes the maps.
@@ -187,7 +194,8 @@ def _distinct(
     images, n = pool.shape
     pairs = ConceptPairs(torch.arange(images, device=pool.device).repeat_interleave(n), pool.flatten())
     maps = F.normalize(standardized(fused(activated, pairs)).flatten(1), dim=1).view(images, n, -1)
-    together = (maps @ maps.transpose(1, 2) > ALIKE).cpu()
+    group = fused.group.to(pool.device)[pool]
+    together = ((maps @ maps.transpose(1, 2) > ALIKE) & (group.unsqueeze(1) == group.unsqueeze(2))).cpu()
     best, alike = [], []
     for concepts, same in zip(pool.tolist(), together, strict=True):
         chosen: list[int] = []

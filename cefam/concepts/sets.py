@@ -24,8 +24,6 @@ from cefam.io.files import write_tensors
 __all__ = ["Concept", "ConceptSet"]
 
 FEW = 20  # with fewer concepts, softmax scores say little
-ENOUGH = 100  # `with_background` adds others to fewer concepts
-FIRST_BACKGROUND = 1_000_001  # number of a first background concept, above those of masks
 
 
 class TextEncoder(Protocol):
@@ -114,27 +112,6 @@ class ConceptSet:
     def shown(self) -> list[int]:
         """Indices of the concepts that are not background."""
         return [index for index, concept in enumerate(self.concepts) if concept.category != BACKGROUND]
-
-    def with_background(self, name: str = "broden") -> Self:
-        """This set and, if it has fewer than 100 concepts, those of another set as background.
-
-        A softmax over a few words says little: every photograph has one of them. Scores compete with the background, which is
-        not shown. The result has no embeddings yet.
-
-        Args:
-            name: set by name.
-
-        >>> found = ConceptSet.from_words(["striped fur", "wing"]).with_background()
-        >>> len(found), found.shown
-        (1198, [0, 1])
-        """
-        known = {word.lower() for word in self.words}
-        if len(self.shown) >= ENOUGH or len(self.shown) < len(self):
-            return self
-        others = [concept for concept in self.load(name).concepts if concept.word.lower() not in known]
-        numbered = enumerate(others, start=FIRST_BACKGROUND)
-        added = [replace(other, number=n, categories=(BACKGROUND,)) for n, other in numbered]
-        return type(self)((*self.concepts, *added))
 
     def find(self, word: str) -> list[int]:
         """Indices of all concepts with this word.

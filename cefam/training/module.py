@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, PearsonCorrCoef
 from cefam.attribution.encoding import check_images
 from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
+from cefam.concepts.background import with_background
 from cefam.concepts.sets import ConceptSet, embedded
 from cefam.concepts.vocabularies import write_values
 from cefam.errors import CefamError
@@ -60,7 +61,7 @@ class CEFAM(L.LightningModule):
         plateau_patience: in epochs; ``None``: the value of the preset (published 6, paper 4).
         num_candidates: number of candidates for the oracle in validation.
         text_cache: folder for text embeddings, or ``None``.
-        background: name of a set whose concepts join fewer than 100 others, see :meth:`cefam.ConceptSet.with_background`.
+        background: name of a set whose concepts join fewer than 100 others, see :mod:`cefam.concepts.background`.
         settings: settings of the method, by name (:class:`cefam.settings.SettingsChanges`); stored in checkpoints.
 
     >>> from cefam import load_classifier, load_vlm
@@ -101,7 +102,7 @@ class CEFAM(L.LightningModule):
         self._stored_vlm: dict[str, Any] | None = None
         self.settings = MethodSettings().changed(**settings)
         named = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
-        self.concepts = embedded(named if background is None else named.with_background(background), vlm, text_cache)
+        self.concepts = embedded(named if background is None else with_background(named, background), vlm, text_cache)
         text = self.concepts.require_embeddings()
         self.translator = Translator(classifier.channels, text.shape[1], hidden_dims)
         self.register_buffer("text", text, persistent=False)
