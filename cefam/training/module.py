@@ -52,8 +52,7 @@ class CEFAM(L.LightningModule):
     Args:
         classifier: the frozen classifier (in a config: ``class_path: cefam.load_classifier``).
         vlm: the teacher (in a config: ``class_path: cefam.load_vlm``, or a class of your own).
-        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet (not in
-            the annotation, because the command line would try to parse it).
+        concepts: "broden", "imagenet", "awa2", a .txt or .csv file, or a list of words; in Python also a ConceptSet.
         similarity_weight: lambda of eq. 8; 0 trains without L_sim (zero-shot with respect to the concepts).
         hidden_dims: hidden widths of the translator; ``None``: as in the published program.
         optimizer: called with the translator's parameters.
