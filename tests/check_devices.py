@@ -6,6 +6,7 @@
 import torch
 
 from cefam import CEFAM, ConceptSet, Trained
+from cefam.attribution.types import Activated
 from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     AnotherConceptRegions,
@@ -46,7 +47,8 @@ def explained(explainer, images):
             found += [contribution.value, contribution.curve]
     beyond = BeyondRegions(bench_of(explainer))
     explainer.explain(images, 3, num_channels=3)
-    return [*found, beyond.maps(encoding, RAGGED.to(encoding.device))]
+    activated = Activated(encoding.images, encoding.output)
+    return [*found, beyond.maps(activated, RAGGED.to(encoding.device)), beyond.presence(activated)]
 
 
 def neurons_of(context):

@@ -26,7 +26,8 @@ def run_verb(verb: str, where: str, arguments: list[str]) -> int:
         The exit status.
     """
     try:
-        check_names(verb, where, arguments)
+        with _signals.as_exceptions():
+            check_names(verb, where, arguments)
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
         module, _, function = where.partition(":")
