@@ -27,6 +27,8 @@ def test_it_ends_with_tables_records_pictures_and_times(finished, capsys):
         "table.md",
         "table.csv",
         "differences.csv",
+        "presence.csv",
+        "lists.csv",
         "records.csv",
         "contact_sheet.png",
         "run.json",

@@ -110,6 +110,7 @@ def test_why_not(explain, photograph, capsys):
         (["good.png", "--target", "ostrich"], "give the index of 'ostrich'"),
         (["good.png", "--target", "10"], "There is no class 10"),
         (["good.png", "--out", "x.pdf/"], ""),
+        (["good.png", "--out", "x.docx"], "x.docx has the extension '.docx': a file is one of .html"),
         (["good.png", "--concepts", "empty.txt"], "needs at least one concept"),
         (["good.png", "--concepts", "none.txt"], "There is no concept set or file 'none.txt'"),
         (["good.png", "--concept", "word " * 40], "shorten the concept"),

@@ -185,7 +185,7 @@ def test_files_hold_the_explanation(explained, tmp_path):
         assert found["regions"].shape == (5, 96, 160)
         assert found["attributions"].shape == (5, 1, 96, 96)
         np.testing.assert_array_equal(found["regions"][2], explanation.concepts[2].region)
-    for kind, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+    for kind, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".jpeg", b"\xff\xd8"), (".pdf", b"%PDF")):
         assert explanation.save(tmp_path / f"x{kind}").read_bytes().startswith(start)
     with pytest.raises(FileExistsError, match="already exists"):
         explanation.save(tmp_path / "x.png")

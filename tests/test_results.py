@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cefam.metrics.means import category_means
-from cefam.report import examples, records
+from cefam.report import examples, presence, records
 from cefam.report.bootstrap import differences
 from cefam.report.sums import NEAR, Sums
 from cefam.report.tables import summarize, to_csv, to_latex, to_markdown, to_text
@@ -211,3 +211,33 @@ def test_differences_are_of_the_first_method_and_of_the_same_images():
     others = [record(f"other {i}", "elsewhere", 0.9) for i in images]
     every = Sums.of_records([*rows, *others])
     assert [d.other for d in differences(every, repeats=20, order=["mine"])] == ["chance"]
+
+
+def test_lists_are_compared_with_the_most_frequent_concepts():
+    """Literally: of six photographs and nine concepts, of which the first is always there and left out."""
+    generator = torch.Generator().manual_seed(1)
+    present = torch.rand(6, 10, generator=generator) < 0.5
+    present[:, 0], present[0, 1:], present[1, 1:] = True, True, False
+    score = torch.rand(6, 10, generator=generator)
+    score[:, 9] = score[:, 8] * 2  # rises and falls with another one
+    found = {
+        (name, measure): value
+        for name, measure, value, *_ in presence.lists({"m": score}, present, torch.ones(6, 10) > 0)
+    }
+    often = present.double().mean(dim=0)
+
+    def precision(order, count):
+        chosen = [sorted(range(1, 10), key=lambda c: -float(row[c]))[:count] for row in order]
+        return sum(float(present[n, c]) for n, some in enumerate(chosen) for c in some) / (6 * count)
+
+    for count in (3, 8):
+        mine, usual = precision(score, count), precision(often.expand(6, -1), count)
+        assert found["m", f"precision {count}"] == pytest.approx(mine)
+        assert found["m", f"lift {count}"] == pytest.approx(mine - usual)
+    together = torch.corrcoef(score.T.double())
+    redundant = 0
+    for row in score:
+        order = sorted(range(1, 10), key=lambda c: -float(row[c]))[:8]
+        redundant += sum(any(together[c, other] > 0.9 for other in order[:n]) for n, c in enumerate(order))
+    assert found["m", "redundant"] == pytest.approx(redundant / 6)
+    assert presence.lists({"m": score[:, :4]}, present[:, :4], torch.ones(6, 4) > 0) == []  # fewer than a list
