@@ -15,6 +15,9 @@ from torch import nn
 
 from tests.commands import csv_logger, evaluated, feature_options, run
 
+# Seconds that torch waits for a data worker of an abandoned iterator before it ends it: five, for each worker.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
 hypothesis.settings.register_profile("cefam", deadline=None)  # no test is timed
 hypothesis.settings.load_profile("cefam")
 
