@@ -156,6 +156,7 @@ def test_evidence_is_the_strongest_tenth_above_what_is_usual(probed, towers):
     images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     activated = Activated(images, context.classifier(images))
     found = method.presence(activated)[0]
+    assert context.trained.explainer().evidence(images[:0]).shape == (0, len(context.concepts))
     mean = mean_activations(context.probe)
     scale = networks.concepts.logit_scale
     level = networks.similarity(networks.translator([value[None] for value in mean]))[0]

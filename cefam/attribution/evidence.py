@@ -43,7 +43,8 @@ class Evidence:
         Args:
             views: per scale, per window, the maps of the stages (B, C_l, H_l, W_l).
         """
-        return torch.stack([self._of_image(views, image) for image in range(len(views[0][0][0]))])
+        found = [self._of_image(views, image) for image in range(len(views[0][0][0]))]
+        return torch.stack(found) if found else self.level.new_empty(0, len(self.level))
 
     def _of_image(self, views: Sequence[Sequence[Sequence[Tensor]]], image: int) -> Tensor:
         """Evidence of one image (T,); a single image bounds the memory for many concepts."""

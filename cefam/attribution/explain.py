@@ -180,7 +180,7 @@ def _chosen(
 def _distinct(
     fused: FusedMaps, activated: Activated, pool: Tensor, count: int
 ) -> tuple[Tensor, list[dict[int, list[int]]]]:
-    """The first ``count`` concepts of each image whose maps differ from those of their category before them, and the others.
+    """Choose the first ``count`` concepts of each image; a concept with the map of a better one of its category is left out.
 
     Args:
         fused: computes the maps.
