@@ -50,6 +50,12 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+def draw_scenes(folder, count):
+    """Shards of scenes of Brodenette, without masks."""
+    options = ["--source", "train", "--count", count, "--masks", "[]", "--folder", folder]
+    assert run("prepare", "--kind", "brodenette", *options) == 0
+
+
 def feature_options(world, prepared):
     data = "--data.init_args."
     return [

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.commands import csv_logger, evaluated, feature_options, run
+from tests.commands import csv_logger, draw_scenes, evaluated, feature_options, run
 
 # Seconds that torch waits for a data worker of an abandoned iterator before it ends it: five, for each worker.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
@@ -219,19 +219,7 @@ def measured(trained, prepared, tmp_path_factory):
 def quick_study(tmp_path_factory):
     """The folder of a small ``cefam study`` on drawn scenes."""
     folder = tmp_path_factory.mktemp("study")
-    scenes = [
-        "--kind",
-        "brodenette",
-        "--source",
-        "train",
-        "--count",
-        30,
-        "--folder",
-        folder / "scenes",
-        "--masks",
-        "[]",
-    ]
-    assert run("prepare", *scenes) == 0
+    draw_scenes(folder / "scenes", 30)
     write_photographs(folder / "scenes", folder / "photographs")
     towers = ["--classifier", "brodenette", "--vlm", "brodenette"]
     options = ["--images", folder / "photographs", "--concepts", "brodenette", "--folder", folder / "study"]

@@ -15,7 +15,7 @@ from cefam.evaluation.module import RegionEvaluation
 from cefam.images.views import EvaluationView
 from cefam.io.identity import differing, digest, identity
 from cefam.probe import Probe
-from tests.commands import assert_same_results, evaluated, run
+from tests.commands import assert_same_results, draw_scenes, evaluated, run
 from tests.conftest import fill
 from tests.test_wrapping import Net, explainer_of
 
@@ -105,19 +105,7 @@ def test_a_probe_is_known_by_its_content_not_by_its_place(tmp_path, demo_probe):
 @pytest.fixture(scope="module")
 def demo_probe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
-    options = [
-        "--kind",
-        "brodenette",
-        "--source",
-        "train",
-        "--count",
-        60,
-        "--masks",
-        "[]",
-        "--folder",
-        folder / "scenes",
-    ]
-    assert run("prepare", *options) == 0
+    draw_scenes(folder / "scenes", 60)
     options = ["--config", "features/demo", "--images", folder / "scenes", "--folder", folder / "probe", "--top", 10]
     assert run("probe", *options) == 0
     return folder / "probe"
