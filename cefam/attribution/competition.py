@@ -1,8 +1,7 @@
-"""Competition between the concepts of a category: what the map of one has that those of the others do not have.
+"""Competition between the concepts of a category, which makes a map specific to its concept (docs/research/beyond.md).
 
-Maps of different concepts share most of what they show: the figure, in front of the ground. The soft maximum over a
-category's maps holds what they share. It is subtracted as far as the difference can be trusted, that is, as far as the whole
-view and the windows agree on it (docs/research/beyond.md).
+Maps of different concepts are similar, because all separate figure from ground. The soft maximum over a category's maps is
+subtracted from each, with a weight between 0 and 1: the agreement of the whole view and the windows on the difference.
 """
 
 from collections.abc import Sequence

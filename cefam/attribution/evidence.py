@@ -1,8 +1,8 @@
-"""Evidence: whether a concept is in an image, from where its map is highest (beyond the paper, docs/research/beyond.md).
+"""Evidence that a concept is in an image (beyond the paper, docs/research/which.md).
 
-The translator's S sees the mean of every channel over the image, in which a small thing is lost. Here the classifier's cells
-are asked: the regression on the probe gives the VLM's similarity at every cell of the view and its windows, and the strongest
-tenth of the cells counts, as far as it is above what so uneven a map has anyway.
+The translator's S uses each channel's mean over the image, which hides small objects. Evidence uses single cells: the
+regression on the probe predicts the VLM's similarity at every cell of the view and its windows. The evidence is the mean of the
+highest tenth of the cells minus the value expected for normally distributed cells with the same deviation.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Which concepts: how well a method's scores tell photographs with a concept from others, and what its first ones are worth.
+"""Quality of a method's concept scores: AUC of each concept, and precision of the concepts that it ranks first.
 
 The area under a concept's ROC curve (AUC) is the probability that a photograph showing it has a higher score than one that
 does not. Photographs without masks of the concept's category are excluded, because its presence is unknown.
@@ -81,7 +81,7 @@ def to_text(path: Path, categories: Sequence[str]) -> str:
 
 
 def lists(scores: Mapping[str, Tensor], present: Tensor, known: Tensor) -> list[tuple[str, str, float, float, float]]:
-    """What the concepts that a method names first are worth.
+    """Precision and redundancy of the concepts that a method ranks first.
 
     Per photograph, among the concepts whose presence is known there and that only some photographs show: "precision k", the share
     of the first k that are present; "lift k", that minus the precision of the most frequent concepts; "redundant", how many of the
