@@ -39,6 +39,7 @@ from cefam.training.run import fit
 
 HELD_OUT = 10  # one photograph in so many is kept for validation
 NEIGHBORS = 100  # photographs per neuron of the probe, at most
+BATCH = 128  # rows, at most: as for `cefam fit`
 TEACHER = "ViT-B-16-quickgelu:openai"
 
 
@@ -118,9 +119,9 @@ def study(
     photographs = Photographs.read(images)
     if photographs.count < 2 * HELD_OUT:
         raise CefamError(f"{images} holds {photographs.count} photograph(s): a study needs at least {2 * HELD_OUT}.")
-    view = view_of(tower)
     key = identity(
         classifier=tower,
+        class_names=tower.class_names,
         vlm=teacher,
         concepts=found,
         photographs=photographs.digest,
@@ -128,19 +129,20 @@ def study(
         epochs=epochs,
         pages=pages,
     )
+    make = _Steps(root, Path(images), tower, teacher, found, where, view_of(tower), views, epochs, pages)
     steps: list[tuple[str, str, Callable[[Path], dict[str, Any]]]] = [
-        ("photographs", "photographs/list.txt", partial(_split, Path(images))),
-        ("features", "features/val/manifest.json", partial(_features, root, tower, teacher, views, device, view)),
-        ("probe", "probe/manifest.json", partial(_probe, root, tower, teacher, device, view)),
-        ("fit", "artefact/config.json", partial(_fit, root, tower, teacher, found, epochs, where)),
-        ("doctor", "artefact/doubts.json", partial(_judge, root, tower, teacher, where)),
-        ("pages", "pages/index.html", partial(_pages, root, tower, teacher, pages)),
+        ("photographs", "photographs/list.txt", make.split),
+        ("features", "features/val/manifest.json", make.features),
+        ("probe", "probe/manifest.json", make.probe),
+        ("fit", "artefact/config.json", make.fit),
+        ("doctor", "artefact/doubts.json", make.judge),
+        ("pages", "pages/index.html", make.write_pages),
     ]
     with Pass(root, key) as work:
         entries = []
-        for number, (name, file, make) in enumerate(steps, start=1):
+        for number, (name, file, step) in enumerate(steps, start=1):
             print(f"[{number}/{len(steps)}] {name}", flush=True)
-            entries.append(work.do(Unit(file, "", 1, partial(_timed, name, make))))
+            entries.append(work.do(Unit(file, "", 1, partial(_timed, name, step))))
     times = ", ".join(f"{entry['step']} {entry['minutes']:.1f}" for entry in entries)
     print(f"Minutes: {times}.")
     trained = Trained.read(root, tower)
@@ -171,107 +173,113 @@ def vocabulary(source: dict[str, Any] | None) -> str:
     return "brodenette" if named in BRODENETTE else "broden"
 
 
-def _timed(name: str, make: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+def _timed(name: str, step: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
     start = monotonic()
-    return {**make(path), "step": name, "minutes": round((monotonic() - start) / 60, 2)}
+    return {**step(path), "step": name, "minutes": round((monotonic() - start) / 60, 2)}
 
 
-def _split(images: Path, path: Path) -> dict[str, Any]:
-    """Link every tenth photograph into ``val``, the others into ``train``."""
-    listed = []
-    for number, (source, _) in enumerate(list_images(images)):
-        part = "val" if number % HELD_OUT == HELD_OUT // 2 else "train"
-        target = path.parent / part / source.relative_to(images)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            target.symlink_to(source.resolve())
-        except OSError:  # Windows without the right to make links
-            shutil.copyfile(source, target)
-        listed.append(f"{part}\t{source.relative_to(images).as_posix()}\n")
-    write_text(path, "".join(listed))
-    return {}
+def part_of(number: int) -> str:
+    """The part of a study that a photograph belongs to, by its number: "train" or "val"."""
+    return "val" if number % HELD_OUT == HELD_OUT // 2 else "train"
 
 
-def _features(
-    root: Path,
-    tower: FrozenClassifier,
-    teacher: VisionLanguageModel,
-    views: int,
-    device: str,
-    view: dict[str, Any],
-    path: Path,
-) -> dict[str, Any]:
-    workers = max(0, min(4, (os.cpu_count() or 1) - 1))
-    for part, count in (("train", views), ("val", 0)):
-        compute_features(
-            tower, teacher, str(root / "photographs" / part), str(root / "features" / part), count,
-            num_workers=workers, device=device, **view,
-        )  # fmt: skip
-    return {}
+def neighbors(photographs: int) -> int:
+    """Photographs per neuron of a study's probe."""
+    return min(NEIGHBORS, photographs)
 
 
-def _probe(
-    root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, device: str, view: dict[str, Any], path: Path
-) -> dict[str, Any]:
-    train = root / "photographs/train"
-    top = min(NEIGHBORS, len(list_images(train)))
-    compute_probe(tower, teacher, str(train), str(path.parent), top, device=device, **view)
-    return {}
+def batch_size(rows: int) -> int:
+    """Batch size of a study's training: at least four batches an epoch."""
+    return min(BATCH, max(1, rows // 4))
 
 
-def _fit(
-    root: Path,
-    tower: FrozenClassifier,
-    teacher: VisionLanguageModel,
-    concepts: ConceptSet,
-    epochs: int,
-    device: torch.device,
-    path: Path,
-) -> dict[str, Any]:
-    train, val = (str(root / "features" / part) for part in ("train", "val"))
-    data = FeaturesData(train, val)
-    data.batch_size = min(data.batch_size, max(1, data.manifests[0].num_rows // 4))
-    module = CEFAM(tower, teacher, concepts)  # type: ignore[arg-type]  # a ConceptSet, in Python
-    agreement = fit(module, data, root / "fit", epochs, device)
-    Trained.read(root / "fit/checkpoints/best.ckpt", tower).write(path.parent, overwrite=True)
-    return {"agreement": {name: value for name, value in agreement.items() if name.startswith("val/")}}
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a study: each writes the file at ``path``, and whatever else it makes beside it."""
 
+    root: Path
+    images: Path
+    tower: FrozenClassifier
+    teacher: VisionLanguageModel
+    concepts: ConceptSet
+    device: torch.device
+    view: dict[str, int]
+    views: int
+    epochs: int
+    pages: int
 
-def _photographs(root: Path, side: int) -> list[Photograph]:
-    folder = root / "photographs/val"
-    return [Photograph.open(path, side, path.relative_to(folder).as_posix()) for path, _ in list_images(folder)]
+    def split(self, path: Path) -> dict[str, Any]:
+        """Link every tenth photograph into ``val``, the others into ``train``."""
+        listed = []
+        for number, (source, _) in enumerate(list_images(self.images)):
+            part = part_of(number)
+            target = path.parent / part / source.relative_to(self.images)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            try:
+                target.symlink_to(source.resolve())
+            except OSError:  # Windows without the right to make links
+                shutil.copyfile(source, target)
+            listed.append(f"{part}\t{source.relative_to(self.images).as_posix()}\n")
+        write_text(path, "".join(listed))
+        return {}
 
+    def features(self, path: Path) -> dict[str, Any]:
+        """Run both networks over random views of ``train`` and the central views of ``val``."""
+        workers = max(0, min(4, (os.cpu_count() or 1) - 1))
+        for part, count in (("train", self.views), ("val", 0)):
+            compute_features(
+                self.tower, self.teacher, str(self.root / "photographs" / part), str(self.root / "features" / part), count,
+                num_workers=workers, device=str(self.device), **self.view,
+            )  # fmt: skip
+        return {}
 
-def _explainer(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel) -> Explainer:
-    return Trained.read(root / "artefact", tower).explainer(teacher)
+    def probe(self, path: Path) -> dict[str, Any]:
+        """Compute the probe of ``train``."""
+        train = self.root / "photographs/train"
+        top = neighbors(len(list_images(train)))
+        device = str(self.device)
+        compute_probe(self.tower, self.teacher, str(train), str(path.parent), top, device=device, **self.view)
+        return {}
 
+    def fit(self, path: Path) -> dict[str, Any]:
+        """Train the translator and export it."""
+        train, val = (str(self.root / "features" / part) for part in ("train", "val"))
+        data = FeaturesData(train, val)
+        data.batch_size = batch_size(data.manifests[0].num_rows)
+        module = CEFAM(self.tower, self.teacher, self.concepts)  # type: ignore[arg-type]  # a ConceptSet, in Python
+        agreement = fit(module, data, self.root / "fit", self.epochs, self.device)
+        Trained.read(self.root / "fit/checkpoints/best.ckpt", self.tower).write(path.parent, overwrite=True)
+        return {"agreement": {name: value for name, value in agreement.items() if name.startswith("val/")}}
 
-def _judge(
-    root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, device: torch.device, path: Path
-) -> dict[str, Any]:
-    explainer = _explainer(root, tower, teacher).to(device)
-    photographs = _photographs(root, tower.input_size[0])
-    reasons: dict[int, str] = {}
-    if len(photographs) >= checkup.FEWEST:
-        views = ((stacked([photograph]).to(device), None) for photograph in photographs)
-        reasons = checkup.judge(checkup.measure(explainer, views))
-    key = doubts.key_of(explainer.classifier, explainer.translator, explainer.concepts)
-    doubts.write(str(path.parent), key, reasons, {"photographs": len(photographs), "vlm": True, "masks": False})
-    return {"judged": len(photographs) >= checkup.FEWEST}
+    def judge(self, path: Path) -> dict[str, Any]:
+        """Judge the concepts on ``val``, if it holds enough photographs."""
+        explainer, photographs = self._explainer(), self._photographs()
+        reasons: dict[int, str] = {}
+        if len(photographs) >= checkup.FEWEST:
+            views = ((stacked([photograph]).to(self.device), None) for photograph in photographs)
+            reasons = checkup.judge(checkup.measure(explainer, views))
+        key = doubts.key_of(explainer.classifier, explainer.translator, explainer.concepts)
+        doubts.write(str(path.parent), key, reasons, {"photographs": len(photographs), "vlm": True, "masks": False})
+        return {"judged": len(photographs) >= checkup.FEWEST}
 
+    def write_pages(self, path: Path) -> dict[str, Any]:
+        """Explain some photographs of ``val``, evenly spaced."""
+        explainer, photographs, entries = self._explainer(), self._photographs(), []
+        names = page_names([photograph.name for photograph in photographs])
+        labels = labels_of(self.tower, [photograph.name for photograph in photographs])
+        step = max(1, len(photographs) // self.pages)
+        for photograph, label in list(zip(photographs, labels, strict=True))[::step][: self.pages]:
+            explanation = explainer.explain(photograph)[0]
+            write_text(path.parent / names[photograph.name], page(explanation))
+            named = None if label is None else self.tower.class_name(label)
+            entries.append(entry(explanation, quote(names[photograph.name]), named))
+        write_text(path, index("Explanations", entries))
+        return {}
 
-def _pages(root: Path, tower: FrozenClassifier, teacher: VisionLanguageModel, count: int, path: Path) -> dict[str, Any]:
-    explainer, entries = _explainer(root, tower, teacher), []
-    photographs = _photographs(root, tower.input_size[0])
-    names = page_names([photograph.name for photograph in photographs])
-    labels = labels_of(tower, [photograph.name for photograph in photographs])
-    step = max(1, len(photographs) // count)
-    for photograph, label in list(zip(photographs, labels, strict=True))[::step][:count]:
-        explanation = explainer.explain(photograph)[0]
-        write_text(path.parent / names[photograph.name], page(explanation))
-        entries.append(
-            entry(explanation, quote(names[photograph.name]), None if label is None else tower.class_name(label))
-        )
-    write_text(path, index("Explanations", entries))
-    return {}
+    def _explainer(self) -> Explainer:
+        return Trained.read(self.root / "artefact", self.tower).explainer(self.teacher).to(self.device)
+
+    def _photographs(self) -> list[Photograph]:
+        folder, side = self.root / "photographs/val", self.tower.input_size[0]
+        return [Photograph.open(path, side, path.relative_to(folder).as_posix()) for path, _ in list_images(folder)]

@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from cefam import FrozenClassifier, load_classifier
+from cefam.towers.candidates import chosen_by_resolution, stage_candidates
 from cefam.towers.stages import StageContext
 from cefam.towers.zoo import read_state_dict
 from tests.conftest import fill
@@ -171,9 +172,33 @@ def test_a_layout_is_not_guessed_from_an_image_that_is_not_square():
         load_classifier("swin_t", weights=None, input_size=(224, 320))
 
 
-def test_a_family_without_usual_stages_asks_for_them():
-    with pytest.raises(ValueError, match="No usual stages are known for 'vgg11': name submodules as `stages`"):
-        load_classifier("vgg11", weights=None)
+def test_a_family_without_usual_stages_gets_the_last_of_each_resolution(caplog):
+    stages = ["features.9", "features.14", "features.19", "avgpool"]
+    assert load_classifier("vgg11", weights=None).stage_names == stages
+    assert "No usual stages are known for vgg11" in caplog.text
+
+
+def test_the_stage_of_a_transformer_is_its_last_block():
+    for name, blocks in (("vit_tiny_patch16_224", "depth"), ("mixer_s32_224", "num_blocks")):
+        assert chosen_by_resolution(stage_candidates(timm.create_model(name, **{blocks: 2}))) == ["blocks.1"]
+    assert chosen_by_resolution(stage_candidates(torchvision.models.vit_b_32())) == ["encoder.layers.encoder_layer_11"]
+
+
+def test_the_stages_of_a_windowed_transformer_are_maps():
+    found = stage_candidates(timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)))
+    assert chosen_by_resolution(found) == ["layers.0", "layers.1", "layers.2", "norm"]
+
+
+def test_stages_are_found_in_double_precision_and_training_mode():
+    module = torchvision.models.resnet18(num_classes=2).double()
+    assert chosen_by_resolution(stage_candidates(module)) == ["layer1", "layer2", "layer3", "layer4"]
+    assert module.training and module.layer1.training
+
+
+def test_stages_of_a_network_of_one_channel_ask_for_the_input_size():
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"takes 1 channel\(s\), the images have 3"):
+        stage_candidates(module)
 
 
 def test_class_names_must_be_those_of_the_classes():
@@ -281,8 +306,7 @@ def test_what_stands_before_a_stage_may_give_more_than_tensors():
 
 
 def test_usual_stages_of_timm_are_modules():
-    with pytest.raises(ValueError, match="No usual stages are known for 'timm:twins_svt_small': name submodules"):
-        load_classifier("timm:twins_svt_small", weights=None)
+    assert load_classifier("timm:twins_svt_small", weights=None).stage_names == ["blocks.3.3"]
 
 
 def test_a_vision_transformer_of_torchvision_takes_views_of_any_size():

@@ -55,17 +55,34 @@ def test_verbs_take_the_folder_and_find_its_probe(quick_study, tmp_path, capsys)
     assert run("export", "--checkpoint", quick_study, "--folder", tmp_path / "exported") == 0
 
 
-def test_configs_of_the_single_verbs_do_the_same(quick_study, tmp_path, capsys):
-    options = ["--images", "x", "--concepts", "brodenette", "--folder", "s"]
-    assert run("study", *TOWERS, *options, "--print-config") == 0
+def test_printed_configs_and_commands_do_the_same(quick_study, tmp_path, capsys):
+    photographs = quick_study.parent / "photographs"
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(load_classifier("brodenette").class_names))
+    options = ["--images", photographs, "--concepts", "brodenette", "--folder", "s", "--class_names", names]
+    assert run("study", *TOWERS, *options, "--epochs", 1, "--print-config") == 0
     towers, rest = capsys.readouterr().out.removeprefix("# towers.yaml\n").split("# fit.yaml\n")
     (tmp_path / "towers.yaml").write_text(towers)
     (tmp_path / "fit.yaml").write_text(rest)
-    train, val = (quick_study / "features" / part for part in ("train", "val"))
-    data = [f"--data.init_args.train={train}", f"--data.init_args.val={val}", "--data.init_args.batch_size=8"]
-    assert run("fit", "--config", "towers.yaml", "--config", "fit.yaml", *data, "--trainer.max_epochs=1") == 0
+    for line in rest.splitlines():
+        words = line.removeprefix("# cefam ").split()
+        if words and words[0] in ("features", "probe", "fit"):
+            folders = {"TRAIN": quick_study / "photographs/train", "VAL": quick_study / "photographs/val"}
+            assert run(*(folders.get(word, word) for word in words)) == 0
     assert "The best checkpoint is s/fit/checkpoints/best.ckpt" in capsys.readouterr().out
     assert yaml.safe_load(rest)["model"]["background"] == "brodenette"
+    trained = Trained.read("s", load_classifier("brodenette", class_names=names.read_text().split("\n")))
+    assert trained.probe.manifest.top == Trained.read(quick_study).probe.manifest.top
+
+
+def test_other_class_names_are_another_study(quick_study, tmp_path, capsys):
+    folder = shutil.copytree(quick_study, tmp_path / "study", symlinks=True)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {n}" for n in range(load_classifier("brodenette").num_classes)))
+    options = ["--images", quick_study.parent / "photographs", "--concepts", "brodenette", "--folder", folder]
+    given = [*options, "--epochs", 2, "--pages", 2, "--device", "cpu", "--class_names", names]
+    assert run("study", *TOWERS, *given) == 1
+    assert "other inputs or options" in capsys.readouterr().err
 
 
 def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):

@@ -116,26 +116,31 @@ def _at_home(value: Any) -> Any:
 
 
 def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Rewrite arguments for the parser: a list of strings as one JSON value, a switch with an explicit "true".
+    """Rewrite arguments for the parser: whole names, a list of strings as one JSON value, a switch with an explicit "true".
 
     >>> def draw(methods: list[str] | None = None, out: str = "", open: bool = False) -> None: ...
-    >>> completed(draw, ["--methods", "a b", "c", "--open", "--out", "x.png"])
+    >>> completed(draw, ["--meth", "a b", "c", "--open", "--out", "x.png"])
     ['--methods', '["a b", "c"]', '--open', 'true', '--out', 'x.png']
+    >>> completed(draw, ["--methods=a"])
+    ['--methods', '["a"]']
     """
     hints = {f"--{name}": str(each.annotation) for name, each in inspect.signature(function).parameters.items()}
     found: list[str] = []
     at = 0
     while at < len(arguments):
-        word, at = arguments[at], at + 1
-        found.append(word)
-        hint = hints.get(word, "")
+        (word, is_, value), at = arguments[at].partition("="), at + 1
+        longer = [name for name in hints if name.startswith(word)] if word.startswith("--") else []
+        name = longer[0] if len(longer) == 1 else word
+        hint = hints.get(name, "")
         if "list[str]" in hint or "Sequence[str]" in hint:
             end = next((n for n in range(at, len(arguments)) if arguments[n].startswith("--")), len(arguments))
-            values, at = arguments[at:end], end
+            values, at = [value] * bool(is_) + arguments[at:end], end
             written = len(values) == 1 and values[0].startswith("[")
-            found += values if written or not values else [json.dumps(values, ensure_ascii=False)]
-        elif hint == "<class 'bool'>" and (at == len(arguments) or arguments[at].lower() not in ("true", "false")):
-            found.append("true")
+            found += [name, *(values if written or not values else [json.dumps(values, ensure_ascii=False)])]
+        elif hint == "<class 'bool'>" and not is_ and arguments[at : at + 1] not in (["true"], ["false"]):
+            found += [name, "true"]
+        else:
+            found.append(f"{name}{is_}{value}")
     return found
 
 

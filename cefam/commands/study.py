@@ -38,15 +38,19 @@ def study(
         class_names: a text file with a class name per line; null: the names that the network brings.
         device: "auto", "cpu", "cuda" ...
     """
-    from pathlib import Path
-
     from cefam.commands._lightning import quiet
-    from cefam.io.reading import read_text
     from cefam.studies import study as run_study
 
     quiet()
-    names = None if class_names is None else read_text(Path(class_names)).splitlines()
-    run_study(classifier, images, concepts, folder, vlm, views, epochs, pages, stages, names, device)
+    run_study(classifier, images, concepts, folder, vlm, views, epochs, pages, stages, _lines(class_names), device)
+
+
+def _lines(file: str | None) -> list[str] | None:
+    from pathlib import Path
+
+    from cefam.io.reading import read_text
+
+    return None if file is None else read_text(Path(file)).splitlines()
 
 
 @wraps(study)
@@ -55,14 +59,17 @@ def print_configs(**options: Any) -> None:
     import yaml
 
     from cefam.commands._lightning import quiet
-    from cefam.studies import HELD_OUT, view_of, vocabulary
+    from cefam.datasets.photographs import Photographs
+    from cefam.studies import HELD_OUT, batch_size, neighbors, part_of, view_of, vocabulary
     from cefam.towers.named import named_classifier, vlm_source
 
     quiet()
-    tower = named_classifier(options["classifier"], options["stages"])
+    tower = named_classifier(options["classifier"], options["stages"], _lines(options["class_names"]))
+    train = sum(part_of(number) == "train" for number in range(Photographs.read(options["images"]).count))
     teacher = vlm_source(options["vlm"])
     folder = options["folder"]
     data = {"class_path": "FeaturesData", "init_args": {p: f"{folder}/features/{p}" for p in ("train", "val")}}
+    data["init_args"]["batch_size"] = batch_size(train * max(1, options["views"]))
     trainer = {
         "max_epochs": options["epochs"],
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": folder}},
@@ -83,7 +90,7 @@ def print_configs(**options: Any) -> None:
     for part, views in (("TRAIN", options["views"]), ("VAL", 0)):
         to = shlex.quote(f"{folder}/features/{part.lower()}")
         print(f"# cefam features --config towers.yaml --images {part} --folder {to} --views {views} {view}")
-    print(f"# cefam probe --config towers.yaml --images TRAIN --folder {shlex.quote(folder)}/probe {view}")
+    print(f"# cefam probe --config towers.yaml --images TRAIN --folder {shlex.quote(folder)}/probe --top {neighbors(train)} {view}")
     print("# cefam fit --config towers.yaml --config fit.yaml")
     print(f"# cefam doctor --artefact {shlex.quote(folder)} --images VAL")
     print(f"# cefam explain VAL --artefact {shlex.quote(folder)} --out {shlex.quote(folder)}/pages")

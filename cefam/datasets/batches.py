@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import Manifest, MaskCut, Sample
@@ -86,8 +86,12 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def stacked(views: Sequence[Tensor]) -> Tensor:
-    """Views as a contiguous batch (B, 3, h, w); decoders return channels-last tensors, which some classifiers reject."""
-    return torch.stack([view.contiguous() for view in views])
+    """Views as a contiguous batch (B, 3, h, w), in shared memory if a data worker calls this.
+
+    Decoders return channels-last tensors, which some classifiers reject.
+    """
+    batch: Tensor = default_collate([view.contiguous() for view in views])
+    return batch
 
 
 def _viewed(view: EvaluationView, view_masks: bool, sample: Sample) -> Tensor:

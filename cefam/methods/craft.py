@@ -123,7 +123,7 @@ class CRAFTRegions(RegionMethod):
 
 @torch.no_grad()
 def _read(context: MethodContext, images: str, most: int, view: EvaluationView) -> tuple[Tensor, Tensor]:
-    """Non-negative maps of the last stage (N, C, H, W) and unit embeddings (N, D) of at most ``most`` photographs."""
+    """Non-negative maps of the last stage (N, C, H, W) and unit embeddings (N, D) of at most ``most`` photographs, on the CPU."""
     if context.vlm is None:
         raise CefamError("CRAFT names its factors by texts: set `model.vlm`.")
     photographs = Photographs.read(images)
@@ -133,6 +133,7 @@ def _read(context: MethodContext, images: str, most: int, view: EvaluationView) 
         pictures = group.open()[-first % step :: step]
         first += group.count
         for batch in views_of(pictures, view, 0, 0, 64, 0) if pictures else ():
-            maps.append(context.classifier(batch).activations[-1].float().clamp_min(0))
-            embeddings.append(F.normalize(encode_images(context.vlm, batch).float(), dim=-1))
+            images = batch.to(context.classifier.device)  # the VLM's, too
+            maps.append(context.classifier(images).activations[-1].float().clamp_min(0).cpu())
+            embeddings.append(F.normalize(encode_images(context.vlm, images).float(), dim=-1).cpu())
     return torch.cat(maps), torch.cat(embeddings)

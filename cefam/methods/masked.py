@@ -20,7 +20,7 @@ HELD = 2**25  # maximum number of values kept per stage to find thresholds (134 
 
 @dataclass(frozen=True)
 class Masked:
-    """A batch: ``images`` (B, 3, H, W); ``maps`` per stage (B, C_l, H_l, W_l).
+    """A batch on the CPU: ``images`` (B, 3, H, W); ``maps`` per stage (B, C_l, H_l, W_l).
 
     Per pair ``image``, ``concept`` (P,) and ``mask`` (P, h, w), boolean.
     """
@@ -79,7 +79,8 @@ class MaskedShards:
                 rows, concept = labeled(batch, table)
                 of_pair = batch.masks[batch.pair_mask[rows]]
                 mask = of_pair == batch.pair_label[rows].view(-1, 1, 1)
-                maps = [activation.float() for activation in self.classifier(batch.image).activations]
+                output = self.classifier(batch.image.to(self.classifier.device))
+                maps = [activation.float().cpu() for activation in output.activations]
                 seen |= len(rows) > 0
                 yield Masked(batch.image, maps, batch.mask_image[batch.pair_mask[rows]], concept, mask)
                 progress.advance(bar, len(batch.image))

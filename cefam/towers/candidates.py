@@ -1,16 +1,19 @@
 """Modules of a network that can be stages: those whose output is a map."""
 
+import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cefam.errors import CefamError
 from cefam.towers.outputs import first_tensor
-from cefam.towers.trace import probe_size
+from cefam.towers.trace import Trace, probe_size
+from cefam.towers.wrapping import refused_probe
 
 CHOSEN = 4  # stages that are chosen by default, at most
+REPEATING = (nn.Dropout, nn.Identity, nn.Softmax)  # inside attention their outputs can look like maps
+BLOCK = re.compile(r"(^|[._])\d+$")  # names of blocks: "blocks.11", "encoder_layer_11"
 
 
 @dataclass(frozen=True)
@@ -24,59 +27,61 @@ class StageCandidate:
 
 
 @torch.no_grad()
-def stage_candidates(module: nn.Module, input_size: tuple[int, int] | None = None) -> list[StageCandidate]:
+def stage_candidates(module: nn.Module) -> list[StageCandidate]:
     """Run the network on a probe image; the modules that give maps, in the order in which they finish.
 
-    Args:
-        module: the network.
-        input_size: (H, W) of the probe image; ``None``: as for :class:`cefam.FrozenClassifier`.
+    Raises:
+        CefamError: if the network does not accept the image.
     """
-    channels, height, width = probe_size(module, input_size)
-    found: list[StageCandidate] = []
-
-    def hook(name: str, output: Any) -> None:
-        tensor = first_tensor(output)
-        if tensor is None or not tensor.is_floating_point():
-            return
-        if tensor.dim() == 4 and min(tensor.shape[2:]) > 1 and tensor.shape[2] != tensor.shape[1]:
-            found.append(StageCandidate(name, tensor.shape[1], tensor.shape[2], tensor.shape[3]))
-        elif tensor.dim() == 4 and min(tensor.shape[1:3]) > 1:  # channels last
-            found.append(StageCandidate(name, tensor.shape[3], tensor.shape[1], tensor.shape[2]))
-        elif tensor.dim() == 3 and tensor.shape[1] > 1:
-            found.append(StageCandidate(name, tensor.shape[2], 0, 0))
-
+    channels, height, width = probe_size(module, None)
+    reference = next(module.parameters(), torch.zeros(()))
     was_training = {child: child.training for child in module.modules()}
-    hooks = [
-        child.register_forward_hook(lambda _, __, output, name=name: hook(name, output))
-        for name, child in module.named_modules()
-        if name
-    ]
     try:
-        device = next((value.device for value in module.parameters()), torch.device("cpu"))
-        image: Tensor = torch.rand(1, channels, height, width, device=device)
-        module.eval()(image)
+        with Trace(module) as trace:
+            module.eval()(torch.rand(1, channels, height, width).to(reference))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, CefamError | torch.OutOfMemoryError):
+            raise
+        raise refused_probe(module, channels, (height, width), error) from error
     finally:
-        for each in hooks:
-            each.remove()
         for child, training in was_training.items():
             child.training = training
-    return found
+    named = dict(module.named_modules())
+    outputs = ((n, first_tensor(v)) for n, v in trace.outputs.items() if n and not isinstance(named[n], REPEATING))
+    found = [_candidate(name, tensor, height / width) for name, tensor in outputs if tensor is not None]
+    return [each for each in found if each]
+
+
+def _candidate(name: str, tensor: Tensor, aspect: float) -> StageCandidate | None:
+    """The map in a module's output: two sides above 1 in the image's aspect ratio, to within a cell; or tokens."""
+    if len(tensor) != 1 or not tensor.is_floating_point():
+        return None
+    if tensor.dim() == 3:
+        return StageCandidate(name, tensor.shape[2], 0, 0) if tensor.shape[1] > 1 else None
+    for channels, rows, columns in ((1, 2, 3), (3, 1, 2)) if tensor.dim() == 4 else ():
+        sides = tensor.shape[rows], tensor.shape[columns]
+        if min(sides) > 1 and abs(sides[0] - sides[1] * aspect) <= 1:
+            return StageCandidate(name, tensor.shape[channels], *sides)
+    return None
 
 
 def chosen_by_resolution(found: list[StageCandidate]) -> list[str]:
-    """The last module of each resolution, of the :data:`CHOSEN` coarsest; of a transformer, the last block.
+    """The last module of each resolution, of the :data:`CHOSEN` coarsest; the last block if blocks of tokens come after all maps.
 
     Raises:
         CefamError: if no module gives a map.
     """
     last: dict[tuple[int, int], str] = {}
+    block: str | None = None  # the last one since the last map
     for each in found:
-        last.pop((each.rows, each.columns), None)
-        last[each.rows, each.columns] = each.name
-    maps = [name for (rows, _), name in last.items() if rows]
-    if maps:
-        return maps[-CHOSEN:]
-    blocks = [each.name for each in found if each.name.rpartition(".")[2].isdigit()]
-    if not blocks:
+        if each.rows:
+            block = None
+            last.pop((each.rows, each.columns), None)
+            last[each.rows, each.columns] = each.name
+        elif BLOCK.search(each.name):
+            block = each.name
+    if block:
+        return [block]
+    if not last:
         raise CefamError("No module of this network gives a map: name modules as `stages`.")
-    return blocks[-1:]
+    return list(last.values())[-CHOSEN:]

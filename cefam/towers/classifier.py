@@ -161,10 +161,14 @@ class FrozenClassifier(nn.Module):
         """Log-probability of one class per row, in double precision: (V, Y), (V,) -> (V,)."""
         return O.log_probabilities(logits, self.outputs).gather(1, classes.unsqueeze(1)).squeeze(1)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the module's weights."""
+        return next((value.device for value in self.module.parameters()), torch.device("cpu"))
+
     def unfolded(self) -> LogitsModel:
         """The given network without folding, on the classifier's device, for libraries that need its layers."""
-        where = next((value.device for value in self.module.parameters()), torch.device("cpu"))
-        return LogitsModel(self._given[0].to(where), self._input)
+        return LogitsModel(self._given[0].to(self.device), self._input)
 
     def _input(self, images: Tensor) -> Tensor:
         """Convert views to the module's input channels, normalization and dtype."""

@@ -33,6 +33,8 @@ def named_classifier(
     if isinstance(given, str):
         return load_classifier(given, stages=stages, class_names=class_names)
     if isinstance(given, FrozenClassifier):
+        if stages and list(stages) != given.stage_names:
+            raise CefamError(f"The FrozenClassifier has the stages {given.stage_names}: leave `stages` out, or wrap it again.")
         given.class_names = list(class_names) if class_names else given.class_names
         given.source = given.source or source
         return given
@@ -46,7 +48,10 @@ def named_classifier(
     )
     print(f"Stages: {listed}. `cefam stages` lists the others.")
     if source is not None:
-        source = {"class_path": "cefam.FrozenClassifier", "init_args": {"module": source, "stages": chosen}}
+        arguments: dict[str, Any] = {"module": source, "stages": chosen}
+        if class_names:
+            arguments["class_names"] = list(class_names)
+        source = {"class_path": "cefam.FrozenClassifier", "init_args": arguments}
     return FrozenClassifier(given, chosen, class_names=class_names, source=source)
 
 

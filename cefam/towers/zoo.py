@@ -18,6 +18,7 @@ from torch import nn
 from cefam.errors import CefamError, MissingError, near
 from cefam.images.views import IMAGENET, Preprocessing
 from cefam.towers import hugging_face
+from cefam.towers.candidates import chosen_by_resolution, stage_candidates
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.outputs import Outputs
 
@@ -96,10 +97,8 @@ def load_classifier(
     if class_names is None:
         class_names = known_names
     if stages is None and not usual:
-        children = ", ".join(child for child, _ in module.named_children())
-        raise CefamError(
-            f"No usual stages are known for {name!r}: name submodules as `stages`, in the order they run (below {children})."
-        )
+        usual = chosen_by_resolution(stage_candidates(module))
+        log.warning("No usual stages are known for %s; the last of each resolution: %s.", name, ", ".join(usual))
     return FrozenClassifier(
         module,
         list(stages) if stages is not None else usual,
