@@ -176,7 +176,7 @@ CASES = {
     "number that no mask can hold": (
         "fit",
         ["--model.concepts={broken}/large.csv"],
-        "masks hold numbers from 1 to 65535",
+        "masks hold numbers from 1 to 65534",
     ),
     "concepts in another kind of file": ("fit", ["--model.concepts={broken}/unknown_key.yaml"], "must be .txt"),
     "value too many": ("fit", ["--model.concepts={broken}/many.csv"], "line 2: more values than columns"),
@@ -214,7 +214,11 @@ CASES = {
     "mask that is no image": ("prepare", ["--kind=broden", "--source={broken}/broden_broken_mask"], "003_color.png"),
     "mask with an unknown label": ("prepare", ["--kind=broden", "--source={broken}/broden_unknown"], "has labels [38]"),
     "label of a strange number": ("prepare", ["--kind=broden", "--source={broken}/broden_number"], "'thirty-eight'"),
-    "label number 0": ("prepare", ["--kind=broden", "--source={broken}/broden_zero"], "means 'no label' in masks"),
+    "label number 0": (
+        "prepare",
+        ["--kind=broden", "--source={broken}/broden_zero"],
+        "line 5: the number of 'car' is 0",
+    ),
     "label number twice": ("prepare", ["--kind=broden", "--source={broken}/broden_twice"], "already has a row"),
     "photograph twice": ("prepare", ["--kind=broden", "--source={broken}/broden_again"], "already has a row"),
     "row cut short": ("prepare", ["--kind=broden", "--source={broken}/broden_short"], "the row is cut short"),

@@ -57,9 +57,12 @@ def areas(folder, *arguments, **options):
 REFUSED = {
     "category 0": (
         {"annotations": [annotation(category=0)], "categories": kinds(0, 1)},
-        "has the id 0; masks hold numbers",
+        "the number of 'kind 0' is 0, but masks hold numbers",
     ),
-    "a category beyond 65534": ({"annotations": [], "categories": kinds(70_000)}, "has the id 70000"),
+    "a category beyond 65534": (
+        {"annotations": [], "categories": kinds(70_000)},
+        "the number of 'kind 70000' is 70000",
+    ),
     "a file listed twice": (
         {"annotations": [annotation()], "images": [image(1), image(2)]},
         "file_name 'a.jpg' is listed twice",

@@ -191,5 +191,9 @@ def test_pickles_of_www_go_out_and_come_back(context, tmp_path):
     np.testing.assert_equal(again_weights, weights)
     with pytest.raises(CefamError, match="holds 4 neurons, 2 has 8"):
         read_www({"2": tmp_path / "www.pkl"}, context)
+    for content in ([1, 2], 5, (words, [["a"]] * 4), (words, weights[:2])):
+        (tmp_path / "other.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(CefamError, match="does not hold the words and weights"):
+            read_www({"1": tmp_path / "other.pkl"}, context)
     with pytest.raises(CefamError, match="has no stage '3'"):
         read_www({"3": tmp_path / "www.pkl"}, context)

@@ -148,8 +148,8 @@ def test_bad_questions_are_refused(explainer, photographs, options, message):
 def test_what_is_absent_does_not_light_up(explained):
     explanation = explained[0]
     part = explanation.concepts[0]
-    assert maps.density(part, 0, part.similarity - 1).max() == pytest.approx(float(part.maps[0].max()) * 48 * 48)
-    dimmed = maps.density(part, 0, part.similarity + 10)
+    assert maps.density(part, 0, part.evidence - 1).max() == pytest.approx(float(part.maps[0].max()) * 48 * 48)
+    dimmed = maps.density(part, 0, part.evidence + 10)
     assert float(dimmed.max()) == pytest.approx(float(part.maps[0].max()) * 48 * 48 * np.exp(-10), rel=1e-4)
 
 
@@ -234,6 +234,16 @@ def test_the_notebook_s_form_is_static(explained):
     assert all(address.startswith("data:image/jpeg") for address in found.addresses)
     assert "b" in found.tags  # the title's own
     assert found.tags.count("b") == 1
+
+
+def test_a_notebook_s_form_escapes_words(explainer, photographs):
+    explanation = explainer.explain(photographs[:1], concepts=['x"><script>alert(1)</script>'])[0]
+    assert not {"script"} & set(outline(explanation._repr_html_()).tags)
+
+
+def test_one_word_is_one_concept(explainer, photographs):
+    (part,) = explainer.explain(photographs[:1], concepts="wing")[0]
+    assert part.concept.word == "wing"
 
 
 def test_pictures_of_all_kinds_are_read(tmp_path):

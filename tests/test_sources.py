@@ -178,9 +178,25 @@ def test_a_description_finds_its_photographs_and_labels(tmp_path):
     assert [label["name"] for label in Manifest.read(tmp_path / "out").labels] == ["wing", "wheel"]
 
 
+def test_an_id_may_stand_twice_in_a_pattern_and_hidden_files_are_no_photographs(tmp_path):
+    write_voc(tmp_path / "voc")
+    about = {**VOC, "images": "{id}/{id}.jpg"}
+    del about["ids"]
+    for name in "012":
+        (tmp_path / "voc" / name).mkdir()
+        shutil.move(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg", tmp_path / "voc" / name)
+    (tmp_path / "voc" / "0" / "1.jpg").write_bytes(b"another")
+    (tmp_path / "voc" / "._0").mkdir()
+    (tmp_path / "voc" / "._0" / "._0.jpg").write_bytes(b"of a Mac")
+    (tmp_path / "voc" / "voc.yaml").write_text(yaml.safe_dump(about))
+    assert run("prepare", "--kind=described", f"--source={tmp_path}/voc/voc.yaml", f"--folder={tmp_path}/out") == 0
+    assert [sample.id for sample in samples_of(tmp_path / "out")] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"labels": {"object": {1: "a", 65535: "b"}}}, "masks hold numbers from 1 to 65534"),
         ({"image": "x"}, "unknown key 'image'. Did you mean 'images'?"),
         ({"images": "JPEGImages/0.jpg"}, "`images` needs '{id}'"),
         ({"images": 3}, "`images` must be a text"),
@@ -189,11 +205,11 @@ def test_a_description_finds_its_photographs_and_labels(tmp_path):
         ({"masks": [{"category": "object"}]}, "needs `category` and `files`"),
         ({"masks": [{"category": "object", "files": "a.png"}]}, "`files` needs '{id}'"),
         ({"masks": [{"category": "object", "file": "{id}.png"}]}, "unknown key 'file'. Did you mean 'files'?"),
-        ({"labels": {"object": ["aeroplane"]}}, "have labels [2], which"),
+        ({"labels": {"object": ["aeroplane"]}}, "has labels [2], which"),
         ({"labels": {"object": ["a", "b"], "part": ["c"]}}, "the number 1 of 'c'"),
         ({"labels": {}}, "`labels` is missing"),
         ({"ids": "none.txt"}, "`ids` names"),
-        ({"masks": [{"category": "object", "files": "SegmentationClass/{id}.png"}]}, "have labels [255], which"),
+        ({"masks": [{"category": "object", "files": "SegmentationClass/{id}.png"}]}, "has labels [255], which"),
     ],
 )
 def test_a_wrong_description_is_one_sentence(tmp_path, capsys, changes, message):

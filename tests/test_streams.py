@@ -2,6 +2,8 @@
 
 import gc
 import pickle
+import tarfile
+import warnings
 from multiprocessing import active_children
 
 import numpy as np
@@ -17,6 +19,7 @@ from cefam.datasets.batches import Batches
 from cefam.datasets.photographs import Photographs
 from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.streams import ShardLoader, Skipped, count_batches
+from cefam.errors import CefamError
 from tests.test_shards import prepared
 
 
@@ -117,6 +120,15 @@ def test_shards_of_others_are_streamed_without_a_manifest(photographs, tmp_path)
         assert len(torch.cat(batches).flatten(1).unique(dim=0)) == 24
     with pytest.raises(FileNotFoundError, match="No shard"):
         ImagesData(str(tmp_path / "gone-*.tar"), source, train_samples=24).train_dataloader()
+
+
+@pytest.mark.parametrize(("max_skipped", "message"), [(0, "holds no photograph"), (2, "More than 2 sample")])
+def test_an_empty_shard_is_named(photographs, tmp_path, max_skipped, message):
+    tarfile.open(tmp_path / "shard-000000.tar", "w").close()
+    options = {"size": 16, "batch_size": 3, "num_workers": 0, "train_samples": 24, "max_skipped": max_skipped}
+    loader = ImagesData(str(tmp_path), str(photographs / "shards"), **options).train_dataloader()
+    with warnings.catch_warnings(action="ignore"), pytest.raises(CefamError, match=message):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

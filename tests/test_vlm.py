@@ -62,6 +62,12 @@ def test_a_local_folder(world, tmp_path):
     [
         (("ViT-B-17", "openai"), ValueError, "Did you mean 'ViT-B-16'"),
         (("ViT-B-16", "openai"), ValueError, "'ViT-B-16-quickgelu'"),
+        (("ViT-B-16", "metaclip_400m"), ValueError, "'ViT-B-16-quickgelu'"),
+        (
+            ("roberta-ViT-B-32", "laion2b_s12b_b32k"),
+            FileNotFoundError,
+            "could not be loaded",
+        ),  # its own config: no suffix
         (("ViT-B-16", None), ValueError, "its embeddings are random"),
         (("ViT-B-16-quickgelu", "openai"), FileNotFoundError, "name the folder as 'local-dir:/path'"),
         (("local-dir:/nowhere", None), FileNotFoundError, "could not be loaded"),

@@ -28,7 +28,7 @@ def matched(
             found += same
             new += [] if same else [concept]
         return found, new
-    for text in dict.fromkeys(concepts):
+    for text in dict.fromkeys([concepts] if isinstance(concepts, str) else concepts):
         if isinstance(text, Integral):  # includes NumPy integers
             check_range("concept", torch.tensor([int(text)]), len(known_concepts))
             found.append(int(text))

@@ -50,7 +50,7 @@ def flip(
 
     Masked patches get the mean color of the view. Masked images are out of distribution, so random patches serve as a control.
     """
-    where, (predicted, other) = networks.device, classes
+    where = networks.device
     view = photograph.view.to(where)
     size = (view.shape[-2], view.shape[-1])
     grid = (min(GRID, size[0]), min(GRID, size[1]))
@@ -59,18 +59,18 @@ def flip(
     order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
     counts = torch.linspace(0, len(order), min(len(order), STEPS) + 1).round().long().tolist()
     probabilities = _hidden(networks, view, order, counts, grid, memory_limit)
-    step, becomes = _changed(probabilities, predicted)
+    step, becomes = _changed(probabilities)
     at = None if step is None else counts[step]
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(DRAWS if len(order) else 0):
         drawn = torch.randperm(len(strength), generator=generator)[: len(order)].to(where)
-        found.append(_changed(_hidden(networks, view, drawn, counts, grid, memory_limit), predicted)[0])
+        found.append(_changed(_hidden(networks, view, drawn, counts, grid, memory_limit))[0])
     times = [counts[step] for step in found if step is not None]
     return Flip(
         part=part,
         counts=counts,
-        probabilities=probabilities[:, [predicted, other]].cpu(),
+        probabilities=probabilities[:, list(classes)].cpu(),
         patches=len(order),
         grid=len(strength),
         at=at,
@@ -81,10 +81,10 @@ def flip(
     )
 
 
-def _changed(probabilities: Tensor, predicted: int) -> tuple[int | None, int | None]:
-    """First step at which another class is predicted, and that class; ``None`` if there is none."""
+def _changed(probabilities: Tensor) -> tuple[int | None, int | None]:
+    """First step at which another class is predicted than with nothing masked, and that class; ``None`` if there is none."""
     first = probabilities.argmax(dim=1)
-    changed = (first != predicted).nonzero().flatten()
+    changed = (first != first[0]).nonzero().flatten()
     return (int(changed[0]), int(first[changed[0]])) if len(changed) else (None, None)
 
 

@@ -1,6 +1,7 @@
 """``cefam contribution-benchmark``: compare contributions with interventional effects of concepts in drawn scenes."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ def contribution_benchmark(
     text = benchmark.table(rows, records)
     about = {"split": split, "scenes": scenes, "classifier": trained.classifier.source, "thresholds": development}
     write_text(target / TABLE, text)
-    write_text(target / RESULTS, json.dumps({**about, "rows": benchmark.plain(rows)}, indent=1))
+    write_text(target / RESULTS, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1))
     _note(target, about)
     print(text)
     print(target / TABLE)
@@ -89,7 +90,8 @@ def _thresholds(split: str, development: str | None) -> dict[str, float] | None:
         raise MissingError(
             f"There is no benchmark in {development} (no {RESULTS}): run it on the development scenes first."
         )
-    return benchmark.read_thresholds(place)
+    rows = json.loads(place.read_text())["rows"]
+    return {f"{row['rule']}/{row['mapping']}": row["best_threshold"] for row in rows}
 
 
 def _check(trained: Trained) -> None:
@@ -118,10 +120,9 @@ def _examine(
 
 def _note(target: Path, about: dict[str, Any]) -> None:
     """Append a line to the log of finished runs."""
-    place = target.parent / LOOKS
-    before = place.read_text() if place.is_file() else ""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "folder": target.name, **about})
-    write_text(place, f"{before}{line}\n")
+    with (target.parent / LOOKS).open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
 
 
 def run(arguments: list[str]) -> None:

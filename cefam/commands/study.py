@@ -48,8 +48,11 @@ def study(
 def _lines(file: str | None) -> list[str] | None:
     from pathlib import Path
 
+    from cefam.errors import MissingError
     from cefam.io.reading import read_text
 
+    if file is not None and not Path(file).is_file():
+        raise MissingError(f"There is no file {file}: name a text file with a class name per line as `--class_names`.")
     return None if file is None else read_text(Path(file)).splitlines()
 
 
@@ -90,7 +93,9 @@ def print_configs(**options: Any) -> None:
     for part, views in (("TRAIN", options["views"]), ("VAL", 0)):
         to = shlex.quote(f"{folder}/features/{part.lower()}")
         print(f"# cefam features --config towers.yaml --images {part} --folder {to} --views {views} {view}")
-    print(f"# cefam probe --config towers.yaml --images TRAIN --folder {shlex.quote(folder)}/probe --top {neighbors(train)} {view}")
+    print(
+        f"# cefam probe --config towers.yaml --images TRAIN --folder {shlex.quote(folder)}/probe --top {neighbors(train)} {view}"
+    )
     print("# cefam fit --config towers.yaml --config fit.yaml")
     print(f"# cefam doctor --artefact {shlex.quote(folder)} --images VAL")
     print(f"# cefam explain VAL --artefact {shlex.quote(folder)} --out {shlex.quote(folder)}/pages")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cefam.concepts.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of
+from cefam.concepts.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of, label_number
 from cefam.errors import CefamError, CefamWarning, near
 from cefam.io.files import write_text
 from cefam.io.reading import read_csv, read_text
@@ -98,17 +98,11 @@ def _from_row(row: dict[str, str], position: int) -> Concept:
     name = (row.get("word") or row.get("name") or "").strip()
     if not name:
         raise CefamError("the word is empty.")
-    number = (row.get("number") or str(position)).strip()
-    if not number.isdecimal():
-        raise CefamError(f"the number {number!r} of {name!r} is not a whole number.")
-    if not 0 < int(number) < 2**16:
-        raise CefamError(
-            f"the number of {name!r} is {int(number)}, but masks hold numbers from 1 to 65535 (0 means 'no label')."
-        )
+    number = label_number(row.get("number") or position, name)
     categories = tuple(_categories(row.get("category") or "")) or ("concept",)
     word = _clean(name, categories)
     prompt = (row.get("prompt") or "").strip() or TEMPLATES.get(categories[0], DEFAULT_TEMPLATE).format(word)
-    return Concept(int(number), word, categories, prompt)
+    return Concept(number, word, categories, prompt)
 
 
 def label_word(label: Mapping[str, Any]) -> str:

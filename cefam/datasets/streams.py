@@ -198,6 +198,8 @@ class ShardViews:
                     if not self.may_skip:
                         raise
                     reasons.append(str(error))
+            if number < 0:
+                raise CefamError(f"The shard {shard.place} holds no photograph: remove it.")
         except CefamError as error:
             if not self.may_skip:
                 raise

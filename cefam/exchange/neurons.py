@@ -61,18 +61,24 @@ def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associa
     names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)
     for name, path in paths.items():
-        stage, content = names.index(name), read_pickle(path)
-        if not (isinstance(content, tuple | list) and len(content) == 2 and len(content[0]) == len(content[1])):
-            raise CefamError(f"{path} does not hold the words and weights of neurons.")
-        if len(content[0]) != context.classifier.channels[stage]:
-            raise CefamError(
-                f"{path} holds {len(content[0])} neurons, {name} has {context.classifier.channels[stage]}."
-            )
-        for unit, (concepts, weights) in enumerate(zip(*content, strict=True)):
-            if len(concepts) != len(weights):
-                raise CefamError(f"{path}: neuron {unit} has {len(concepts)} words and {len(weights)} weights.")
-            for word, weight in zip(concepts, np.asarray(weights, dtype=np.float64).tolist(), strict=True):
-                every = _concepts(str(word), words, f"{path}, neuron {unit}")
+        stage = names.index(name)
+        try:
+            texts, weights = read_pickle(path)
+            neurons = [
+                (list(map(str, listed)), np.asarray(values, dtype=np.float64).ravel().tolist())
+                for listed, values in zip(texts, weights, strict=True)
+            ]
+        except (TypeError, ValueError) as error:
+            if isinstance(error, CefamError):
+                raise
+            raise CefamError(f"{path} does not hold the words and weights of neurons ({error}).") from error
+        if len(neurons) != context.classifier.channels[stage]:
+            raise CefamError(f"{path} holds {len(neurons)} neurons, {name} has {context.classifier.channels[stage]}.")
+        for unit, (listed, values) in enumerate(neurons):
+            if len(listed) != len(values):
+                raise CefamError(f"{path}: neuron {unit} has {len(listed)} words and {len(values)} weights.")
+            for word, weight in zip(listed, values, strict=True):
+                every = _concepts(word, words, f"{path}, neuron {unit}")
                 found += [(stage, unit, concept, weight) for concept in every]
     return _associations("www", {"imported": [Path(path).name for path in paths.values()]}, context, found)
 

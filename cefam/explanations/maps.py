@@ -19,11 +19,10 @@ PHOTOGRAPH_SIDE = 1024  # longest side of the photograph in a page, in pixels
 def density(part: ConceptExplanation, stage: int, baseline: float) -> Tensor:
     """A map (H_l, W_l) in units common to all stages: the similarity S of a view that looks like this cell everywhere.
 
-    A map's values are shares of S per cell, so they are multiplied by the number of cells. The map of a concept with S below
-    the baseline (the average concept) is dimmed by exp(S - baseline), the ratio of their probabilities, so that absent
-    concepts stay dark.
+    A map's values are shares of S per cell, so they are multiplied by the number of cells. The map of an absent concept, with
+    less evidence than the baseline (the average concept), is dimmed by exp(evidence - baseline).
     """
-    dimmed = math.exp(min(0.0, part.similarity - baseline))
+    dimmed = math.exp(min(0.0, part.evidence - baseline))
     region = part.maps[stage].float()
     return region * region.numel() * dimmed
 
@@ -37,13 +36,6 @@ def scale(explanation: Findings) -> float:
 def grey(values: Tensor, largest: float) -> Image.Image:
     """A map as an 8-bit image; ``largest`` and larger values become 255."""
     return Image.fromarray((values * (255 / largest)).round().clamp(0, 255).byte().cpu().numpy())
-
-
-def colored(values: Tensor, largest: float, colormap: str) -> Image.Image:
-    """A map as an 8-bit palette image in colors."""
-    picture = grey(values, largest).convert("P")
-    picture.putpalette(palette(colormap).tobytes())
-    return picture
 
 
 @cache
@@ -69,10 +61,10 @@ def png(picture: Image.Image) -> str:
     return _uri(picture, "png", optimize=True)
 
 
-def jpeg(picture: Image.Image, side: int = PHOTOGRAPH_SIDE) -> str:
-    """A picture as a JPEG data URI, at most ``side`` pixels a side."""
+def jpeg(picture: Image.Image) -> str:
+    """A picture as a JPEG data URI, at most :data:`PHOTOGRAPH_SIDE` pixels a side."""
     small = picture.copy()
-    small.thumbnail((side, side))
+    small.thumbnail((PHOTOGRAPH_SIDE, PHOTOGRAPH_SIDE))
     return _uri(small, "jpeg", quality=88)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -208,35 +207,20 @@ def _tables(colormap: str) -> list[str]:
 def notebook(explanation: Findings) -> str:
     """A static summary for a notebook: the sentence, both pictures and rows with bars; no script, readable on any background."""
     shown = leading(explanation) or list(explanation)
-    rows = "".join(_row(part, explanation) for part in shown)
-    notes = "".join(f"<p>! {html.escape(warning)}</p>" for warning in explanation.warnings)
-    pictures = "".join(
-        f'<img alt="{alt}" src="{maps.jpeg(spotlight(explanation.photograph, part, 2 * THUMBNAIL))}"> '
-        for alt, part in (
-            ("the photograph", None),
-            (f"where {shown[0].concept.word} is seen" if shown else "", next(iter(shown), None)),
+    rows = [_line(part, explanation) for part in shown]
+    pictures = [("the photograph", None), *((f"where {part.concept.word} is seen", part) for part in shown[:1])]
+    return (
+        environment()
+        .get_template("notebook.html")
+        .render(
+            scope=f"cefam-{hashlib.sha256(repr(rows).encode()).hexdigest()[:8]}",
+            sentence=sentence(explanation),
+            pictures=[
+                (alt, maps.jpeg(spotlight(explanation.photograph, part, 2 * THUMBNAIL))) for alt, part in pictures
+            ],
+            warnings=explanation.warnings,
+            rows=rows,
         )
-    )
-    scope = f"cefam-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
-    return (
-        f'<div class="{scope}"><style>.{scope} td, .{scope} th {{ text-align: left; padding: 2px 8px; color: inherit; background: none; }}'
-        f".{scope} p {{ margin: 4px 0; }}</style><p><b>{html.escape(sentence(explanation))}</b></p>{pictures}{notes}"
-        f"<table><thead><tr><th>region</th><th>concept</th><th>contribution</th><th>-1 to +1</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _row(part: ConceptExplanation, explanation: Findings) -> str:
-    line = _line(part, explanation)
-    color = "#d98324" if line["against"] else "#4393d3"  # readable on white and on black
-    bar = (
-        f'<div style="width: 120px; border-left: 1px solid {color}; border-right: 1px solid {color}"><div style="height: 12px; '
-        f'margin-left: {line["left"]:.0f}%; width: {line["width"]:.0f}%; background: {color}"></div></div>'
-    )
-    word = html.escape(part.name) + (f" ({line['note']})" if line["note"] else "")
-    return (
-        f'<tr><td><img alt="{html.escape(line["where"])}" src="{line["picture"]}"></td><td>{word}</td><td>{signed(part.contribution)}</td>'
-        f"<td>{bar}</td></tr>"
     )
 
 

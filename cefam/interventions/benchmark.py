@@ -1,9 +1,8 @@
 """The contribution benchmark: agreement of explanation rules with interventional effects on drawn scenes, as a table."""
 
-import json
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cefam.attribution.explainer import Explainer
 from cefam.brodenette.scenes import describe
+from cefam.errors import CefamError
 from cefam.interventions import agreement
 from cefam.interventions.checks import THRESHOLDS, Predictions, check, curves, sensitivity
 from cefam.interventions.effects import Effects, measure
@@ -34,8 +34,6 @@ def rules_for(explainer: Explainer, method: WWWRegions | None = None) -> dict[st
 
 def shuffled(explainer: Explainer) -> Explainer:
     """The same explainer with a classifier whose weights are randomly permuted within each tensor."""
-    import copy
-
     given = copy.deepcopy(explainer.classifier.unfolded().module)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -162,7 +160,12 @@ def _row(
     best = int(np.nanargmax(over["Com"])) if not np.isnan(over["Com"]).all() else 0
     chosen = best
     if thresholds is not None:
-        chosen = int(np.abs(THRESHOLDS - thresholds[f"{rule}/{mapping}"]).argmin())
+        name = f"{rule}/{mapping}"
+        if name not in thresholds:
+            raise CefamError(
+                f"The development run has no threshold for {name}: run it with the same artefact and `--probe`."
+            )
+        chosen = int(np.abs(THRESHOLDS - thresholds[name]).argmin())
     ranked = agreement.mean(ranks)
 
     def at(index: int) -> dict[str, float]:
@@ -212,26 +215,3 @@ def table(found: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def plain(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows in plain types."""
-    return [
-        {
-            "rule": row.rule,
-            "mapping": row.mapping,
-            "sign": list(row.sign),
-            "auc": list(row.auc),
-            "spearman": list(row.spearman),
-            "checks": row.checks,
-            "threshold": row.threshold,
-            "oracle": row.oracle,
-            "best_threshold": row.best_threshold,
-        }
-        for row in found
-    ]
-
-
-def read_thresholds(path: Path) -> dict[str, float]:
-    """Read the thresholds chosen by a development run, by "rule/mapping"."""
-    return {f"{row['rule']}/{row['mapping']}": row["best_threshold"] for row in json.loads(path.read_text())["rows"]}

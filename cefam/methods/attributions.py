@@ -187,4 +187,4 @@ class RISERegions(MaskedScoreRegions):
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
         """Weighted sum of the masks, normalized at every pixel by the sum of the masks."""
-        return super().maps(activated, image, target) / self.masks(activated.images[:1]).sum(dim=1)
+        return super().maps(activated, image, target) / self.masks(activated.images[:1]).sum(dim=1).clamp_min(1e-6)

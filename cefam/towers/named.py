@@ -34,7 +34,9 @@ def named_classifier(
         return load_classifier(given, stages=stages, class_names=class_names)
     if isinstance(given, FrozenClassifier):
         if stages and list(stages) != given.stage_names:
-            raise CefamError(f"The FrozenClassifier has the stages {given.stage_names}: leave `stages` out, or wrap it again.")
+            raise CefamError(
+                f"The FrozenClassifier has the stages {given.stage_names}: leave `stages` out, or wrap it again."
+            )
         given.class_names = list(class_names) if class_names else given.class_names
         given.source = given.source or source
         return given

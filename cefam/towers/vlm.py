@@ -8,7 +8,6 @@ import json
 import math
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -226,25 +225,20 @@ def load_vlm(
     if not name.startswith(("local-dir:", "hf-hub:")):
         _check_weights(name, pretrained)
     override = {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
-    with warnings.catch_warnings():
-        # open_clip only warns of a QuickGELU mismatch, which changes every embedding: turn it into an error.
-        warnings.filterwarnings("error", message="QuickGELU mismatch")
-        try:
-            model = open_clip.create_model(
-                name, pretrained, cache_dir=cache_dir, require_pretrained=True, force_preprocess_cfg=override or None
-            )
-            tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
-        except UserWarning as error:
-            raise CefamError(f"{error} Use the model name that ends in '-quickgelu' for these weights.") from error
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # open_clip and safetensors raise their own error types for an incomplete folder
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise MissingError(
-                f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {reason} "
-                f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
-                f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
-            ) from error
+    try:
+        model = open_clip.create_model(
+            name, pretrained, cache_dir=cache_dir, require_pretrained=True, force_preprocess_cfg=override or None
+        )
+        tokenizer = open_clip.get_tokenizer(name, cache_dir=cache_dir)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # open_clip and safetensors raise their own error types for an incomplete folder
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MissingError(
+            f"The vision-language model {name!r} with weights {pretrained!r} could not be loaded: {reason} "
+            f"Where the hub cannot be reached, save the model once with open_clip and name the folder as 'local-dir:/path', or "
+            f"give a checkpoint file as `pretrained`. (HF_HUB_OFFLINE={os.environ.get('HF_HUB_OFFLINE', 'not set')})"
+        ) from error
     if bias is not None:
         model.logit_bias = nn.Parameter(torch.tensor(bias))
     return OpenCLIP(model, tokenizer, source={"class_path": "cefam.load_vlm", "init_args": arguments})
@@ -269,24 +263,20 @@ def _register(config: Path, name: str) -> str:
 
 
 def _check_weights(name: str, pretrained: str | None) -> None:
-    """Reject missing weights, and OpenAI weights under a model name without QuickGELU."""
+    """Reject missing weights, and weights trained with QuickGELU under a model name without it: open_clip only warns of these."""
+    import open_clip
+
     if pretrained is None:
         raise CefamError(
             f"{name} has no weights, so its embeddings are random: give `pretrained` a tag or a checkpoint file."
         )
-    advice = f"OpenAI's weights were trained with QuickGELU: load them under a name like '{name}-quickgelu'."
-    if "quickgelu" in name.lower() or _uses_quick_gelu(name):
+    if (open_clip.get_model_config(name) or {}).get("quick_gelu"):
         return
-    if pretrained == "openai":
-        raise CefamError(f"The model name {name!r} builds GELU. {advice}")
+    advice = f"the model name {name!r} builds GELU. Use the name '{name}-quickgelu' for these weights."
+    if (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+        raise CefamError(f"The weights {pretrained!r} were trained with QuickGELU, and {advice}")
     if Path(pretrained).is_file() and _is_openai_checkpoint(Path(pretrained)):
-        raise CefamError(f"{pretrained} is an OpenAI checkpoint, and the model name {name!r} builds GELU. {advice}")
-
-
-def _uses_quick_gelu(name: str) -> bool:
-    import open_clip
-
-    return bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+        raise CefamError(f"{pretrained} is an OpenAI checkpoint, trained with QuickGELU, and {advice}")
 
 
 def _is_openai_checkpoint(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Raw data sets as sources of samples. SOURCES maps each ``--kind`` of ``cefam prepare`` to a module and class."""
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from cefam.datasets.sources.base import Source
@@ -30,8 +31,9 @@ def open_source(kind: str, place: str, **options: Any) -> Source:
     source: Any = getattr(import_module(f"{__name__}.{module}"), name)
     given = {option: value for option, value in options.items() if value is not None}
     for option in given:
-        if option not in source.options:
-            raise CefamError(f"{option} {source.refusals.get(option, f'does not apply to {kind}: leave it out.')}")
+        if option not in signature(source).parameters:
+            why = f" {kind!r} is taken whole." if option == "count" else ""
+            raise CefamError(f"{option} does not apply to {kind!r}: leave it out.{why}")
     opened: Source = source(place, **given)
     return opened
 

@@ -1,8 +1,7 @@
 """Animals with Attributes 2 in its original layout: photographs of 50 classes, and the attributes of each class."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cefam.datasets.contract import Sample
 from cefam.datasets.sources.base import Source, stamp_of
@@ -25,8 +24,6 @@ class AwA2(Source):
         MissingError: if one of them is missing.
         CefamError: if they are inconsistent.
     """
-
-    refusals: ClassVar[Mapping[str, str]] = {"masks": "does not apply: 'awa2' has no masks. Leave it out."}
 
     def __init__(self, place: str) -> None:
         self.root = Path(place)

@@ -6,7 +6,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -25,21 +25,20 @@ class Source(ABC):
     """Samples in a fixed order, read one by one.
 
     Attributes:
-        options: names of the options of the constructor.
-        refusals: error messages for options that do not apply here.
         name: description of the data, for the manifest.
         labels: the vocabulary of the masks: dicts with number, name and category.
+        known: numbers that masks may hold, listed in ``table``; ``None``: any.
         mask_cut: how masks are resized with their photographs; see :class:`cefam.datasets.contract.Manifest`.
         shuffle_by_default: whether samples are shuffled by default.
         order: indices of the samples in output order; ``None``: the stored order.
         counted: counts collected while samples are read, for :meth:`notes`.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
-    refusals: ClassVar[Mapping[str, str]] = {}
     name: str
     labels: list[dict[str, Any]]
     mask_cut: MaskCut = "nearest"
+    known: set[int] | None = None
+    table = ""
     shuffle_by_default: ClassVar[bool] = False
     counted: Counter[str]
     order: Sequence[int] | None = None
@@ -79,6 +78,7 @@ class Source(ABC):
         told = False
         for index in self._indices(start, stop):
             sample = self.sample(index)
+            self._check_labels(sample)
             _check_orientation(sample)
             contradicted = "" if told else _contradicted(sample)
             if contradicted:
@@ -89,6 +89,15 @@ class Source(ABC):
                     stacklevel=2,
                 )
             yield sample
+
+    def _check_labels(self, sample: Sample) -> None:
+        for mask in sample.masks if self.known is not None else ():
+            unknown = [label for label in mask.labels if label not in self.known]
+            if unknown:
+                raise CefamError(
+                    f"The {mask.category} mask of {sample.id} has labels {unknown[:5]}, which {self.table} does not list: add them there, "
+                    f"or, if such pixels are not to be measured, set `ignore` to the number."
+                )
 
     def digest(self, start: int, stop: int) -> str:
         """Digest that identifies the input of these samples."""

@@ -1,14 +1,12 @@
 """Broden's on-disk format: ``index.csv``, ``label.csv``, ``images/`` (Network Dissection), in a folder or a zip."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 from zipfile import Path as ZipPath
 
-import numpy as np
-
-from cefam.concepts.categories import IGNORED
+from cefam.concepts.categories import label_number
 from cefam.datasets.contract import Mask, Sample
 from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.errors import CefamError, MissingError
@@ -51,9 +49,6 @@ class Broden(Source):
         CefamError: for a broken table, a category missing in the index, or a label missing in ``label.csv``.
     """
 
-    options = ("masks", "ignore")
-    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'broden' is taken whole. Leave it out."}
-
     def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, ignore: int | None = None) -> None:
         self.place, self.categories, self.ignore = Path(place), tuple(masks), ignore
         self.root = _root(self.place)
@@ -63,7 +58,7 @@ class Broden(Source):
                 f"Broden has no masks of {', '.join(sorted(unknown))}; it has those of {', '.join(MASK_CATEGORIES)}."
             )
         self.labels = self._read_labels()
-        self.known = {label["number"] for label in self.labels}
+        self.known, self.table = {label["number"] for label in self.labels}, "label.csv"
         self.rows = self._read_index()
         self.name = f"broden: {self.place.name}"
 
@@ -91,13 +86,16 @@ class Broden(Source):
         """Number, name and category of every row of ``label.csv``."""
         labels: dict[int, dict[str, Any]] = {}
         for line, row in self._table("label.csv", ("number", "name", "category")):
-            where, number = f"{self.root / 'label.csv'}, line {line}", row["number"].strip()
-            if not number.isdecimal():
-                raise CefamError(f"{where}: the number {number!r} is not a whole number.")
-            if int(number) == 0 or int(number) in labels:
-                reason = "means 'no label' in masks" if int(number) == 0 else "already has a row"
-                raise CefamError(f"{where}: the number {number}, of {row['name']!r}, {reason}; give it another one.")
-            labels[int(number)] = {"number": int(number), "name": row["name"], "category": row["category"]}
+            where = f"{self.root / 'label.csv'}, line {line}"
+            try:
+                number = label_number(row["number"], row["name"])
+            except CefamError as error:
+                raise CefamError(f"{where}: {error}") from error
+            if number in labels:
+                raise CefamError(
+                    f"{where}: the number {number}, of {row['name']!r}, already has a row; give it another one."
+                )
+            labels[number] = {"number": number, "name": row["name"], "category": row["category"]}
         return list(labels.values())
 
     def _read_index(self) -> list[dict[str, str]]:
@@ -138,15 +136,5 @@ class Broden(Source):
                 f"{self.root / 'index.csv'} lists {name}, which is not in {self.root / 'images'}: complete the copy."
             )
         image, suffix = read_image(path, "rename it, in index.csv too.")
-        masks = tuple(Mask(category, self._mask(path)) for category, path in self._mask_files(index))
+        masks = tuple(Mask(category, numbers_of(path, self.ignore)) for category, path in self._mask_files(index))
         return Sample(name, image, suffix, None, masks)
-
-    def _mask(self, path: Path | ZipPath) -> np.ndarray:
-        numbers = numbers_of(path, self.ignore)
-        unknown = sorted(set(np.unique(numbers).tolist()) - self.known - {0, IGNORED})
-        if unknown:
-            raise CefamError(
-                f"The mask {path} has labels {unknown[:5]}, which label.csv does not list: add them there, or, if such pixels are not to "
-                f"be measured, set `ignore` to the number."
-            )
-        return numbers

@@ -25,8 +25,6 @@ class Brodenette(Source):
         CefamError: for an unknown split or category.
     """
 
-    options = ("masks", "count")
-
     def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, count: int = 200) -> None:
         from cefam.brodenette import COMPOSITIONS, LABELS, describe, draw
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cefam.concepts.categories import IGNORED
+from cefam.concepts.categories import label_number
 from cefam.datasets.contract import Mask
 from cefam.errors import CefamError, CefamWarning
 
@@ -44,11 +44,10 @@ class Coco:
                 raise
             raise CefamError(f"{path} is not a COCO file of annotations ({type(error).__name__}: {error}).") from error
         for label in self.labels:
-            if not 0 < int(label["number"]) < IGNORED:
-                raise CefamError(
-                    f"{path}: category {label['name']!r} has the id {label['number']}; masks hold numbers from 1 to {IGNORED - 1} (0 means "
-                    f"'no label'): number the categories from 1."
-                )
+            try:
+                label_number(label["number"], label["name"])
+            except CefamError as error:
+                raise CefamError(f"{path}: {error} Number the categories from 1.") from error
         for name, image in self.images.items():
             sides: list[Any] = [image.get("height"), image.get("width")]
             if not all(isinstance(side, int) for side in sides) or min(sides) < 1:

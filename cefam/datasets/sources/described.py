@@ -16,29 +16,21 @@ Paths are relative to the YAML file and must stay in its folder.
 """
 
 import glob
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from cefam.concepts.categories import category_of
+from cefam.concepts.categories import category_of, label_number
 from cefam.datasets.contract import Mask, Sample
 from cefam.datasets.sources.base import Source, numbers_of, read_image, stamp_of
 from cefam.datasets.sources.coco import Coco
+from cefam.datasets.sources.images import holds_data
 from cefam.errors import CefamError, MissingError, near
 from cefam.io.reading import read_csv, read_text
 
 KEYS = ("name", "images", "ids", "masks", "labels", "coco", "category")
 MASK_KEYS = ("category", "files", "ignore")
-
-
-@dataclass(frozen=True)
-class _Masks:
-    """Masks of one category: file pattern, and the label number of pixels that are not measured."""
-
-    category: str
-    files: str
-    ignore: int | None = None
 
 
 class Described(Source):
@@ -54,8 +46,6 @@ class Described(Source):
         MissingError: if a file is missing.
         CefamError: if the description is invalid; the message names the key.
     """
-
-    refusals: ClassVar[Mapping[str, str]] = {"masks": "does not apply: the description names the masks. Leave it out."}
 
     def __init__(self, place: str) -> None:
         import yaml
@@ -76,7 +66,7 @@ class Described(Source):
         self.coco = Coco(self._file("coco"), category_of(self._value("category"))) if "coco" in self.about else None
         self.masks = [] if self.coco else list(self._masks())
         self.labels = self.coco.labels if self.coco else self._labels()
-        self.known = {label["number"] for label in self.labels}
+        self.known, self.table = {label["number"] for label in self.labels}, f"`labels` of {self.path}"
         self.ids = self._ids()
 
     def _value(self, key: str) -> str:
@@ -99,7 +89,7 @@ class Described(Source):
             )
         return path
 
-    def _masks(self) -> Iterator[_Masks]:
+    def _masks(self) -> Iterator[dict[str, Any]]:
         listed = self.about.get("masks", [])
         for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
             where = f"{self.path}: masks[{place}]"
@@ -110,7 +100,7 @@ class Described(Source):
                 raise CefamError(f"{where}: `files` needs '{{id}}', got {about['files']!r}.")
             if not isinstance(about.get("ignore"), int | None):
                 raise CefamError(f"{where}: `ignore` must be a whole number, got {about['ignore']!r}.")
-            yield _Masks(**{**about, "category": category_of(about["category"])})
+            yield {"ignore": None, **about, "category": category_of(about["category"])}
 
     def _labels(self) -> list[dict[str, Any]]:
         listed, found = self.about.get("labels", {}), list[tuple[Any, Any, Any]]()
@@ -127,12 +117,16 @@ class Described(Source):
             raise CefamError(f"{self.path}: `labels` must be names by category, or the name of a CSV file.")
         labels: dict[int, dict[str, Any]] = {}
         for number, name, category in found:
-            if not str(number).isdecimal() or int(number) in (0, *labels):
+            try:
+                number = label_number(number, str(name))
+            except CefamError as error:
+                raise CefamError(f"{self.path}: {error}") from error
+            if number in labels:
                 raise CefamError(
-                    f"{self.path}: the number {number} of {name!r} is no whole number above 0 that no other label has. Where categories "
-                    f"have numbers of their own, give them in a CSV file, and masks of those numbers."
+                    f"{self.path}: the number {number} of {name!r} is used twice. If categories number their labels separately, renumber "
+                    f"the masks, and list all labels in a CSV file."
                 )
-            labels[int(number)] = {"number": int(number), "name": str(name), "category": category_of(str(category))}
+            labels[number] = {"number": number, "name": str(name), "category": category_of(str(category))}
         if self.masks and not labels:
             raise CefamError(f"{self.path}: `labels` is missing: it names what the numbers of the masks mean.")
         return list(labels.values())
@@ -143,13 +137,15 @@ class Described(Source):
         elif self.coco:
             found = list(self.coco.images)
         else:
-            before, _, after = self.pattern.partition("{id}")
+            parts = self.pattern.split("{id}")
             try:
-                pattern = f"{glob.escape(before)}*{glob.escape(after)}"
-                paths = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+                paths = [path.relative_to(self.root) for path in self.root.glob("*".join(map(glob.escape, parts)))]
             except (ValueError, NotImplementedError) as error:
                 raise CefamError(f"{self.path}: `images` is no pattern of paths ({error}).") from error
-            found = sorted(path[len(before) : len(path) - len(after)] for path in paths)
+            first, *others = map(re.escape, parts)
+            form = re.compile(f"{first}(?P<id>[^/]+){'(?P=id)'.join(others)}")
+            fits = (form.fullmatch(path.as_posix()) for path in paths if holds_data(path))
+            found = sorted(fit["id"] for fit in fits if fit)
         if not found:
             raise MissingError(f"{self.path}: no photograph fits {self.pattern}.")
         twice = len(found) - len(set(found))
@@ -163,12 +159,12 @@ class Described(Source):
     def _image(self, index: int) -> Path:
         return self._within(self.pattern.replace("{id}", self.ids[index]))
 
-    def _mask_files(self, index: int) -> list[tuple[_Masks, Path]]:
-        return [(masks, self._within(masks.files.replace("{id}", self.ids[index]))) for masks in self.masks]
+    def _mask_files(self, index: int) -> list[tuple[dict[str, Any], Path]]:
+        return [(masks, self._within(masks["files"].replace("{id}", self.ids[index]))) for masks in self.masks]
 
     def stamp(self, index: int) -> Any:
         """Names and sizes of the photograph and its masks, and its COCO annotations."""
-        masks = [[repr(masks), *stamp_of(path)] for masks, path in self._mask_files(index)]
+        masks = [[masks, *stamp_of(path)] for masks, path in self._mask_files(index)]
         return [stamp_of(self._image(index)), masks, self.coco.stamp(self.ids[index]) if self.coco else None]
 
     def sample(self, index: int) -> Sample:
@@ -181,13 +177,7 @@ class Described(Source):
             masks = self.coco.masks(self.ids[index])
         else:
             files = [(each, file) for each, file in self._mask_files(index) if file.is_file()]
-            masks = tuple(Mask(each.category, numbers_of(file, each.ignore)) for each, file in files)
-        unknown = {label for mask in masks for label in mask.labels} - self.known
-        if unknown:
-            raise CefamError(
-                f"The masks of {self.ids[index]} have labels {sorted(unknown)[:5]}, which {self.path} does not list: add them to `labels`, "
-                f"or, if such pixels are not to be measured, set `ignore` to the number."
-            )
+            masks = tuple(Mask(each["category"], numbers_of(file, each["ignore"])) for each, file in files)
         return Sample(self.ids[index], image, suffix, None, masks)
 
 

@@ -2,10 +2,10 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
+import zlib
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
 from cefam.datasets.sources.base import Source, stamp_of
@@ -43,20 +43,15 @@ class ImageNet(Source):
         place: ``ILSVRC2012_img_train.tar`` (a tar of tars), ``ILSVRC2012_img_val.tar``, a folder with one of them, or a folder with
             one folder per wnid. The classes of the validation tar are read from ``ILSVRC2012_devkit_t12.tar.gz`` in the
             same folder, if it exists and scipy is installed; otherwise they are unknown, which does not affect training.
-        masks: must be empty.
 
     Raises:
         MissingError: if no image is found.
         CefamError: for a folder whose name is not a wnid.
     """
 
-    options = ("masks",)
     shuffle_by_default = True  # the tars are sorted by class
-    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'imagenet' is taken whole. Leave it out."}
 
-    def __init__(self, place: str, masks: list[str] | None = None) -> None:
-        if masks:
-            raise CefamError(f"ImageNet holds no masks, got masks = {list(masks)}: leave `masks` out.")
+    def __init__(self, place: str) -> None:
         self.labels = []
         path = Path(place)
         tars = sorted(path.glob("ILSVRC2012_img_*.tar"))
@@ -138,11 +133,10 @@ def _validation_classes(folder: Path) -> dict[str, int]:
             truth, meta = (members[name].read() for name in ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"))  # type: ignore[union-attr]
         numbers = [int(line) for line in truth.split()]
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    except (tarfile.TarError, KeyError, ValueError) as error:
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        classes = [class_of(wnid_of[number]) for number in numbers]
+    except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError, ValueError, TypeError) as error:
         raise CefamError(
             f"{devkit} cannot be read ({type(error).__name__}: {error}): copy it again, or remove it."
         ) from error
-    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    return {
-        f"ILSVRC2012_val_{index:08d}.JPEG": class_of(wnid_of[number]) for index, number in enumerate(numbers, start=1)
-    }
+    return {f"ILSVRC2012_val_{index:08d}.JPEG": label for index, label in enumerate(classes, start=1)}

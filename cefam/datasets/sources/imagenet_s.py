@@ -5,9 +5,8 @@ A mask is an RGB PNG of the photograph's size that encodes R + 256 G: 0 = other,
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,12 +36,6 @@ class ImageNetS(Source):
         MissingError: if a folder or mask is missing.
         CefamError: if a mask and its photograph differ in size, or a mask number does not belong to a class.
     """
-
-    options = ("reading", "classes", "split")
-    refusals: ClassVar[Mapping[str, str]] = {
-        "count": "does not apply: 'imagenet_s' is taken whole. Leave it out.",
-        "masks": "does not apply: 'imagenet_s' has masks of objects alone. Leave it out.",
-    }
 
     def __init__(
         self,

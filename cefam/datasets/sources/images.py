@@ -2,9 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cefam.datasets.contract import IMAGE_SUFFIXES, Sample
 from cefam.datasets.sources.base import Source, stamp_of
@@ -39,7 +39,7 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
     folders = [path.relative_to(root).parts[0] if path.parent != root else None for path in found]
     index = {name: position for position, name in enumerate(sorted(set(filter(None, folders))))}
     empty = sorted(
-        path.name for path in root.iterdir() if path.is_dir() and _holds_data(path) and path.name not in index
+        path.name for path in root.iterdir() if path.is_dir() and holds_data(path) and path.name not in index
     )
     if index and empty:
         warnings.warn(
@@ -50,7 +50,7 @@ def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
     return [(path, None if folder is None else index[folder]) for path, folder in zip(found, folders, strict=True)]
 
 
-def _holds_data(path: Path) -> bool:
+def holds_data(path: Path) -> bool:
     """Whether a file or folder is user data: neither hidden (.DS_Store) nor created by an archiver or file server."""
     return not path.name.startswith(".") and path.name not in ("__MACOSX", "@eaDir", "#recycle", "Thumbs.db")
 
@@ -61,7 +61,7 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     if here in above:
         return
     for path in folder.iterdir():
-        if not _holds_data(path):
+        if not holds_data(path):
             continue
         if path.is_dir():
             yield from _files_below(path, (*above, here))
@@ -76,9 +76,6 @@ class ImageFolder(Source):
         place: the folder.
         masks: must be empty.
     """
-
-    options = ("masks",)
-    refusals: ClassVar[Mapping[str, str]] = {"count": "does not apply: 'images' is taken whole. Leave it out."}
 
     def __init__(self, place: str, masks: list[str] | None = None) -> None:
         if masks:
