@@ -18,7 +18,6 @@ from cefam import ConceptPairs, Trained
 from cefam.io.files import write_text
 from cefam.methods import (
     Activated,
-    AnotherConceptRegions,
     BeyondRegions,
     CEFAMRegions,
     CenterRegions,
@@ -56,9 +55,7 @@ def main() -> None:
     pairs = ConceptPairs(torch.arange(len(images)).repeat_interleave(EACH), torch.arange(count)).to(images.device)
     rows: dict[str, RegionMethod] = {
         "published CE-FAM, top-1": CEFAMRegions(context),
-        "CE-FAM, another concept": AnotherConceptRegions(context, CEFAMRegions),
         "beyond": BeyondRegions(context),
-        "beyond, another concept": AnotherConceptRegions(context, BeyondRegions),
         "beyond, the whole view alone": BeyondRegions(context, scales=[1.0]),
         "Grad-CAM, class": GradCAMRegions(context),
     }

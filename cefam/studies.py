@@ -153,7 +153,7 @@ def study(
     return done
 
 
-def view_of(tower: FrozenClassifier) -> dict[str, int]:
+def view_of(tower: FrozenClassifier) -> dict[str, Any]:
     """Size of a study's views, and of a photograph's short side before the central crop.
 
     Raises:
@@ -203,7 +203,7 @@ class _Steps:
     teacher: VisionLanguageModel
     concepts: ConceptSet
     device: torch.device
-    view: dict[str, int]
+    view: dict[str, Any]
     views: int
     epochs: int
     pages: int

@@ -1,7 +1,6 @@
 """The sum of the stages: the literal second derivation, what windows and smoothing may and may not do, and the controls."""
 
 import dataclasses
-import json
 import math
 from itertools import pairwise
 
@@ -20,7 +19,6 @@ from cefam.evaluation.controls import others
 from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     Activated,
-    AnotherConceptRegions,
     BeyondRegions,
     CEFAMRegions,
     GuidedRegions,
@@ -30,11 +28,8 @@ from cefam.methods import (
 from cefam.methods.masked import MaskedShards
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.pairs import ConceptPairs, RegionBatch
-from cefam.report import records
-from cefam.report.tables import ANOTHER
 from cefam.towers.types import ClassifierOutput
 from examples.beyond.reference import FittedDirections
-from tests.commands import evaluated
 from tests.test_explain import RAGGED, explainer_of
 from tests.test_grad_cam import bench_of
 
@@ -303,33 +298,6 @@ def test_one_picture_does_not_touch_another():
     torch.testing.assert_close(found, whole[mine], rtol=1e-3, atol=1e-4)
 
 
-def test_another_concept_is_of_the_category_and_the_photographs_own():
-    explainer, activated = activated_of("resnet")
-    asked = []
-
-    class RuleInputs(CEFAMRegions):
-        def regions(self, activated, pairs, size, num_candidates):
-            asked.append(pairs.concept.tolist())
-            return super().regions(activated, pairs, size, num_candidates)
-
-    method = AnotherConceptRegions(bench_of(explainer), RuleInputs)
-    concepts = explainer.concepts.concepts
-    every = ConceptPairs(torch.zeros(len(concepts), dtype=torch.long), torch.arange(len(concepts)))
-    method.regions(activated, every, (8, 8), 1)
-    categories = [concept.category for concept in concepts]
-    for mine, other in enumerate(asked[0]):
-        assert mine != other
-        assert categories[mine] == categories[other] or categories.count(categories[mine]) == 1
-    alone = Activated(activated.images[:1], explainer.classifier(activated.images[:1]))
-    method.regions(alone, every, (8, 8), 1)
-    assert asked[1] == asked[0]
-    floats = (
-        Activated(activated.images.float() / 255, alone.output) if activated.images.dtype == torch.uint8 else activated
-    )
-    method.regions(floats, every, (8, 8), 1)
-    assert asked[2] == asked[0]
-
-
 def test_a_guided_map_is_the_methods_own_smoothed_and_sharpened():
     explainer, activated = activated_of("resnet")
     found = GuidedRegions(bench_of(explainer), LuminanceRegions).regions(activated, RAGGED, GRID, 4)
@@ -354,29 +322,6 @@ def test_sharpening_a_single_peak_stays_finite_and_in_order():
     assert found[0].argmax() == maps[0].argmax()
     assert found[1].argmax() == maps[1].argmax()
     assert (found > 0).all()
-
-
-def test_the_shipped_rows_and_what_is_specific(trained, prepared, tmp_path):
-    """The note below the table is the difference of two of its rows, from the records."""
-    folder = tmp_path / "out"
-    methods = {"beyond": "BeyondRegions", "CE-FAM": "CEFAMRegions"}
-    methods |= {
-        n + ANOTHER: {"class_path": "AnotherConceptRegions", "init_args": {"method": m}} for n, m in methods.items()
-    }
-    assert evaluated(trained, prepared, folder, f"--model.methods={json.dumps(methods)}") == 0
-    values = {}
-    for record in records.read(folder / "records.csv"):
-        if record["protocol"] == "top1" and record["category"] and not math.isnan(record["nra"]):
-            values.setdefault((record["method"], record["category"]), []).append(record["nra"])
-    for method in ("beyond", "CE-FAM"):
-        found = [
-            sum(values[method, name]) / len(values[method, name])
-            - sum(values[method + ANOTHER, name]) / len(values[method + ANOTHER, name])
-            for name in ("object", "part", "color", "material")
-            if (method, name) in values
-        ]
-        said = ", ".join(f"{value:.3f}" for value in (*found, sum(found) / len(found)))
-        assert f"of {method}, top1: {said}." in " ".join((folder / "table.txt").read_text().split())
 
 
 def test_specific_is_nra_minus_that_of_three_others_and_present_of_one_in_the_photograph():

@@ -1,4 +1,4 @@
-"""Names of a verb's options, read from its source: a misspelt option is refused before torch is imported, which takes seconds."""
+"""Rejects misspelt options without importing torch (which takes seconds), by reading option names from the source."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,22 @@ class UnknownOptionError(CefamError):
     status = 2
 
 
-def check_names(verb: str, where: str, arguments: Sequence[str]) -> None:
+def module_of(verb: str) -> str:
+    """The module of a verb; its function has the same name."""
+    return f"cefam.commands.{'import_' if verb == 'import' else verb.replace('-', '_')}"
+
+
+def check_names(verb: str, arguments: Sequence[str]) -> None:
     """Check the options' names up to the first dot; unambiguous abbreviations are left to the parser.
 
     Args:
-        verb: name of the verb, for the message.
-        where: its function, "module:function".
+        verb: name of the verb.
         arguments: command-line arguments.
 
     Raises:
         UnknownOptionError: for the first unknown name, with a similar one.
     """
-    known = sorted({*ALWAYS, *option_names(where.partition(":")[0])})
+    known = sorted({*ALWAYS, *option_names(verb)})
     for word in arguments:
         name = word.partition("=")[0].partition(".")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name and not any(each.startswith(name) for each in known):
@@ -42,26 +46,18 @@ def check_names(verb: str, where: str, arguments: Sequence[str]) -> None:
 
 
 @cache
-def option_names(module: str) -> tuple[str, ...]:
-    """Parameters of the function that a verb's module passes to ``call``; those of Lightning's command line if there is none."""
-    tree = _tree(module)
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "call":
-            found = tuple(_parameters(ast.unparse(call.args[1]), tree))
-            if found:
-                return found
-    return TRAINER
+def option_names(verb: str) -> tuple[str, ...]:
+    """Parameters of a verb's function; those of Lightning's command line if it has none."""
+    module = module_of(verb)
+    return tuple(_parameters(module.rpartition(".")[2], module)) or TRAINER
 
 
-def _tree(module: str) -> ast.Module:
-    path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def _parameters(function: str, tree: ast.Module) -> Iterator[str]:
+def _parameters(function: str, module: str) -> Iterator[str]:
     """Names of a function's parameters, which is defined in the module or imported from another one."""
-    for node in tree.body:
+    path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name == function:
             yield from (each.arg for each in (*node.args.args, *node.args.kwonlyargs))
-        if isinstance(node, ast.ImportFrom) and any(name.name == function for name in node.names):
-            yield from _parameters(function, _tree(str(node.module)))
+        for name in node.names if isinstance(node, ast.ImportFrom) else ():
+            if function in (name.name, name.asname):
+                yield from _parameters(name.name, str(node.module))  # type: ignore[attr-defined]

@@ -148,28 +148,25 @@ class OptionParser(OneSentence, ArgumentParser):
     """Parser for the options of a function."""
 
 
-def call(
-    verb: str, function: Callable[..., Any], arguments: list[str], positional: str = "", values: str = "folders"
-) -> Any:
+def call(verb: str, function: Callable[..., Any], arguments: list[str]) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
 
     ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``), a
-    switch needs no value (``--open``).
-
-    Args:
-        verb: name of the verb, for messages.
-        function: implementation of the verb.
-        arguments: command-line arguments.
-        positional: parameter whose values are given as positional arguments.
-        values: description of these values, for the help.
+    switch needs no value (``--open``). A first parameter that is a required list of strings is given without its name.
     """
     arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
     arguments = completed(function, arguments)
-    parser = OptionParser(prog=f"cefam {verb}", description=(function.__doc__ or "").split("\n")[0])
+    documented = function.__doc__ or ""
+    parser = OptionParser(prog=f"cefam {verb}", description=documented.split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of these options")
-    if positional:
-        parser.add_argument(positional, nargs="+", type=str, help=f"one or several {values}")
-    parser.add_function_arguments(function, fail_untyped=False, skip={positional} if positional else None)
+    first = next(iter(inspect.signature(function).parameters.values()))
+    positional: set[str | int] = (
+        {first.name} if first.annotation == list[str] and first.default is first.empty else set()
+    )
+    for name in positional:
+        about = re.search(rf"\n +{name}: (.+)", documented)
+        parser.add_argument(str(name), nargs="+", type=str, help=about[1] if about else None)
+    parser.add_function_arguments(function, fail_untyped=False, skip=positional)
     parsed = parser.parse_args(arguments)
     expand_home(parsed)
     options = vars(parser.instantiate(parsed))

@@ -10,28 +10,33 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from cefam.commands import _signals
 from cefam.commands._configs import with_configs_first
-from cefam.commands._names import check_names
+from cefam.commands._names import check_names, module_of
 from cefam.errors import CefamError, CefamWarning
 
 
-def run_verb(verb: str, where: str, arguments: list[str]) -> int:
-    """Run the function that ``where`` ("module:function") names.
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Run a verb: the function of its module that has its name, or ``run(arguments)`` if there is one.
 
     Returns:
         The exit status.
     """
     try:
         with _signals.as_exceptions():
-            check_names(verb, where, arguments)
+            check_names(verb, arguments)
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a class_path may name a class in the user's folder
-        module, _, function = where.partition(":")
-        run = getattr(import_module(module), function)
+        module = import_module(module_of(verb))
+        run = getattr(module, "run", None)
+        if run is None:
+            from cefam.commands._options import call
+
+            run = partial(call, verb, getattr(module, module_of(verb).rpartition(".")[2]))
         with _signals.as_exceptions(), warnings.catch_warnings():
             warnings.showwarning = _one_line(verb, warnings.showwarning)
             warnings.filterwarnings("always", category=CefamWarning)  # part of a verb's output

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from cefam.commands._options import call
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.exchange.neurons import write_descriptions, write_www
@@ -24,7 +23,7 @@ def associate(
     concepts: str = "broden",
     similarity: Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"] = "soft_wpmi",
     alpha: float = 95.0,
-) -> Path:
+) -> None:
     """Associate neurons with concepts; write an artefact, and a file in the format of the method's original program.
 
     No photograph is read: one probe can be used with any number of concept sets.
@@ -50,9 +49,4 @@ def associate(
         write_descriptions(found, Path(folder) / "descriptions.csv")
     neurons = len(set(zip(found.stage.tolist(), found.channel.tolist(), strict=True)))
     print(f"{neurons} neurons stand for {len(set(found.concept.tolist()))} of {len(context.concepts)} concepts.")
-    return found.write(folder)
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    print(f"Associations are in {call('associate', associate, arguments)}.")
+    print(f"Associations are in {found.write(folder)}.")

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cefam.commands._options import call
 from cefam.errors import CefamError, ExistsError, MissingError
 from cefam.interventions import benchmark
 from cefam.io.files import write_text
@@ -123,8 +122,3 @@ def _note(target: Path, about: dict[str, Any]) -> None:
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "folder": target.name, **about})
     with (target.parent / LOOKS).open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("contribution-benchmark", contribution_benchmark, arguments)

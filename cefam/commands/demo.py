@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cefam.commands._options import call
 from cefam.errors import CefamError
 from cefam.io.files import replacing
 from cefam.io.identity import identity
@@ -155,8 +154,3 @@ def _summary(root: Path, entries: Sequence[dict[str, Any]]) -> None:
     print(
         "python train.py fit --config demo --model.similarity_weight 0 --trainer.logger.init_args.name without_similarity"
     )
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("demo", demo, arguments)

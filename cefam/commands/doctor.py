@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cefam.commands._explaining import DEMO, LoadedArtefact, open_artefact, photographs_of
-from cefam.commands._options import call
 from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.shards import read_samples
 from cefam.doctor import checkup, doubts
@@ -198,8 +197,3 @@ def _of_sample(opened: LoadedArtefact, sample: Sample) -> tuple[Photograph, Tens
     shown |= set(sample.present or ())
     states = [1 if c.number in shown else 0 if known or c.category in marked else -1 for c in concepts]
     return photograph, torch.tensor(states)
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("doctor", doctor, arguments)

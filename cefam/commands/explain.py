@@ -15,7 +15,6 @@ from cefam.commands._explaining import (
     open_artefact,
     photographs_of,
 )
-from cefam.commands._options import call
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import Explanation
@@ -215,8 +214,3 @@ def _write(
     done = _explained(opened, name, path, options)
     write_text(target, page(done, colormap))
     return {**entry(done, quote(target.name), truth), "explanation": done.to_dict() if whole else None}
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("explain", explain, arguments, positional="images", values="photographs, or folders of them")

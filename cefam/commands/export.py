@@ -1,11 +1,7 @@
 """``cefam export``: a training checkpoint as safetensors + JSON + model card. No network is built."""
 
-from pathlib import Path
 
-from cefam.commands._options import call
-
-
-def export(checkpoint: str, folder: str, overwrite: bool = False) -> Path:
+def export(checkpoint: str, folder: str, overwrite: bool = False) -> None:
     """Write a training checkpoint as safetensors, JSON and a model card.
 
     Args:
@@ -15,9 +11,4 @@ def export(checkpoint: str, folder: str, overwrite: bool = False) -> Path:
     """
     from cefam.trained import write_artefact
 
-    return write_artefact(checkpoint, folder, overwrite)
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    print(f"Exported to {call('export', export, arguments)}.")
+    print(f"Exported to {write_artefact(checkpoint, folder, overwrite)}.")

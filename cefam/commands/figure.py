@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from cefam.commands._options import call
 from cefam.errors import CefamError, near
 
 
@@ -60,8 +59,3 @@ def figure(
         drawn = plots.side_by_side(kept, chosen) if kind == "methods" else plots.iou_thresholds(kept[example], chosen)
     plots.save(drawn, Path(out))
     print(f"{kind}: {out}")
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("figure", figure, arguments)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from cefam.commands._options import call
 from cefam.concepts.sets import ConceptSet, embedded
 from cefam.errors import CefamError
 from cefam.exchange.neurons import read_descriptions, read_www
@@ -14,14 +13,14 @@ from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
 
 
-def import_artefact(
+def import_(
     kind: Literal["cefam", "clip_dissect", "www"],
     files: dict[str, str],
     classifier: FrozenClassifier,
     folder: str,
     concepts: str = "broden",
     vlm: VisionLanguageModel | None = None,
-) -> Path:
+) -> None:
     """Import a published translator (.pth), CLIP-Dissect's descriptions.csv, or WWW's pickles.
 
     Args:
@@ -39,6 +38,12 @@ def import_artefact(
         if vlm is None:
             raise CefamError("A translator needs the concepts' embeddings: set `--vlm` to the model that it mimics.")
         translator, about = read_translator(path, classifier.channels)
+        scale = about.get("scale")
+        if isinstance(scale, float | int) and scale and abs(scale - vlm.logit_scale) > 0.01 * abs(vlm.logit_scale):
+            raise CefamError(
+                f"The translator was trained with a logit scale of {scale}, the given vision-language model has {vlm.logit_scale}: name "
+                f"the model that it mimics."
+            )
         trained = Trained(
             classifier,
             translator,
@@ -46,27 +51,9 @@ def import_artefact(
             vlm.freeze().identity(),
             training={"imported": Path(path).name},
         )
-        _compare(about, vlm)
-        return trained.write(folder)
-    context = MethodContext.untrained(classifier, ConceptSet.load(concepts))
-    found = read_descriptions(path, context) if kind == "clip_dissect" else read_www(files, context)
-    return found.write(folder)
-
-
-def _compare(about: dict[str, float | str], vlm: VisionLanguageModel) -> None:
-    """Check that translator and VLM have the same logit scale.
-
-    Raises:
-        CefamError: if the scales differ.
-    """
-    scale = about.get("scale")
-    if isinstance(scale, float | int) and scale and abs(scale - vlm.logit_scale) > 0.01 * abs(vlm.logit_scale):
-        raise CefamError(
-            f"The translator was trained with a logit scale of {scale}, the given vision-language model has {vlm.logit_scale}: name the "
-            f"model that it mimics."
-        )
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    print(f"Imported into {call('import', import_artefact, arguments)}.")
+        place = trained.write(folder)
+    else:
+        context = MethodContext.untrained(classifier, ConceptSet.load(concepts))
+        found = read_descriptions(path, context) if kind == "clip_dissect" else read_www(files, context)
+        place = found.write(folder)
+    print(f"Imported into {place}.")

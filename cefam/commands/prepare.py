@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cefam.commands._options import call
 from cefam.concepts.vocabularies import write_labels
 from cefam.datasets.contract import Manifest
 from cefam.datasets.shards import check_size, finish, new_folder, shard_name, write_shard
@@ -114,8 +113,3 @@ def _write(start: int, stop: int, path: Path) -> dict[str, Any]:
     source.counted = Counter()
     entry = write_shard(path, source.samples(start, stop), start)
     return {**entry, "counted": dict(source.counted)}
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("prepare", prepare, arguments)

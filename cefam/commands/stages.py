@@ -1,7 +1,5 @@
 """``cefam stages``: the modules of a classifier that can be stages."""
 
-from cefam.commands._options import call
-
 
 def stages(classifier: list[str]) -> None:
     """List the modules of classifiers whose output is a map, with channels and resolution; * marks the default stages.
@@ -18,8 +16,3 @@ def stages(classifier: list[str]) -> None:
         for each in found:
             size = f"{each.rows} x {each.columns}" if each.rows else "tokens"
             print(f"{'*' if each.name in chosen else ' '} {each.name:40} {each.channels:5} channels  {size}")
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("stages", stages, arguments, positional="classifier", values="classifiers")

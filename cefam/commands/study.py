@@ -71,8 +71,9 @@ def print_configs(**options: Any) -> None:
     train = sum(part_of(number) == "train" for number in range(Photographs.read(options["images"]).count))
     teacher = vlm_source(options["vlm"])
     folder = options["folder"]
-    data = {"class_path": "FeaturesData", "init_args": {p: f"{folder}/features/{p}" for p in ("train", "val")}}
-    data["init_args"]["batch_size"] = batch_size(train * max(1, options["views"]))
+    batches = batch_size(train * max(1, options["views"]))
+    features = {part: f"{folder}/features/{part}" for part in ("train", "val")}
+    data = {"class_path": "FeaturesData", "init_args": {**features, "batch_size": batches}}
     trainer = {
         "max_epochs": options["epochs"],
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": folder}},

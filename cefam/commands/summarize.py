@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cefam.commands._explaining import LoadedArtefact, open_artefact, photographs_of
-from cefam.commands._options import call
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import maps
@@ -149,8 +148,3 @@ def _print(overview: Overview) -> None:
         stage = next(iter(each.stages))
         table.add_row(each.word, signed(each.mean), f"{each.spread:.3f}", f"{100 * each.share:.0f} %", stage)
     Console(highlight=False).print(table)
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("summarize", summarize, arguments, positional="images", values="photographs, or folders of them")

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from cefam.commands._options import call
-
 
 def table(
     runs: list[str],
@@ -30,8 +28,3 @@ def table(
     if published is not None:
         found = results.with_published(found, published)
     print(FORMATS[format](found), end="")
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("table", table, arguments, positional="runs")

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cefam.commands._options import call
 from cefam.datasets import storage
 from cefam.datasets.contract import MANIFEST, Manifest, Shard
 from cefam.datasets.shards import read_shard
@@ -112,8 +111,3 @@ def _artefact(folder: str) -> Iterator[str]:
 
     read_stored(folder)
     yield from ()
-
-
-def run(arguments: list[str]) -> None:
-    """Run the verb with these options."""
-    call("verify", verify, arguments, positional="folders")

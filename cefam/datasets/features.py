@@ -140,7 +140,9 @@ def compute_features(
             if share[0] == 0:
                 _finish(target, manifest, computed.finished(units))
         wait()
-    return FeatureManifest.read(target)
+    manifest = FeatureManifest.read(target)
+    print(f"{manifest.num_rows} rows of features.")
+    return manifest
 
 
 def _units(parts: Sequence[Group], views: int, seed: int, write: Callable[..., dict[str, Any]]) -> Iterator[Unit]:

@@ -9,7 +9,7 @@ from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelR
 from cefam.methods.clip_dissect import CLIPDissectRegions
 from cefam.methods.craft import CRAFTRegions
 from cefam.methods.grad_cam import GradCAMRegions
-from cefam.methods.guided import AnotherConceptRegions, GuidedRegions
+from cefam.methods.guided import GuidedRegions
 from cefam.methods.net2vec import Net2VecRegions
 from cefam.methods.network_dissection import NetworkDissectionRegions
 from cefam.methods.neurons import NeuronRegions
@@ -19,7 +19,6 @@ from cefam.pairs import Candidates
 
 __all__ = [
     "Activated",
-    "AnotherConceptRegions",
     "BeyondRegions",
     "CEFAMRegions",
     "CLIPDissectRegions",

@@ -133,7 +133,7 @@ def _read(context: MethodContext, images: str, most: int, view: EvaluationView) 
         pictures = group.open()[-first % step :: step]
         first += group.count
         for batch in views_of(pictures, view, 0, 0, 64, 0) if pictures else ():
-            images = batch.to(context.classifier.device)  # the VLM's, too
-            maps.append(context.classifier(images).activations[-1].float().clamp_min(0).cpu())
-            embeddings.append(F.normalize(encode_images(context.vlm, images).float(), dim=-1).cpu())
+            views = batch.to(context.classifier.device)  # the VLM's, too
+            maps.append(context.classifier(views).activations[-1].float().clamp_min(0).cpu())
+            embeddings.append(F.normalize(encode_images(context.vlm, views).float(), dim=-1).cpu())
     return torch.cat(maps), torch.cat(embeddings)

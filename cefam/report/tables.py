@@ -23,7 +23,6 @@ BLOCKS = {
     "oracle common": "Oracle, only the pairs that all methods can express",
 }
 COLUMNS = 100  # of a terminal
-ANOTHER = ", another concept"  # suffix of rows with a method's regions for a concept other than the measured one
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def summarize(
             )
     rows = [_row(sums, protocol, method, present, shown) for protocol, method in sums.seen]
     rows.sort(key=lambda row: list(BLOCKS).index(row.protocol))  # stable: methods keep their order
-    return Table(present, rows, num_candidates, [*notes, *_specific(rows), *_near(rows)], list(differences), shown)
+    return Table(present, rows, num_candidates, [*notes, *_near(rows)], list(differences), shown)
 
 
 def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], columns: Sequence[str]) -> Row:
@@ -100,18 +99,6 @@ def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], colu
         sum(getattr(cell, name) for cell in cells) for name in ("pairs", "undefined", "expressible", "near")
     )
     return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1), near)
-
-
-def _specific(rows: Sequence[Row]) -> list[str]:
-    """A note on every top-1 method that was also measured with another concept's regions."""
-    found = {row.method: row.means["nra"] for row in rows if row.protocol == "top1" and "nra" in row.means}
-    notes = []
-    for method in found:
-        if method + ANOTHER in found:
-            pairs = zip(found[method], found[method + ANOTHER], strict=True)
-            values = ", ".join(_cell(None if a is None or b is None else a - b) for a, b in pairs)
-            notes.append(f"Specific NRA (minus that of another concept) of {method}, top1: {values}.")
-    return notes
 
 
 def _near(rows: Sequence[Row]) -> list[str]:

@@ -91,8 +91,8 @@ class Source(ABC):
             yield sample
 
     def _check_labels(self, sample: Sample) -> None:
-        for mask in sample.masks if self.known is not None else ():
-            unknown = [label for label in mask.labels if label not in self.known]
+        for mask in sample.masks:
+            unknown = [label for label in mask.labels if self.known is not None and label not in self.known]
             if unknown:
                 raise CefamError(
                     f"The {mask.category} mask of {sample.id} has labels {unknown[:5]}, which {self.table} does not list: add them there, "
