@@ -19,7 +19,7 @@ from cefam.attribution.encoding import Networks
 from cefam.attribution.evidence import Evidence
 from cefam.attribution.smoothing import GRID, guided, spread_apart
 from cefam.attribution.types import Activated
-from cefam.attribution.weights import fuse_signed
+from cefam.attribution.weights import fuse
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.io.identity import weights_fingerprint
@@ -149,7 +149,7 @@ class FusedMaps:
         """Sum of the stages' maps (P, h, w), with negative values scaled by ``AGAINST``."""
         total = torch.zeros(len(layout.image), *grid, device=activations[0].device)
         for activation, weight in zip(activations, weights, strict=True):
-            part = resize_regions(fuse_signed(activation.float(), weight, layout), grid)
+            part = resize_regions(fuse(activation.float(), weight, layout), grid)
             total += F.leaky_relu(part, AGAINST)
         return total
 

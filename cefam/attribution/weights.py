@@ -23,7 +23,7 @@ def regions_of(networks: Networks, encoding: Encoding, pairs: ConceptPairs, sett
     with single_precision(encoding.device):
         weights = channel_weights(networks, encoding, pairs, layout, settings)
         return Regions(
-            maps=[fuse(a, w, layout) for a, w in zip(encoding.output.activations, weights, strict=True)],
+            maps=[fuse(a, w, layout).relu() for a, w in zip(encoding.output.activations, weights, strict=True)],
             weights=weights,
             importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
         )
@@ -37,9 +37,9 @@ def channel_weights(
     text = networks.text(encoding.device)[pairs.concept]
     gradient = similarity_gradient(encoding.embedding[pairs.image], text, networks.concepts.logit_scale)
     pooled_gradients = encoding.pull_back(gradient, pairs.image)
+    # Through the translator alone: (dS/dz) / (H W), since z is a mean.
     weights = [
-        branch_weights(gradient, *activation.shape[-2:])
-        for gradient, activation in zip(pooled_gradients, activations, strict=True)
+        gradient / activation[0, 0].numel() for gradient, activation in zip(pooled_gradients, activations, strict=True)
     ]
     if settings.derivative == "total" and len(weights) > 1:
         weights[:-1] = _total_weights(networks, encoding, layout, pooled_gradients, settings.memory_limit)
@@ -49,11 +49,6 @@ def channel_weights(
             for stage, w in enumerate(weights)
         ]
     return weights
-
-
-def branch_weights(pooled_gradient: Tensor, height: int, width: int) -> Tensor:
-    """Channel weights beta through the translator alone: (dS/dz) / (H W), since z is a mean: (P, C) -> (P, C)."""
-    return pooled_gradient / (height * width)
 
 
 def total_gradients(
@@ -125,12 +120,7 @@ def _before_norm(
 
 
 def fuse(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
-    """Region R = ReLU(sum_k beta_k A_k) (eq. 11): see :func:`fuse_signed`."""
-    return fuse_signed(activation, weights, layout).relu()
-
-
-def fuse_signed(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
-    """The map sum_k beta_k A_k of every pair, without copying activations per pair.
+    """The map sum_k beta_k A_k of every pair (eq. 11 without its ReLU), without copying activations per pair.
 
     Args:
         activation: maps of one stage (B, C, H, W).

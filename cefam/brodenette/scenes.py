@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 
-from cefam.brodenette.rules import CLASSES, RULES, Rule, held_out
+from cefam.brodenette.rules import RULES, Rule, held_out
 from cefam.brodenette.vocabulary import BACKGROUNDS, COLORS, MATERIALS, OBJECTS, PATCH, PATCHES, SIZE
 from cefam.errors import CefamError, near
 
@@ -192,29 +192,28 @@ class Split:
     name: str
     kind: str
     held_out: str
-    purpose: str
 
 
 SPLITS: dict[str, Split] = {
     split.name: split
     for split in (
-        Split("train", "class", "never", "training of the classifier and the translator"),
-        Split("val", "class", "never", "validation and early stopping of the translator"),
-        Split("test", "class", "never", "accuracy of the classifier"),
-        Split("captioned", "free", "never", "training of the vision-language model, together with train"),
-        Split("retrieval", "free", "never", "quality of the vision-language model"),
-        Split("evaluation", "free", "always", "evaluation of regions"),
-        Split("development", "class", "never", "development of contributions"),
-        Split("confirmation", "class", "never", "a single evaluation of finalists that were fixed before"),
-        Split("final", "class", "never", "the table of contributions"),
-        Split("regions_development", "free", "always", "development of region methods"),
-        Split("regions_confirmation", "free", "always", "a single evaluation of finalists that were fixed before"),
-        Split("regions_fresh", "free", "always", "first table of region methods that go beyond the paper"),
-        Split("regions_final", "free", "always", "second table, with smaller windows for coarse stages"),
-        Split("regions_last", "free", "always", "third table, with directions from a regression"),
-        Split("regions_fourth", "free", "always", "fourth table, with smaller windows for a ViT"),
-        Split("regions_fifth", "free", "always", "fifth table, with competition between concepts"),
-        Split("tuning", "free", "always", "choice of the clutter, with uninformed baselines"),
+        Split("train", "class", "never"),  # training of the classifier and the translator
+        Split("val", "class", "never"),  # validation and early stopping of the translator
+        Split("test", "class", "never"),  # accuracy of the classifier
+        Split("captioned", "free", "never"),  # training of the vision-language model, together with train
+        Split("retrieval", "free", "never"),  # quality of the vision-language model
+        Split("evaluation", "free", "always"),  # evaluation of regions
+        Split("development", "class", "never"),  # development of contributions
+        Split("confirmation", "class", "never"),  # a single evaluation of finalists that were fixed before
+        Split("final", "class", "never"),  # the table of contributions
+        Split("regions_development", "free", "always"),  # development of region methods
+        Split("regions_confirmation", "free", "always"),  # a single evaluation of finalists that were fixed before
+        Split("regions_fresh", "free", "always"),  # first table of region methods that go beyond the paper
+        Split("regions_final", "free", "always"),  # second table, with smaller windows for coarse stages
+        Split("regions_last", "free", "always"),  # third table, with directions from a regression
+        Split("regions_fourth", "free", "always"),  # fourth table, with smaller windows for a ViT
+        Split("regions_fifth", "free", "always"),  # fifth table, with competition between concepts
+        Split("tuning", "free", "always"),  # choice of the clutter, with uninformed baselines
     )
 }
 
@@ -335,8 +334,3 @@ def _backgrounds(stream: Random, horizon: int) -> tuple[Element, Element]:
         look = _look(stream, colors, background.materials)
         found.append(Element(background.name, (look,), y=0 if upper else horizon, texture=stream.getrandbits(30)))
     return found[0], found[1]
-
-
-__all__ = [
-    "CLASSES", "SPLITS", "Element", "Light", "Look", "Scene", "Split", "class_of", "compatible", "describe", "follows", "label_of",
-]  # fmt: skip

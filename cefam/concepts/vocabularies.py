@@ -123,16 +123,6 @@ def _clean(name: str, categories: Sequence[str]) -> str:
     return name.replace("_", " ")
 
 
-def write_values(path: Path, concepts: Sequence[Concept], name: str, values: Sequence[float]) -> None:
-    """Write one value per concept to a CSV file."""
-    out = io.StringIO()
-    rows = zip(concepts, values, strict=True)
-    csv.writer(out).writerows(
-        [("number", "word", "category", name), *((c.number, c.word, c.category, v) for c, v in rows)]
-    )
-    write_text(path, out.getvalue())
-
-
 def write_labels(path: Path, labels: Sequence[Mapping[str, Any]]) -> None:
     """Write labels to a CSV file (number, name, category) that can be loaded as a concept set."""
     out = io.StringIO()

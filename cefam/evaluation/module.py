@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Any, Unpack
 from uuid import uuid4
 
 import lightning as L
@@ -17,7 +17,7 @@ from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, ExistsError
 from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
 from cefam.evaluation.presence import joined, presence_scores
-from cefam.io.files import locked, replacing, write_text
+from cefam.io.files import csv_text, locked, replacing, write_text
 from cefam.io.identity import identity
 from cefam.io.passes import Pass, Unit
 from cefam.methods import (
@@ -47,19 +47,6 @@ METHODS: dict[str, MethodFactory] = {
     "center": CenterRegions,
     "luminance": LuminanceRegions,
 }
-
-
-@runtime_checkable
-class NumberedData(Protocol):
-    """Data with numbered batches: its evaluation can be resumed, and missing batches are detected."""
-
-    num_batches: int
-
-    def identity(self) -> Any:
-        """Identity of the data in plain types."""
-
-    def counts(self) -> str:
-        """A text that states the amount of data and ends with the number of batches."""
 
 
 class RegionEvaluation(L.LightningModule):
@@ -137,7 +124,7 @@ class RegionEvaluation(L.LightningModule):
         work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
         self.parts, done = Parts(work), len(work.files())
         self.trainer.strategy.barrier()  # no process writes before all have counted the files
-        if isinstance(data, NumberedData) and self.global_rank == 0:
+        if _is_numbered(data) and self.global_rank == 0:
             finished = f"; {done} of them are measured already" if done else ""
             print(f"{data.counts()} for {self.trainer.world_size} process(es){finished}.")
 
@@ -169,7 +156,7 @@ class RegionEvaluation(L.LightningModule):
             plain = json.loads(json.dumps([options, str(self.trainer.precision)], default=_class_name))
         except TypeError:
             plain = None
-        if plain is None or self._limited or not isinstance(data, NumberedData):
+        if plain is None or self._limited or not _is_numbered(data):
             return uuid4().hex
         networks = {"classifier": self.classifier, "translator": self.translator, "vlm": self.vlm}
         settings = {"settings": self.settings.to_dict(), "options": plain}
@@ -217,7 +204,7 @@ class RegionEvaluation(L.LightningModule):
         done = len(self.parts.paths())
         self.trainer.strategy.barrier()  # rank 0 removes the parts after all ranks have counted them
         data: Any = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, NumberedData) and not self._limited and done < data.num_batches:
+        if _is_numbered(data) and not self._limited and done < data.num_batches:
             raise CefamError(
                 f"{done} of {data.num_batches} batches are in {self.output}: run the same command again, which measures the others. On "
                 f"several nodes `model.output` must lie on a disk that all of them share."
@@ -254,7 +241,7 @@ class RegionEvaluation(L.LightningModule):
             write_text(self.output / presence.FILE, presence.to_csv(*scores, self.concepts))
             print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
             listed = presence.lists(*scores)
-            write_text(self.output / presence.LISTS, presence.lists_to_csv(listed))
+            write_text(self.output / presence.LISTS, csv_text([("method", "measure", "mean", "low", "high"), *listed]))
             print(presence.lists_to_text(listed))
         print(f"Results are in {self.output}.")
         for logger in self.loggers:
@@ -315,3 +302,8 @@ def _flat(table: tables.Table) -> dict[str, float]:
         for name, value in zip(names, values, strict=True)
         if value is not None
     }
+
+
+def _is_numbered(data: Any) -> bool:
+    """Whether an evaluation of the data can be resumed: it has ``num_batches``, ``identity()`` and ``counts()``."""
+    return hasattr(data, "num_batches")

@@ -1,7 +1,5 @@
 """Import and export associations of CLIP-Dissect (``descriptions.csv``) and WWW (pickles of words and weights)."""
 
-import csv
-import io
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 
 from cefam.errors import CefamError
 from cefam.exchange.inert import read_pickle
-from cefam.io.files import replacing, write_text
+from cefam.io.files import csv_text, replacing, write_text
 from cefam.io.reading import read_csv
 from cefam.methods.associations import Associations, AssociationsAbout
 from cefam.methods.base import MethodContext, chosen_stages
@@ -114,15 +112,11 @@ def _associations(
 
 def write_descriptions(associations: Associations, path: str | Path) -> None:
     """Write ``descriptions.csv``: one line per neuron and word, sorted by stage and unit."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
     names, words = associations.about.classifier["stages"], associations.about.words
     columns = (associations.stage, associations.channel, associations.concept, associations.score)
     rows = sorted(zip(*(c.tolist() for c in columns), strict=True))
     lines = [(names[stage], channel, words[concept], repr(score)) for stage, channel, concept, score in rows]
-    writer.writerows(dict.fromkeys(lines))  # concepts may share a word
-    write_text(Path(path), out.getvalue())
+    write_text(Path(path), csv_text([COLUMNS, *dict.fromkeys(lines)]))  # concepts may share a word
 
 
 def write_www(associations: Associations, folder: str | Path) -> list[Path]:

@@ -1,7 +1,9 @@
 """Atomic file writing: files are written under a temporary name, then renamed."""
 
+import csv
 import errno
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, st
             save_file(dict(tensors), temporary, metadata=dict(about or {"format": "pt"}))
         except SafetensorError as error:  # raised, for example, if the disk is full
             raise CefamError(f"{path} cannot be written: {error}.") from error
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV."""
+    out = io.StringIO()
+    csv.writer(out).writerows(rows)
+    return out.getvalue()

@@ -11,7 +11,7 @@ from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.encoding import single_precision
 from cefam.attribution.scores import pool, similarity_gradient
 from cefam.attribution.types import Activated
-from cefam.attribution.weights import branch_weights, fuse
+from cefam.attribution.weights import fuse
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.methods.base import MethodContext, RegionMethod
@@ -72,7 +72,7 @@ class GradCAMRegions(RegionMethod):
         gradient = class_score_gradient(self.classifier, activated.output, activated.images, target)
         every = torch.arange(len(activation), device=activation.device)
         with single_precision(activation.device):
-            return fuse(activation, pool(gradient), PairTable(every, len(every)))
+            return fuse(activation, pool(gradient), PairTable(every, len(every))).relu()
 
     def _concept_maps(self, activated: Activated, pairs: ConceptPairs) -> Tensor:
         explainer, encoding = self.explainer, encoding_of(self.explainer, activated)
@@ -81,5 +81,5 @@ class GradCAMRegions(RegionMethod):
             text = explainer.networks.text(encoding.device)[pairs.concept]
             gradient = similarity_gradient(encoding.embedding[pairs.image], text, explainer.concepts.logit_scale)
             activation = encoding.output.activations[-1]
-            weights = branch_weights(encoding.pull_back(gradient, pairs.image)[-1], *activation.shape[-2:])
-            return fuse(activation, weights, PairTable(pairs.image, len(encoding.images)))
+            weights = encoding.pull_back(gradient, pairs.image)[-1] / activation[0, 0].numel()
+            return fuse(activation, weights, PairTable(pairs.image, len(encoding.images))).relu()

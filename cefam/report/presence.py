@@ -4,17 +4,17 @@ The area under a concept's ROC curve (AUC) is the probability that a photograph 
 does not. Photographs without masks of the concept's category are excluded, because its presence is unknown.
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from cefam.concepts.sets import ConceptSet
+from cefam.io.files import csv_text
 from cefam.io.reading import read_csv
 from cefam.metrics.means import category_means
 
@@ -48,19 +48,15 @@ def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
 
 def to_csv(scores: Mapping[str, Tensor], present: Tensor, known: Tensor, concepts: ConceptSet) -> str:
     """AUCs as CSV, for every method and every concept with both positive and negative photographs."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
     shown, absent = (present & known).sum(dim=0).tolist(), (~present & known).sum(dim=0).tolist()
+    rows: list[Sequence[Any]] = [COLUMNS]
     for method, score in scores.items():
         for index, area in enumerate(roc_areas(score, present, known).tolist()):
-            concept = concepts.concepts[index]
+            about = concepts.concepts[index]
             if shown[index] and absent[index]:
                 cell = "" if math.isnan(area) else f"{area:.9g}"
-                writer.writerow(
-                    [method, concept.number, concept.word, concept.category, cell, shown[index], absent[index]]
-                )
-    return out.getvalue()
+                rows.append([method, about.number, about.word, about.category, cell, shown[index], absent[index]])
+    return csv_text(rows)
 
 
 def to_text(path: Path, categories: Sequence[str]) -> str:
@@ -131,13 +127,6 @@ def _interval(values: Tensor, draws: Tensor) -> tuple[float, float, float]:
     """Mean of values (N,), and its 95 % interval over resamples (R, N)."""
     low, high = torch.quantile(values[draws].mean(dim=1), torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     return float(values.mean()), low, high
-
-
-def lists_to_csv(found: Sequence[tuple[str, str, float, float, float]]) -> str:
-    """Result of :func:`lists` as CSV."""
-    out = io.StringIO()
-    csv.writer(out).writerows([("method", "measure", "mean", "low", "high"), *found])
-    return out.getvalue()
 
 
 def lists_to_text(found: Sequence[tuple[str, str, float, float, float]]) -> str:

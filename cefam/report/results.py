@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Self
 
 from cefam.errors import CefamError, MissingError, near
-from cefam.io.files import write_text
+from cefam.io.files import csv_text, write_text
 from cefam.io.reading import read_csv, read_description
 from cefam.metrics.table import title_of
-from cefam.report import bootstrap, examples, figures, presence, records, tables
+from cefam.report import bootstrap, examples, plots, presence, records, tables
 from cefam.report.sums import Sums
 from cefam.report.tables import Row, Table
 
@@ -105,7 +105,7 @@ def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]
     write_tables(folder, table)
     if kept:
         examples.save(kept, folder / EXAMPLES)
-        figures.save(figures.contact_sheet(kept), folder / SHEET)
+        plots.save(plots.contact_sheet(kept), folder / SHEET, plots.SCREEN)
 
 
 def write_tables(folder: Path, table: Table) -> None:
@@ -114,7 +114,7 @@ def write_tables(folder: Path, table: Table) -> None:
         ("table.txt", tables.to_text(table)),
         ("table.md", tables.to_markdown(table)),
         ("table.csv", tables.to_csv(table)),
-        ("differences.csv", tables.differences_to_csv(table)),
+        ("differences.csv", csv_text([bootstrap.Difference._fields, *table.differences])),
     ):
         write_text(folder / name, text)
 
@@ -125,7 +125,7 @@ def remake(folder: str | Path) -> Table:
     table = table_of(Run.read(folder), folder / RECORDS)
     write_tables(folder, table)
     if (folder / EXAMPLES).is_file():
-        figures.save(figures.contact_sheet(examples.load(folder / EXAMPLES)), folder / SHEET)
+        plots.save(plots.contact_sheet(examples.load(folder / EXAMPLES)), folder / SHEET, plots.SCREEN)
     return table
 
 

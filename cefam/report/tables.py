@@ -1,7 +1,5 @@
 """Tables of region metrics as text, Markdown, CSV and LaTeX: top-1 first, then oracle."""
 
-import csv
-import io
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +9,7 @@ from functools import partial
 import torch
 
 from cefam.errors import CefamError, near
+from cefam.io.files import csv_text
 from cefam.metrics.means import category_means
 from cefam.metrics.table import METRICS, SECONDARY, title_of
 from cefam.report.bootstrap import Difference
@@ -206,13 +205,11 @@ def to_markdown(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Format as CSV: full precision, empty fields for missing values."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["protocol", *header(table)])
+    rows = [["protocol", *header(table)]]
     for row in table.rows:
         values = [*(v for column in table.columns for v in row.means[column]), row.pairs, row.undefined, row.coverage]
-        writer.writerow([row.protocol, row.method, *("" if v is None else repr(v) for v in values)])
-    return out.getvalue()
+        rows.append([row.protocol, row.method, *("" if v is None else repr(v) for v in values)])
+    return csv_text(rows)
 
 
 def to_latex(table: Table) -> str:
@@ -242,10 +239,3 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "csv": to_csv,
     "latex": to_latex,
 }
-
-
-def differences_to_csv(table: Table) -> str:
-    """Format the differences as CSV, in full precision."""
-    out = io.StringIO()
-    csv.writer(out).writerows([Difference._fields, *table.differences])
-    return out.getvalue()

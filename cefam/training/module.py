@@ -17,9 +17,9 @@ from cefam.attribution.explainer import Explainer
 from cefam.attribution.scores import pool, similarity
 from cefam.concepts.background import with_background
 from cefam.concepts.sets import ConceptSet, embedded
-from cefam.concepts.vocabularies import write_values
 from cefam.errors import CefamError
 from cefam.evaluation.evaluator import PROTOCOLS, RegionEvaluator
+from cefam.io.files import csv_text, write_text
 from cefam.methods import CEFAMRegions, MethodContext
 from cefam.metrics import METRICS
 from cefam.pairs import RegionBatch
@@ -302,7 +302,12 @@ class CEFAM(L.LightningModule):
         each = self.val_correlation.compute().reshape(-1)  # a scalar if there is only one concept
         folder = self.trainer.log_dir  # collective: all processes must call it
         if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            write_values(Path(folder) / "concept_correlation.csv", self.concepts.concepts, "correlation", each.tolist())
+            about = zip(self.concepts.concepts, each.tolist(), strict=True)
+            rows = [
+                ("number", "word", "category", "correlation"),
+                *((c.number, c.word, c.category, v) for c, v in about),
+            ]
+            write_text(Path(folder) / "concept_correlation.csv", csv_text(rows))
         categories: dict[str, list[int]] = {}
         for index, concept in enumerate(self.concepts.concepts):
             categories.setdefault(concept.category, []).append(index)

@@ -17,7 +17,7 @@ from cefam.methods import Activated, BeyondRegions, CEFAMRegions, MethodContext
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.probe import Probe
 from cefam.report import records, results
-from cefam.report.figures import save
+from cefam.report.plots import SCREEN, save
 from examples.beyond.__main__ import FRESH
 from examples.brodenette_study.pictures import panel
 
@@ -80,7 +80,7 @@ def main() -> None:
     folder = options.folder / "brodenette-brodenette"
     trained = Trained.read(folder / "fit" / "seed_0" / "checkpoints" / "best.ckpt")
     context = MethodContext(trained, probe=Probe.read(folder / "probe" / "usual"))
-    save(picture(extremes(folder / FRESH / "seed_0"), context), options.target / "beyond.png")
+    save(picture(extremes(folder / FRESH / "seed_0"), context), options.target / "beyond.png", SCREEN)
     print(f"The picture is {options.target / 'beyond.png'}.")
 
 

@@ -21,7 +21,7 @@ from cefam.brodenette import LABELS, Scene, class_of, describe, draw
 from cefam.brodenette.vocabulary import BACKGROUNDS, NUMBER, SIZE
 from cefam.images.views import resize_regions
 from cefam.metrics.functional import iou_curves, normalized_region_accuracy
-from cefam.report.figures import COLORMAP, save
+from cefam.report.plots import COLORMAP, SCREEN, save
 
 PALETTE = np.concatenate([[[0, 0, 0]], np.random.default_rng(3).integers(60, 256, (500, 3))]).astype(np.uint8)
 
@@ -275,9 +275,9 @@ def main() -> None:
     options.target.mkdir(parents=True, exist_ok=True)
     world(options.target)
     explainer = Trained.read(options.folder / "fit" / "checkpoints" / "best.ckpt").explainer()
-    save(picture_of_regions(explainer), options.target / "regions.png")
-    save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png")
-    save(way_of_the_data(explainer, 6), options.target / "way_of_the_data.png")
+    save(picture_of_regions(explainer), options.target / "regions.png", SCREEN)
+    save(failures(explainer, options.folder / "evaluation" / "records.csv"), options.target / "failures.png", SCREEN)
+    save(way_of_the_data(explainer, 6), options.target / "way_of_the_data.png", SCREEN)
     print(f"Pictures are in {options.target}.")
 
 
