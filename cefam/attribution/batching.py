@@ -49,11 +49,7 @@ class PairTable:
         return max(self.counts, default=0)
 
     def groups(self, room: int) -> Iterator[tuple[list[int], int]]:
-        """Groups of images with similar numbers of pairs, each with the largest number: a group is a nearly full table.
-
-        Args:
-            room: maximum table size (images x largest number of pairs) of a group of several images.
-        """
+        """Groups of images with similar numbers of pairs, each with the largest number: a group is a nearly full table."""
         order = sorted((i for i in range(self.num_images) if self.counts[i]), key=lambda i: -self.counts[i])
         start = 0
         while start < len(order):

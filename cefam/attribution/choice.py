@@ -20,13 +20,6 @@ def association(
 
     The K channels with the largest signed importance are replaced one after another by the mean of z over the stage's
     channels, and only the translator is rerun; the association is the area under the curve of the score's relative decrease.
-
-    Args:
-        networks: classifier, translator and concepts.
-        encoding: encoding of the images.
-        pairs: P pairs.
-        importance: beta * z, one (P, C_l) per stage.
-        settings: K and the memory limit.
     """
     translator, probability = networks.translator, networks.concepts.probability
     found = encoding.embedding.new_zeros(len(pairs), len(importance), dtype=torch.double)

@@ -16,9 +16,6 @@ FEWEST = 3  # concepts of a category that compete among themselves; those of a s
 def rivals_of(categories: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
     """Groups of concepts that compete.
 
-    Args:
-        categories: category of every concept.
-
     Returns:
         The group of every concept (T,), and the concepts of every group.
 

@@ -19,14 +19,7 @@ from cefam.towers.types import ClassifierOutput
 def last_stage_gradient(
     classifier: FrozenClassifier, output: ClassifierOutput, images: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Gradient of a score of the logits with respect to the last stage's map (B, C, H, W); NaN if not differentiable.
-
-    Args:
-        classifier: the frozen classifier.
-        output: the classifier's output for the images.
-        images: views (B, 3, H, W).
-        score: maps logits (B, Y) to the score of each image (B,).
-    """
+    """Gradient of ``score`` (logits (B, Y) -> (B,)) by the last stage's map (B, C, H, W); NaN if not differentiable."""
     every = torch.arange(len(images), device=output.logits.device)
     with single_precision(output.logits.device):
         again = classifier.rerun(output, images, every, first=-1)
@@ -60,15 +53,7 @@ def log_odds_of(classifier: FrozenClassifier, target: Tensor) -> Callable[[Tenso
 def direct_effect(
     classifier: FrozenClassifier, encoding: Encoding, pairs: ConceptPairs, importance: Tensor, target: Tensor
 ) -> Tensor:
-    """Cosine of importances at the last stage with the spatial mean gradient of the class's log-odds: (P,), double, in [-1, 1].
-
-    Args:
-        classifier: the frozen classifier.
-        encoding: encoding of the images.
-        pairs: P pairs.
-        importance: beta * z of the last stage (P, C).
-        target: class of each image (B,).
-    """
+    """Cosine of importances at the last stage with the spatial mean gradient of the class's log-odds: (P,), double, in [-1, 1]."""
     score = log_odds_of(classifier, target)
     gradient = pool(last_stage_gradient(classifier, encoding.output, encoding.images, score))
     return F.cosine_similarity(importance.double(), gradient[pairs.image].double(), dim=1)

@@ -16,12 +16,7 @@ LARGEST = 8.0  # factor of a stage
 
 @torch.no_grad()
 def concept_directions(networks: Networks, at: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the translator's similarity S with respect to z, for all concepts, one (T, C_l) per stage.
-
-    Args:
-        networks: classifier, translator and concepts.
-        at: pooled activations z at which the gradient is taken, one (C_l,) per stage.
-    """
+    """Gradients of the translator's similarity S with respect to z, at z (C_l,), for all concepts: (T, C_l) per stage."""
     device = networks.device
     with single_precision(device):
         embedding, pull_back = networks.translator.linearize([value.to(device).unsqueeze(0) for value in at])
@@ -38,10 +33,6 @@ def regressed_directions(networks: Networks, probe: Probe) -> list[Tensor]:
     s the cosine of the VLM's image embedding with the text. v minimizes mean (s - v.x)^2 + |v - a w|^2, where the prior w is
     the translator's gradient at the mean z, and a is the least-squares coefficient of s on w.x. The solution is
     v = (G + I)^-1 (mean(s x) + a w), with G the correlation of x.
-
-    Args:
-        networks: classifier, translator and concepts.
-        probe: of the same classifier and vision-language model.
 
     Raises:
         CefamError: if the concepts' embeddings are not of the probe's vision-language model.
@@ -70,11 +61,6 @@ def probe_directions(networks: Networks, probe: Probe, regressed: Sequence[Tenso
 
     Each is divided by the deviation of its score over the probe, so that both count the same: which of them finds better
     regions differs from one set of photographs to another, and their sum is close to the better one.
-
-    Args:
-        networks: classifier, translator and concepts.
-        probe: of the same classifier and vision-language model.
-        regressed: result of :func:`regressed_directions`.
     """
     found = torch.cat(list(regressed), dim=1)
     gradient = torch.cat(concept_directions(networks, mean_activations(probe)), dim=1)

@@ -182,12 +182,6 @@ def _distinct(
 ) -> tuple[Tensor, list[dict[int, list[int]]]]:
     """Choose the first ``count`` concepts of each image; a concept with the map of a better one of its category is left out.
 
-    Args:
-        fused: computes the maps.
-        activated: images, and the classifier's output for them.
-        pool: concepts (B, n), best first.
-        count: number of concepts per image.
-
     Returns:
         Concepts (B, count), and per image the concepts left out by the concept that they are like.
     """
@@ -215,11 +209,7 @@ def _distinct(
 
 
 def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor]:
-    """Photographs, and their views on the networks' device.
-
-    Raises:
-        CefamError: for images of an unsupported kind.
-    """
+    """Photographs, and their views on the networks' device."""
     where = networks.device
     if isinstance(images, Tensor):
         if images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] != 3 == images.shape[3]:

@@ -94,12 +94,7 @@ class FusedMaps:
         return guided(activated, total, pairs.image) if self.guide else total
 
     def evidence(self, activated: Activated, similarity: Tensor) -> Tensor:
-        """Evidence for every concept (B, T): :class:`cefam.attribution.evidence.Evidence` with a probe, otherwise S.
-
-        Args:
-            activated: images, and the classifier's output for them.
-            similarity: S (B, T).
-        """
+        """Evidence for every concept (B, T): :class:`cefam.attribution.evidence.Evidence` with a probe, otherwise S."""
         if self.evidence_of is None:
             return similarity
         scales = self.scales or usual_scales(activated)

@@ -50,16 +50,7 @@ def masking(channels: Tensor, replacement: Tensor, num_channels: int) -> Masking
 
 
 def masked(values: Tensor, how: Masking, steps: Tensor) -> Tensor:
-    """A stage's output with the first channels replaced by constants.
-
-    Args:
-        values: (V, C, ...); the trailing dimensions are positions of a map or prefix tokens.
-        how: masking, one row per row of ``values``.
-        steps: number of masked channels per row (V,).
-
-    Returns:
-        Masked values, in the shape of ``values``.
-    """
+    """``values`` (V, C, ...) with the first ``steps[v]`` channels of row v replaced by constants."""
     shape = (*values.shape[:2], *(1,) * (values.dim() - 2))
     hidden = (how.place < steps.unsqueeze(1)).view(shape)
     return torch.where(hidden, how.constant.to(values.dtype).view(shape), values)

@@ -56,10 +56,6 @@ def alike(images: Tensor, grid: Sequence[int]) -> Tensor:
     Weights of a joint bilateral filter (Petschnigg et al. 2004): a Gaussian of the distance, of the color difference in units
     of the view's contrast, and of the texture difference in units of its spread. Maps are sampled at half the resolution (N / 4
     cells), which is sufficient for a Gaussian of this width.
-
-    Args:
-        images: views (B, 3, H, W), uint8 or floats in [0, 1].
-        grid: numbers of rows and columns, even.
     """
     pixels = images.float() / (1 if images.is_floating_point() else 255)
     half = [n // 2 for n in grid]

@@ -49,12 +49,7 @@ class Activated:
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """Compute a value that depends only on the batch, and cache it for later chunks of pairs.
-
-        Args:
-            key: cache key, unique among all methods.
-            compute: computes the value; called once.
-        """
+        """Compute a value that depends only on the batch, and cache it under ``key`` for later chunks of pairs."""
         if key not in self._kept:
             self._kept[key] = compute()
         return cast(T, self._kept[key])

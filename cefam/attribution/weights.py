@@ -59,13 +59,6 @@ def total_gradients(
 ) -> list[Tensor]:
     """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
 
-    Args:
-        classifier: the frozen classifier that computed the maps.
-        activations: maps of all stages for B images, each (B, C_l, H_l, W_l), attached to the autograd graph.
-        sources: tensors to differentiate with respect to, one per requested stage; ancestors of the later activations.
-        pooled_gradients: dS/dz through the translator for S concepts of each image, one (S, B, C_l) per stage of
-            ``activations``.
-
     Returns:
         One gradient per entry of ``sources``, of shape (S, *source.shape).
     """
@@ -121,11 +114,6 @@ def _before_norm(
 
 def fuse(activation: Tensor, weights: Tensor, layout: PairTable) -> Tensor:
     """The map sum_k beta_k A_k of every pair (eq. 11 without its ReLU), without copying activations per pair.
-
-    Args:
-        activation: maps of one stage (B, C, H, W).
-        weights: beta of every pair (P, C).
-        layout: table of the pairs.
 
     Returns:
         Signed maps (P, H, W).

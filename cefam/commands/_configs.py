@@ -21,11 +21,7 @@ def shipped_configs() -> list[str]:
 
 
 def with_configs_first(arguments: Sequence[str]) -> list[str]:
-    """Resolve configs to paths and move them to the front, so that options override them regardless of their position.
-
-    Raises:
-        CefamError: for a config that does not exist, or is not a mapping of options.
-    """
+    """Resolve configs to paths and move them to the front, so that options override them regardless of their position."""
     configs, options = [], []
     words = iter(arguments)
     for word in words:

@@ -61,9 +61,6 @@ def open_artefact(
 
     Returns:
         The artefact, and the indices of the concepts to choose from (``None``: all).
-
-    Raises:
-        MissingError: if no artefact is given and there is no demo.
     """
     if artefact is None and not DEMO.is_file():
         raise MissingError(
@@ -97,11 +94,7 @@ def _at_hand(source: Any) -> bool:
 
 
 def photographs_of(images: Sequence[str]) -> list[tuple[str, Path]]:
-    """List the photographs in files and folders, each with a unique name.
-
-    Raises:
-        MissingError: if a file or folder does not exist.
-    """
+    """List the photographs in files and folders, each with a unique name."""
     found: list[tuple[str, Path]] = []
     for given in images:
         path = Path(given).expanduser()

@@ -158,12 +158,7 @@ class _FitCLI(_CLI):
         read_stored(checkpoint)
 
     def before_fit(self) -> None:
-        """Reject a folder that holds another run, whose checkpoints would be mistaken for this run's.
-
-        Raises:
-            CefamError: if no data is given.
-            ExistsError: if the folder holds a run and it is not resumed.
-        """
+        """Reject a folder that holds another run, whose checkpoints would be mistaken for this run's."""
         self._check_data()
         folder, resumed = self.trainer.log_dir, self._resumed()
         for callback in self.trainer.checkpoint_callbacks:
@@ -202,12 +197,7 @@ class _FitCLI(_CLI):
         return self.config.fit.ckpt_path or (str(left[-1]) if left else None)
 
     def before_validate(self) -> None:
-        """Reject validation of untrained weights, and overwriting the log of a run.
-
-        Raises:
-            CefamError: if no checkpoint is given.
-            ExistsError: if the logger's folder holds a run.
-        """
+        """Reject validation of untrained weights, and overwriting the log of a run."""
         self._check_data()
         if not self.config.validate.ckpt_path:
             raise CefamError(
@@ -236,11 +226,7 @@ class _FitCLI(_CLI):
 
 
 def refuse_logged(trainer: L.Trainer) -> None:
-    """Reject a logger's folder that holds the log of a run, which would be overwritten.
-
-    Raises:
-        ExistsError: if the folder holds a log.
-    """
+    """Reject a logger's folder that holds the log of a run, which would be overwritten."""
     folder = trainer.log_dir
     if folder and (Path(folder) / "metrics.csv").is_file():
         raise ExistsError(f"{folder} already holds the log of a run: name another folder for `trainer.logger`.")

@@ -33,9 +33,6 @@ def check_names(verb: str, arguments: Sequence[str]) -> None:
     Args:
         verb: name of the verb.
         arguments: command-line arguments.
-
-    Raises:
-        UnknownOptionError: for the first unknown name, with a similar one.
     """
     known = sorted({*ALWAYS, *option_names(verb)})
     for word in arguments:

@@ -73,9 +73,6 @@ def demo(
         evaluation_scenes: number of scenes for the evaluation of regions.
         epochs: maximum number of epochs.
         seed: seed of the training.
-
-    Raises:
-        CefamError: for a number below 1, or a folder that holds a demo with other options, or other files.
     """
     _check_numbers(scenes, evaluation_scenes, epochs, seed)
     root = Path(folder)

@@ -184,11 +184,7 @@ def _merge(folder: Path, parts: Sequence[Path], manifest: FeatureManifest) -> st
 
 
 def _finished(folder: Path, photographs: str) -> bool:
-    """Whether the folder holds a finished cache of these photographs.
-
-    Raises:
-        CefamError: if the folder holds a finished cache of other photographs, or other data.
-    """
+    """Whether the folder holds a finished cache of these photographs."""
     if not (folder / MANIFEST).exists():
         return False
     if not (folder / JOURNAL).is_file():

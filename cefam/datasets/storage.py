@@ -122,12 +122,7 @@ def _fetch(place: str | Path, target: Path, sha256: str) -> None:
 
 
 def _attempts(place: str | Path, act: Callable[[Any, str], Any]) -> Any:
-    """Call ``act`` on a remote file; failures are retried with exponential backoff.
-
-    Raises:
-        MissingError: if the file does not exist.
-        CefamError: if the last attempt fails.
-    """
+    """Call ``act`` on a remote file; failures are retried with exponential backoff."""
     import fsspec
 
     for attempt in range(1, ATTEMPTS + 1):

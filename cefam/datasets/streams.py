@@ -46,11 +46,7 @@ def count_batches(rows: int, batch_size: int, folder: str) -> int:
 
 
 class Skipped:
-    """Counts the unreadable training samples of an epoch in this process.
-
-    Args:
-        limit: maximum number of skipped samples per epoch.
-    """
+    """Counts the unreadable training samples of an epoch in this process, up to ``limit``."""
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
@@ -151,11 +147,6 @@ class EpochShards(IterableDataset[tuple[Shard, str]]):
 
     The order of the shards depends on seed and epoch. Each of n processes takes every n-th shard, and continues with a new
     order at the end of the list, until it has enough samples, so all processes get the same number of batches.
-
-    Args:
-        shards: all shards.
-        seed: seed of the order.
-        samples: number of samples per process.
     """
 
     def __init__(self, shards: Sequence[Shard], seed: int, samples: int) -> None:

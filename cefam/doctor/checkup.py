@@ -49,9 +49,6 @@ def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]
     Args:
         explainer: the explainer, with its concepts.
         batches: views (B, 3, h, w), and ground truth (B, T) as in :class:`Measured`, or ``None``.
-
-    Raises:
-        CefamError: for fewer than ten images.
     """
     concepts, said, vlm, there = explainer.concepts, [], [], []
     text = concepts.require_embeddings()

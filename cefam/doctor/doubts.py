@@ -48,11 +48,7 @@ def place_of(artefact: str | Path) -> Path:
 
 
 def read(artefact: str | Path, key: dict[str, str]) -> dict[int, str]:
-    """Doubts about an artefact by concept number; empty if there are none, or, with a warning, if they belong to another one.
-
-    Raises:
-        CefamError: if the file has another format.
-    """
+    """Doubts about an artefact by concept number; empty if there are none, or, with a warning, if they belong to another one."""
     place = place_of(artefact)
     if not place.is_file():
         return {}

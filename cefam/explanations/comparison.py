@@ -127,10 +127,6 @@ class Comparison:
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the page.
 
-        Args:
-            path: a .html file.
-            overwrite: replace an existing file.
-
         Raises:
             ExistsError: if the file exists.
             CefamError: for any other extension.

@@ -74,10 +74,6 @@ def data_uri(text: str, kind: str) -> Markup:
 def page(explanation: Findings, colormap: str = "viridis") -> str:
     """Render the page of an explanation.
 
-    Args:
-        explanation: explanation of one image.
-        colormap: initial color map: "viridis", "cividis", "inferno" or "grey".
-
     Raises:
         CefamError: for an unknown color map.
     """
@@ -237,13 +233,7 @@ def page_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def entry(explanation: Findings, link: str, truth: str | None = None) -> dict[str, Any]:
-    """The card of an explanation in :func:`index`, in plain types.
-
-    Args:
-        explanation: the explanation.
-        link: address of its page.
-        truth: name of the photograph's class, if it is known.
-    """
+    """The card of an explanation in :func:`index`, in plain types; ``truth`` is the photograph's class, if known."""
     shown = leading(explanation)
     lead = next(iter(shown), None)
     return {

@@ -60,13 +60,7 @@ def spearman(value: Tensor, effect: Tensor) -> float:
 
 
 def estimate(per_scene: Sequence[np.ndarray], total: Callable[[np.ndarray], float], seed: int = 0) -> Estimate:
-    """Estimate a statistic of the scenes' summed counts, with its interval.
-
-    Args:
-        per_scene: counts of every scene, all of the same shape.
-        total: computes the statistic from the sum of the counts.
-        seed: seed of the bootstrap.
-    """
+    """Estimate a statistic of the scenes' summed counts, with its interval."""
     counts = np.stack(per_scene)
     random = np.random.default_rng(seed)
     drawn = random.integers(0, len(counts), (REPEATS, len(counts)))

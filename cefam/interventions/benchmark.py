@@ -50,15 +50,7 @@ def shuffled(explainer: Explainer) -> Explainer:
 def examine(
     explainer: Explainer, control: Explainer, split: str, index: int, method: WWWRegions | None = None
 ) -> dict[str, Any]:
-    """Evaluate one scene: effects, every rule's importances by both mappings, FunnyBirds' checks; in plain types.
-
-    Args:
-        explainer: of the classifier.
-        control: :func:`shuffled` of it.
-        split: of Brodenette.
-        index: of the scene.
-        method: WWW's regions, for its row.
-    """
+    """Evaluate one scene: effects, every rule's importances by both mappings, FunnyBirds' checks; in plain types."""
     found = measure(explainer.classifier, describe(split, index))
     says = Predictions(explainer.classifier, found)
     rows: dict[str, Any] = {}
@@ -131,12 +123,7 @@ class Row:
 
 
 def rows(records: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float] | None = None) -> list[Row]:
-    """Compute the rows of the table.
-
-    Args:
-        records: results of :func:`examine`.
-        thresholds: t by "rule/mapping", from development scenes; ``None``: choose t on these scenes.
-    """
+    """Rows of the table, with checks at the thresholds t by "rule/mapping" (``None``: the best on these records)."""
     made = []
     for rule in records[0]["rules"]:
         for mapping in MAPPINGS:

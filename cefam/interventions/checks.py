@@ -46,12 +46,7 @@ class Predictions:
 
 
 def check(says: Predictions, importance: Tensor) -> dict[str, list[float]]:
-    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; undefined checks are left out.
-
-    Args:
-        says: predictions for the scene.
-        importance: importances of its concepts (P,), double.
-    """
+    """CSDC, PC, DC and D of one scene at every threshold, 80 values each; undefined checks are left out."""
     found, chosen = says.found, important(importance)
     answers: dict[str, list[float]] = {}
     irrelevant = found.effect < IRRELEVANT * abs(found.log_odds)

@@ -31,12 +31,7 @@ class Intervention:
 
 
 def interventions(scene: Scene, shown: Iterable[int]) -> list[Intervention]:
-    """Interventions on the concepts of a scene; those without an admissible alternative are left out.
-
-    Args:
-        scene: a scene with a class.
-        shown: numbers of the labels visible in the scene.
-    """
+    """Interventions on the concepts of a scene; those without an admissible alternative are left out."""
     needed = needs(scene.label)
     found = []
     for number in sorted(shown):

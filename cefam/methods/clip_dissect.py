@@ -183,15 +183,7 @@ def dissect(
     every: bool = False,
     kept: int = 64,
 ) -> Associations:
-    """Associate every neuron with the concept that describes it best.
-
-    Args:
-        context: must have a probe and a VLM.
-        similarity: name of the similarity function.
-        prompt: prompt template, with ``{}`` for the concept's word (published: "{}"); ``None``: each concept's own prompt.
-        every: associate every concept with its best neurons instead, even if another concept describes them better.
-        kept: number of neurons per concept and stage if ``every`` is set.
-    """
+    """Associate every neuron with the concept that describes it best."""
     if similarity not in get_args(Similarity):
         raise CefamError(f"similarity must be one of {', '.join(get_args(Similarity))}, got {similarity!r}.")
     probe = probe_of(context, "CLIP-Dissect")

@@ -53,16 +53,7 @@ def fit(
     share: float = SHARE,
     seed: int = 0,
 ) -> Net2Vec:
-    """Fit the weights of all concepts and stages jointly, by SGD with momentum 0.9.
-
-    Args:
-        context: provides the classifier.
-        shards: photographs with masks, disjoint from the evaluation photographs.
-        epochs: number of training epochs.
-        learning_rate: learning rate; the loss is a sum over pixels.
-        share: share of a neuron's activations above its threshold.
-        seed: seed of the initial weights.
-    """
+    """Fit the weights of all concepts and stages jointly, by SGD with momentum 0.9."""
     photographs = MaskedShards(context.classifier, context.concepts, shards, BATCH, "net2vec")
     threshold = thresholds(photographs, share)
     pixels, shown = torch.zeros(2, len(context.concepts), dtype=torch.double)

@@ -58,15 +58,7 @@ class Overlaps:
 def dissect_by_masks(
     context: MethodContext, shards: str, every: bool = True, share: float = SHARE, detector: float = DETECTOR
 ) -> Associations:
-    """Associate neurons with concepts by their IoU over all photographs of ``shards``.
-
-    Args:
-        context: provides the classifier.
-        shards: photographs with masks, disjoint from the evaluation photographs.
-        every: rank all neurons for each concept; false: each detector gets only the concept that it overlaps most.
-        share: share of a neuron's activations above its threshold.
-        detector: IoU above which a neuron is a detector.
-    """
+    """Associate neurons with concepts by their IoU over all photographs of ``shards``."""
     if not 0 < share < 1:
         raise CefamError(f"share must lie between 0 and 1, got {share}.")
     photographs = MaskedShards(context.classifier, context.concepts, shards, title="network dissection")

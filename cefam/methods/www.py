@@ -63,13 +63,6 @@ def match(
 ) -> Associations:
     """Associate every neuron with its concepts.
 
-    Args:
-        context: must have a probe and a VLM.
-        alpha: threshold for a concept's weight, in percent of the neuron's largest weight.
-        num_examples: examples per neuron.
-        prompt: prompt template, with ``{}`` for the concept's word; ``None``: each concept's own prompt.
-        adaptive: subtract the similarity with the template without a concept.
-
     Raises:
         CefamError: if the probe stores fewer examples per neuron, or ``alpha`` is not in (0, 100].
     """

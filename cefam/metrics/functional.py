@@ -163,10 +163,6 @@ def region_area(region: Tensor, mask: Tensor) -> Tensor:
 
     Ranks and weights follow the published program. Ties are resolved by expectation; the published program leaves their
     order to an unstable sort.
-
-    Args:
-        region: (P, H, W).
-        mask: (P, H, W), boolean.
     """
     _check(region, mask)
     if not mask.numel():
@@ -178,11 +174,7 @@ def region_area(region: Tensor, mask: Tensor) -> Tensor:
 
 
 def area_bounds(mask: Tensor) -> Bounds:
-    """Reference areas for NRA (:class:`Bounds`); the ideal curve follows the published program.
-
-    Args:
-        mask: (P, H, W), boolean.
-    """
+    """Reference areas for NRA (:class:`Bounds`); the ideal curve follows the published program."""
     num_pixels, size = mask.shape[1:].numel(), _size(mask)
     if not mask.numel():
         return Bounds(size, size, size)
@@ -235,10 +227,6 @@ def normalized_region_accuracy(
 def iou_curves(region: Tensor, mask: Tensor) -> IoUCurves:
     """The three curves of the paper's Fig. 4, at every hundredth of the image (ranks r with r % step == 0).
 
-    Args:
-        region: (P, H, W).
-        mask: (P, H, W), boolean.
-
     Returns:
         Three (P, R) doubles: the region's IoU with its first r + 1 pixels; the ideal, r / |M| up to |M| and |M| / r
         after; the published random line (r / N) (|M| / N).
@@ -259,10 +247,6 @@ def hits(nra: Tensor, threshold: float = 0.5) -> Tensor:
 
 def pointing_game(region: Tensor, mask: Tensor) -> Tensor:
     """Whether the maximum lies in the mask (Zhang et al., IJCV 2018); for several maxima, the share inside the mask.
-
-    Args:
-        region: (P, H, W).
-        mask: (P, H, W), boolean.
 
     Returns:
         (P,), double, NaN where undefined.
@@ -286,10 +270,6 @@ def iou_at_area(region: Tensor, mask: Tensor) -> Tensor:
 
 def average_precision(region: Tensor, mask: Tensor) -> Tensor:
     """Area under the precision-recall curve of the pixels (AUPRC), as a step function; equal values are one step.
-
-    Args:
-        region: (P, H, W).
-        mask: (P, H, W), boolean.
 
     Returns:
         (P,), double, NaN where undefined.

@@ -137,10 +137,6 @@ class PairMean(Metric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of ``compute``, or a sequence of results; see ``torchmetrics.Metric.plot``.
 
-        Args:
-            val: result or results; ``None``: computed now.
-            ax: a matplotlib axis to draw on.
-
         Returns:
             Figure and axis.
         """

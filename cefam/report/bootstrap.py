@@ -30,12 +30,6 @@ class Difference(NamedTuple):
 def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[str] = ()) -> list[Difference]:
     """Compare the first method with every other one on the same images, per protocol, by the unweighted category mean.
 
-    Args:
-        sums: sums of the records, including the per-image sums of the compared metric.
-        repeats: number of bootstrap resamples.
-        seed: random seed.
-        order: order of the methods; methods not listed follow in order of occurrence.
-
     Returns:
         The differences; empty if there are fewer than two images.
     """
@@ -75,12 +69,6 @@ def intervals(
     sums: Sums, protocol: str, repeats: int = 1000, seed: int = 0
 ) -> dict[tuple[str, str], tuple[float, float, float]]:
     """Mean and 95 % interval over images of every method in every category.
-
-    Args:
-        sums: sums of the records, including the per-image sums of the metric.
-        protocol: "top1" or "oracle".
-        repeats: number of bootstrap resamples.
-        seed: random seed.
 
     Returns:
         Mean, low and high, by method and category.

@@ -45,15 +45,7 @@ def to_image(view: Any) -> np.ndarray:
 def of_pairs(
     batch: RegionBatch, measured: PairValues, rows: Sequence[int], concepts: ConceptSet, stages: Sequence[str]
 ) -> list[Example]:
-    """Create examples from the pairs of a batch whose candidates were kept.
-
-    Args:
-        batch: photographs with masks.
-        measured: results of the batch, with the candidates of ``rows``.
-        rows: indices of the pairs.
-        concepts: the concept set.
-        stages: stage names.
-    """
+    """Create examples from the pairs of a batch whose candidates were kept."""
     found, kept = measured.found, []
     for place, row in enumerate(rows):
         concept = concepts.concepts[int(found.pairs.concept[row])]

@@ -46,15 +46,7 @@ class Parts:
         presence: Mapping[str, np.ndarray],
         kept: Sequence[Example],
     ) -> None:
-        """Write the part of a batch.
-
-        Args:
-            path: output file.
-            rows: records of the batch.
-            outside: number of pairs whose label is not in the concept set.
-            presence: presence scores of the photographs, by name.
-            kept: examples of the batch.
-        """
+        """Write the part of a batch."""
         text = io.StringIO()
         csv.writer(text).writerows(rows)
         arrays: dict[str, Any] = {

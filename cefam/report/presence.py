@@ -26,13 +26,7 @@ FREQUENT, RANDOM = "most frequent concepts", "random concepts"
 
 
 def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
-    """Area under the ROC curve of every concept (T,), double; ties count one half, NaN where undefined.
-
-    Args:
-        score: scores (N, T); NaN if a method cannot express the concept.
-        present: whether photograph n shows concept t (N, T).
-        known: whether ``present`` is known (N, T).
-    """
+    """Area under the ROC curve of every concept (T,), double; ties count one half, NaN where undefined."""
     found = []
     for values, shown, sure in zip(score.T, present.T, known.T, strict=True):
         values, shown = values[sure].double(), shown[sure].long()

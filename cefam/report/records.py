@@ -175,11 +175,7 @@ def _floats(column: list[str], path: str | Path, first: int) -> np.ndarray:
 
 
 def _numeric(header: Sequence[str], path: str | Path) -> tuple[str, ...]:
-    """Numeric columns of a file.
-
-    Raises:
-        CefamError: if a required column is missing.
-    """
+    """Numeric columns of a file."""
     missing = sorted(set(columns()) - set(header))
     if missing:
         raise CefamError(f"{path} is not a file of records: it has no column {', '.join(map(repr, missing))}.")

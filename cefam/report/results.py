@@ -167,11 +167,7 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
 
 
 def _prefixes(folders: Sequence[str | Path]) -> list[str]:
-    """Names of the folders: the shortest path suffixes that distinguish them.
-
-    Raises:
-        CefamError: if a folder is listed twice.
-    """
+    """Names of the folders: the shortest path suffixes that distinguish them."""
     paths = [Path(folder).resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         raise CefamError(f"A folder is named twice: {', '.join(map(str, folders))}.")

@@ -53,14 +53,7 @@ class Sums:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], left_out: set[int] | None = None, metric: str = "nra") -> "Sums":
-        """Sum blocks of records.
-
-        Args:
-            blocks: see :func:`cefam.report.records.blocks`.
-            left_out: pairs that some method cannot express; if there are any, all other pairs are also added under the
-                protocol "... common".
-            metric: see the class.
-        """
+        """Sum blocks of records; if some method lacks pairs (``left_out``), the others are also summed as "PROTOCOL common"."""
         sums = cls(metric)
         excluded = np.fromiter(left_out or (), np.int64, len(left_out or ()))
         for block in blocks:

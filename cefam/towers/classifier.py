@@ -246,12 +246,7 @@ class FrozenClassifier(nn.Module):
     def gradients(
         self, outputs: Sequence[Tensor], sources: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Backpropagate S gradients of the outputs at once through the graph of :meth:`rerun`.
-
-        Args:
-            outputs: connected to the sources by autograd.
-            sources: tensors to differentiate with respect to.
-            gradients: one tensor per output, of shape (S, *output.shape).
+        """Backpropagate S gradients of the outputs, one (S, *output.shape) each, at once through the graph of :meth:`rerun`.
 
         Returns:
             One gradient per source, of shape (S, *source.shape).

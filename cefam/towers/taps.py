@@ -21,15 +21,7 @@ LOCK = threading.RLock()
 def tapped(
     module: nn.Module, stages: Sequence[Stage], captured: list[Any], size: Sequence[int], first: int | None = None
 ) -> Iterator[None]:
-    """While active, store (raw output, map, context) of every stage that runs in ``captured``.
-
-    Args:
-        module: the network.
-        stages: all stages of the network.
-        captured: list to fill, one entry per stage.
-        size: (H, W) of the images.
-        first: index of the first captured stage, where the autograd graph starts; ``None``: all stages, no graph.
-    """
+    """While active, store (raw output, map, context) of every stage that runs in ``captured``."""
 
     def hook(index: int) -> Callable[..., Any]:
         stage = stages[index]

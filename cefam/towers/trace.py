@@ -129,9 +129,6 @@ class Trace:
         """Rows and columns of the patches among ``count`` tokens, from a convolution's output or a ``patch_size`` attribute.
 
         If patches were merged before the stage, its grid has 1/2, 1/4, ... 1/32 as many rows and columns.
-
-        Raises:
-            CefamError: if no such grid fits.
         """
         if stated is None:
             known = (getattr(child, "num_prefix_tokens", None) for child in module.modules())  # timm

@@ -53,13 +53,6 @@ def among_others(
 ) -> list[Any]:
     """Run an image together with a second one; returns what :func:`~cefam.towers.taps.tapped` captures.
 
-    Args:
-        module: the network.
-        stages: its stages.
-        size: (H, W) of the images.
-        image: (1, C, H, W), as the network takes it.
-        logits: the network's output for this image alone (1, Y).
-
     Raises:
         CefamError: if the outputs for one image depend on the other image or are random, or if a stage's batch size is not
             the number of images.

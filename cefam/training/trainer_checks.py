@@ -12,11 +12,7 @@ from cefam.training.schedule import WarmupPlateau
 
 
 def check_epochs(trainer: L.Trainer, stage: str) -> None:
-    """Check that the Trainer runs training and validation batches, and validates exactly once per epoch.
-
-    Raises:
-        CefamError: naming the option to set.
-    """
+    """Check that the Trainer runs training and validation batches, and validates exactly once per epoch."""
     if stage == "validate" and trainer.limit_val_batches == 0:
         raise CefamError("Without validation batches nothing is measured: set `trainer.limit_val_batches` above 0.")
     if stage != "fit":
@@ -40,11 +36,7 @@ def check_epochs(trainer: L.Trainer, stage: str) -> None:
 
 
 def check_monitors(trainer: L.Trainer, logged: Iterable[str]) -> None:
-    """Check that early stopping, checkpoints and schedules monitor logged values, in the right direction.
-
-    Raises:
-        CefamError: with similar names, or the mode to set.
-    """
+    """Check that early stopping, checkpoints and schedules monitor logged values, in the right direction."""
     known = list(logged)
     following: list[tuple[str, Any, Any]] = [
         ("early_stopping", each, getattr(each, "monitor", None)) for each in trainer.early_stopping_callbacks
@@ -104,11 +96,7 @@ def described(configured: Any) -> dict[str, Any]:
 
 
 def check_precision(trainer: L.Trainer) -> None:
-    """Reject precisions that would round weights and regions; autocast is only used for the towers.
-
-    Raises:
-        CefamError: naming the precisions to use.
-    """
+    """Reject precisions that would round weights and regions; autocast is only used for the towers."""
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise CefamError(
             f"The precision {trainer.precision!r} would round regions and metrics, too: set `trainer.precision` to 32-true, "
@@ -122,9 +110,6 @@ def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
     Args:
         asked: settings and training options of this run, by name.
         checkpoint: as read by Lightning, made for this classifier and these concepts.
-
-    Raises:
-        CefamError: naming the first option that differs, or if the checkpoint holds only weights.
     """
     if not checkpoint.get("optimizer_states"):
         raise CefamError(

@@ -16,11 +16,7 @@ MASK_CATEGORIES = ("color", "object", "part", "material")  # scene and texture a
 
 
 def _root(place: Path) -> Path | ZipPath:
-    """Folder of the tables: ``place`` itself, or the outermost folder in a zip that holds ``index.csv``.
-
-    Raises:
-        CefamError: for a file that is not a zip, or a zip without ``index.csv``.
-    """
+    """Folder of the tables: ``place`` itself, or the outermost folder in a zip that holds ``index.csv``."""
     if not place.is_file():
         return place
     try:

@@ -106,11 +106,7 @@ class Coco:
 
 
 def _by_key(entries: list[dict[str, Any]], key: str, path: Path) -> dict[Any, dict[str, Any]]:
-    """Entries by the value of ``key``, which must be unique.
-
-    Raises:
-        CefamError: if a value occurs twice.
-    """
+    """Entries by the value of ``key``, which must be unique."""
     found: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         if entry[key] in found:

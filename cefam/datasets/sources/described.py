@@ -182,11 +182,7 @@ class Described(Source):
 
 
 def _checked(about: Any, keys: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Return ``about`` if it is a mapping with known keys.
-
-    Raises:
-        CefamError: if it is not a mapping, or for an unknown key.
-    """
+    """Return ``about`` if it is a mapping with known keys."""
     if not isinstance(about, dict):
         raise CefamError(f"{where} must hold {', '.join(keys)}, got {type(about).__name__}.")
     for key in about:
