@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cefam import CEFAM, ConceptSet, load_classifier
-from cefam.datamodules.features import _as_it_is, _Rows
+from cefam.datamodules.features import _as_it_is
 from cefam.datasets.features import Features
 from cefam.datasets.samplers import ShuffledSampler
 from cefam.translator import distillation_losses
@@ -75,7 +75,7 @@ def memory(rows: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         features = Features(written(Path(folder), rows, 1472), [960, 512])
         sampler = ShuffledSampler(rows, 0)
-        loader = DataLoader(_Rows(features), batch_size=1024, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
+        loader = DataLoader(features, batch_size=1024, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
         before = _anonymous()
         for batch in loader:
             batch["embedding"].sum()
@@ -131,9 +131,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         features = Features(matrix, widths)
         features = features.to(device) if options.resident else features
         sampler = ShuffledSampler(options.rows, 0)
-        loader = DataLoader(
-            _Rows(features), batch_size=options.batch, sampler=sampler, drop_last=True, collate_fn=_as_it_is
-        )
+        loader = DataLoader(features, batch_size=options.batch, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
         batches = iter(loader)
 
         def cached() -> None:

@@ -1,6 +1,5 @@
 """MethodSettings: the settings of the CE-FAM method, immutable and stored in every artefact."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
@@ -81,8 +80,3 @@ class MethodSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings in plain types, as stored in artefacts."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`."""
-        return cls().changed(**stored)

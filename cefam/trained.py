@@ -174,7 +174,7 @@ class Trained:
         concepts = ConceptSet.from_records(about["concepts"]["records"], embeddings=stored.text, **kinds)
         translator = Translator(**about["translator"])
         translator.load_state_dict(stored.weights)
-        settings = MethodSettings.from_dict(about["settings"])
+        settings = MethodSettings().changed(**about["settings"])
         trained = cls(classifier, translator.eval(), concepts, about["vlm"], settings, about["training"])
         trained.check(about)
         place = find_artefact(path)

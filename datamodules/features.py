@@ -3,32 +3,14 @@
 from typing import Any
 
 import lightning as L
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from cefam.datasets.batches import region_loader
 from cefam.datasets.contract import Manifest
-from cefam.datasets.features import FeatureManifest, Features, load_features
+from cefam.datasets.features import FeatureManifest, load_features
 from cefam.datasets.samplers import ShuffledSampler, StripedSampler
 from cefam.datasets.streams import count_batches
 from cefam.images.views import EvaluationView
-
-
-class _Rows(Dataset[dict[str, Any]]):
-    """Rows of a cache; a batch is selected by one index operation instead of collating rows."""
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
-        matrix = self.features.matrix
-        return self.features.split(matrix.index_select(0, torch.tensor(rows).to(matrix.device)))
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -84,16 +66,14 @@ class FeaturesData(L.LightningDataModule):
         if self.resident and self.trainer is not None:
             features = features.to(self.trainer.strategy.root_device)
         sampler = ShuffledSampler(len(features), self.seed)
-        return DataLoader(
-            _Rows(features), batch_size=self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is
-        )
+        return DataLoader(features, batch_size=self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> list[Any]:
         """Every row exactly once over all processes; then, if ``regions`` is set, photographs with masks."""
         features = load_features(self.val)
         sampler = StripedSampler(len(features), self.val)
         loaders: list[Any] = [
-            DataLoader(_Rows(features), batch_size=self.val_batch_size, sampler=sampler, collate_fn=_as_it_is)
+            DataLoader(features, batch_size=self.val_batch_size, sampler=sampler, collate_fn=_as_it_is)
         ]
         if self.regions:
             loaders.append(

@@ -12,7 +12,7 @@ from cefam.datasets.batches import Batches, region_loader, stacked
 from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
-from cefam.datasets.streams import FileLoader, ImageFiles, ShardLoader, Skipped, collate_images, count_batches
+from cefam.datasets.streams import FileLoader, ShardLoader, Skipped, Views, collate_views, count_batches
 from cefam.datasets.webdatasets import shards_of_others
 from cefam.images.views import EvaluationView, training_view
 
@@ -92,10 +92,10 @@ class ImagesData(L.LightningDataModule):
             paths = [path for path, _ in list_images(self.val)]
             loaders = [
                 DataLoader(
-                    ImageFiles(paths, view),
+                    Views(paths, view, 0, False),
                     batch_size=self.val_batch_size,
                     sampler=StripedSampler(len(paths), self.val),
-                    collate_fn=collate_images,
+                    collate_fn=collate_views,
                     num_workers=self.num_workers,
                 )
             ]

@@ -97,11 +97,11 @@ def test_features_of_replaced_shards_are_made_anew_or_refused(world, prepared, t
         if len(found) < 2:
             Path("out/manifest.json").unlink(missing_ok=True)  # as if it had been stopped at its end
             assert run("features", *features) == 0
-            found.append(load_features("out")["embedding"])
+            found.append(load_features("out").matrix)
     assert not torch.allclose(*found)
     assert run("features", *features) == 1
     assert "features of other photographs" in capsys.readouterr().err
-    assert torch.equal(load_features("out")["embedding"], found[1])
+    assert torch.equal(load_features("out").matrix, found[1])
 
 
 @pytest.mark.parametrize("verb", ["prepare", "evaluate"])

@@ -54,13 +54,7 @@ class EndTogether(L.Callback):
         """Replace the Trainer's SIGTERM handler, whose broadcast hangs if other processes are in another collective."""
         _signals.take_back()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See :meth:`on_train_start`."""
-        _signals.take_back()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See :meth:`on_train_start`."""
-        _signals.take_back()
+    on_validation_start = on_test_start = on_train_start
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Terminate the other processes on any exception, including signals, before Lightning cleans up."""
@@ -148,7 +142,7 @@ class _FitCLI(_CLI):
         for follower in (options.get("checkpoint"), options.get("early_stopping")):
             if follower is not None:  # Lightning's default is "min", whatever is monitored
                 follower.mode = better_when(str(follower.monitor)) or follower.mode
-        checkpoint = str(self.config[self.config.subcommand].get("ckpt_path") or "")
+        checkpoint = str(options.get("ckpt_path") or "")
         if not checkpoint:
             return
         if checkpoint == "last" and self.config.subcommand == "fit":
@@ -211,15 +205,12 @@ class _FitCLI(_CLI):
                 "No data is named: set `--data` to FeaturesData or ImagesData, or take a config that does (`--config train/features`)."
             )
 
-    def before_instantiate_classes(self) -> None:
-        """Store the towers' loading options, in plain types, for the checkpoint."""
-        model = self.config[self.config.subcommand].model
-        self._sources = {kind: model[kind].as_dict() for kind in ("classifier", "vlm") if model.get(kind) is not None}
-
     def instantiate_classes(self) -> None:
-        """Record the loading options of towers of user-defined classes."""
+        """Record the loading options of towers of user-defined classes, in plain types, for the checkpoint."""
+        model = self.config[self.config.subcommand].model
+        sources = {kind: model[kind].as_dict() for kind in ("classifier", "vlm") if model.get(kind) is not None}
         super().instantiate_classes()
-        for kind, source in self._sources.items():
+        for kind, source in sources.items():
             tower = getattr(self.model, kind)
             if tower.source is None:
                 tower.source = source

@@ -34,8 +34,8 @@ def verify(folders: list[str]) -> None:
 
 def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
     """The checks of a folder, by name, and a description of its contents."""
-    if storage.exists(storage.join(folder, MANIFEST)):
-        kind = _kind(folder)
+    kind = _kind(folder)
+    if kind is not None:
         if kind == "cefam-shards":
             manifest = Manifest.read(folder)
             known = {label["number"] for label in manifest.labels}
@@ -53,9 +53,12 @@ def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
     raise MissingError(f"{folder} holds neither shards nor features nor an artefact: name a folder that cefam made.")
 
 
-def _kind(folder: str) -> str:
+def _kind(folder: str) -> str | None:
+    """The format that a folder's manifest names; ``None`` without a manifest."""
     try:
         return str(json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))["format"])
+    except MissingError:
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise CefamError(f"{storage.join(folder, MANIFEST)} is not a manifest of cefam.") from error
 

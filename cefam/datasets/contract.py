@@ -146,7 +146,7 @@ class Manifest:
         if manifest.root is not None and storage.is_url(folder):
             raise CefamError(f"{place} names another place, {manifest.root}: only a manifest of your own may do that.")
         for shard, entry in zip(manifest.placed(folder), manifest.shards, strict=True):
-            if not storage.is_url(shard.place) and not storage.exists(shard.place):
+            if not storage.is_url(shard.place) and not Path(shard.place).is_file():
                 raise MissingError(
                     f"{place} lists {entry['file']}, which does not exist: copy it, or run `cefam prepare` again."
                 )

@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cefam.attribution.scores import pool
 from cefam.datasets.contract import MANIFEST
@@ -157,30 +158,23 @@ def _units(parts: Sequence[Group], views: int, seed: int, write: Callable[..., d
 
 def _finish(folder: Path, manifest: FeatureManifest, entries: Sequence[dict[str, Any]]) -> None:
     """Join the parts into one file, write the manifest, and remove the parts."""
-    parts = [folder / entry["file"] for entry in entries]
-    manifest.num_rows = sum(entry["rows"] for entry in entries)
-    manifest.sha256 = _merge(folder, parts, manifest)
-    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
-    for part in parts:
-        part.unlink()
-
-
-def _merge(folder: Path, parts: Sequence[Path], manifest: FeatureManifest) -> str:
-    """Concatenate the parts in one file and return its checksum."""
     from safetensors.torch import load_file
 
+    parts = [folder / entry["file"] for entry in entries]
+    manifest.num_rows, first = sum(entry["rows"] for entry in entries), 0
     shape = manifest.num_rows, sum(manifest.widths)
     with replacing(folder / FILE) as temporary:
         every = np.lib.format.open_memmap(temporary, mode="w+", dtype=STORED[manifest.precision], shape=shape)
-        first = 0
         for part in parts:
             rows = load_file(part)["features"]
-            every[first : first + len(rows)] = (
-                rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
-            ).numpy()
+            stored = rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows
+            every[first : first + len(rows)] = stored.numpy()
             first += len(rows)
         every.flush()
-        return digest_of(temporary)
+        manifest.sha256 = digest_of(temporary)
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    for part in parts:
+        part.unlink()
 
 
 def _finished(folder: Path, photographs: str) -> bool:
@@ -212,7 +206,7 @@ def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Te
     return torch.cat(every, dim=1).to(getattr(torch, precision)).cpu()
 
 
-class Features:
+class Features(Dataset[dict[str, Any]]):
     """The rows of a cache: ``matrix`` (N, W), memory-mapped or on a device, in the precision of the file.
 
     Args:
@@ -230,16 +224,14 @@ class Features:
         """The same rows on a device."""
         return type(self)(self.matrix.to(device), self.widths)
 
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        """A batch, by one index operation: torch's DataLoader prefers this to ``__getitem__``."""
+        return self.split(self.matrix.index_select(0, torch.tensor(rows).to(self.matrix.device)))
+
     def split(self, rows: Tensor) -> dict[str, Any]:
         """Rows (B, W) as a training batch in float32: ``pooled``, a list of (B, C_l), and ``embedding`` (B, D)."""
         *pooled, embedding = (part.float() for part in torch.split(rows, self.widths, dim=1))
         return {"pooled": pooled, "embedding": embedding}
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Columns of all rows in float32, by name: "embedding", or "pooled.0" ..."""
-        every = self.split(self.matrix)
-        found: Tensor = every["embedding"] if name == "embedding" else every["pooled"][int(name.partition(".")[2])]
-        return found
 
 
 def load_features(folder: str | Path) -> Features:

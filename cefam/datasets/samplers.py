@@ -38,7 +38,7 @@ class ShuffledSampler(DistributedSampler[Any]):
     Args:
         length: number of rows.
         seed: seed of the order.
-        draws: yield draw numbers (epoch x length + index) instead of indices, for :class:`RandomViews`.
+        draws: yield draw numbers (epoch x length + index) instead of indices, for :class:`Views`.
     """
 
     def __init__(self, length: int, seed: int, draws: bool = False) -> None:

@@ -37,21 +37,6 @@ def join(folder: str | Path, name: str) -> str:
     return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else str(Path(folder) / name)
 
 
-def exists(place: str | Path) -> bool:
-    """Whether a small file exists; a URL is read, since fsspec's ``exists`` returns False when the host is unreachable.
-
-    Raises:
-        CefamError: if the host is unreachable.
-    """
-    if not is_url(place):
-        return Path(place).is_file()
-    try:
-        read_bytes(place)
-    except MissingError:
-        return False
-    return True
-
-
 def read_bytes(place: str | Path) -> bytes:
     """Contents of a small file.
 

@@ -70,8 +70,8 @@ class Skipped:
             warnings.warn(f"Skipped: {reason}", CefamWarning, stacklevel=2)
 
 
-class RandomViews(Dataset[dict[str, Any]]):
-    """Random views of photographs given by path; the randomness depends only on seed and draw number.
+class Views(Dataset[dict[str, Any]]):
+    """Views of photographs given by path; the randomness of a view depends only on seed and draw number.
 
     With ``may_skip``, an unreadable photograph is replaced by the next readable one.
     """
@@ -97,7 +97,7 @@ class RandomViews(Dataset[dict[str, Any]]):
 
 
 def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Items of :class:`RandomViews` as a batch: ``image`` (B, 3, h, w), and ``reasons`` for skipped photographs."""
+    """Items of :class:`Views` as a batch: ``image`` (B, 3, h, w), and ``reasons`` for skipped photographs."""
     return {
         "image": stacked([item["image"] for item in items]),
         "reasons": [reason for item in items for reason in item["reasons"]],
@@ -121,7 +121,7 @@ class FileLoader:
     ) -> None:
         self.skipped, self.sampler = skipped, ShuffledSampler(len(paths), seed, draws=True)
         self.loader = DataLoader(
-            RandomViews(paths, view, seed, skipped.limit > 0),
+            Views(paths, view, seed, skipped.limit > 0),
             batch_size=batch_size,
             sampler=self.sampler,
             collate_fn=collate_views,
@@ -261,22 +261,3 @@ class ShardLoader:
             self.reasons += reasons
             # Clone: otherwise a buffered view keeps the shared memory of its whole shard alive.
             yield from (view.clone() for view in (() if views is None else views))
-
-
-class ImageFiles(Dataset[Tensor]):
-    """Views (3, h, w) of photographs given by path."""
-
-    def __init__(self, paths: Sequence[Any], view: Callable[..., Tensor]) -> None:
-        self.paths, self.view = paths, view
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        path = self.paths[index]
-        return self.view(read_pixels(path, str(path)))
-
-
-def collate_images(views: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Views as a batch."""
-    return {"image": stacked(views)}

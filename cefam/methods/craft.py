@@ -20,22 +20,10 @@ from cefam.images.views import EvaluationView, resize_regions
 from cefam.methods.associations import per_concept, prompts_of
 from cefam.methods.base import MethodContext, RegionMethod
 from cefam.methods.neurons import encoded
+from cefam.methods.saliency import needed
 from cefam.methods.www import TEMPLATE, concept_weights, selected
 from cefam.pairs import Candidates, ConceptPairs, slots
 from cefam.towers.vlm import encode_images
-
-
-def nmf(factors: int, seed: int) -> Any:
-    """scikit-learn's non-negative matrix factorization (coordinate descent).
-
-    Raises:
-        CefamError: if scikit-learn is not installed.
-    """
-    try:
-        from sklearn.decomposition import NMF
-    except ImportError as error:
-        raise CefamError("CRAFT needs scikit-learn: `pip install 'cefam[methods]'`.") from error
-    return NMF(factors, init="nndsvda", random_state=seed, max_iter=400, tol=1e-3)
 
 
 class CRAFTRegions(RegionMethod):
@@ -75,7 +63,8 @@ class CRAFTRegions(RegionMethod):
         if len(maps) < examples:
             raise CefamError(f"{images} holds {len(maps)} photograph(s), fewer than the {examples} that name a factor.")
         values = maps.flatten(2).transpose(1, 2).flatten(0, 1)
-        self.nmf = nmf(factors, seed)
+        decomposition = needed("sklearn.decomposition", "CRAFT")  # coordinate descent
+        self.nmf: Any = decomposition.NMF(factors, init="nndsvda", random_state=seed, max_iter=400, tol=1e-3)
         with warnings.catch_warnings(action="ignore"):  # ConvergenceWarning
             used = torch.from_numpy(self.nmf.fit_transform(values.cpu().numpy())).float()
         length = torch.from_numpy(self.nmf.components_).norm(dim=1).float()  # norms of the factors

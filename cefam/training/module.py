@@ -37,7 +37,7 @@ from cefam.training.trainer_checks import (
     check_resumed,
     described,
 )
-from cefam.translator import Translator, distillation_losses
+from cefam.translator import DistillationLosses, Translator, distillation_losses
 
 TRAINING = ("train/loss", "train/embedding_loss", "train/similarity_loss")  # logged in training steps
 MEANS = ("loss", "embedding_loss", "similarity_loss", "cosine")  # logged in validations, as "val/loss" ...
@@ -221,27 +221,21 @@ class CEFAM(L.LightningModule):
         """One step of eq. 8."""
         teacher, pooled = self._teacher_and_pooled(batch)
         losses = self._losses(self._student(pooled), teacher)
-        self.log_dict(
-            dict(zip(TRAINING, (losses.total, losses.embedding, losses.similarity), strict=True)),
-            batch_size=len(teacher),
-        )
+        logged = dict(zip(TRAINING, (losses.total, losses.embedding, losses.similarity), strict=True))
+        self.log_dict(logged, batch_size=len(teacher))
         if "skipped" in batch:
             skipped = float(batch["skipped"])
             summed: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum", "sync_dist": True}
             self.log("train/skipped", skipped, batch_size=1, **summed)
-        total: Tensor = losses.total
-        return total
+        return losses.total
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Check the loss only in logged steps, because the check synchronizes with the device."""
         trainer: Any = self.trainer
         if self.global_step % max(1, trainer.log_every_n_steps) == 0:
-            self._check_finite("training", loss)
+            check_finite(self.trainer, "training", loss)
 
-    def _check_finite(self, where: str, loss: Tensor) -> None:
-        check_finite(float(loss.detach()), f"The {where} loss", f"epoch {self.current_epoch}, step {self.global_step}")
-
-    def _losses(self, student: Tensor, teacher: Tensor) -> Any:
+    def _losses(self, student: Tensor, teacher: Tensor) -> DistillationLosses:
         scale, bias = self.concepts.logit_scale, self.concepts.logit_bias
         with torch.autocast(student.device.type, enabled=False):
             return distillation_losses(student, teacher, self.text, scale, bias, self.similarity_weight)
@@ -278,7 +272,7 @@ class CEFAM(L.LightningModule):
         """Log means over all processes; processes without batches must take part too."""
         logged: dict[str, Any] = {f"val/{name}": metric.compute() for name, metric in self.val_means.items()}
         if self.trainer.state.fn == "fit":
-            self._check_finite("validation", logged["val/loss"])
+            check_finite(self.trainer, "validation", logged["val/loss"])
         logged.update(self._correlations())
         for name, metric in self.val_regions.items():
             protocol, _, kind = name.partition("_")
@@ -302,12 +296,11 @@ class CEFAM(L.LightningModule):
         each = self.val_correlation.compute().reshape(-1)  # a scalar if there is only one concept
         folder = self.trainer.log_dir  # collective: all processes must call it
         if folder and self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            about = zip(self.concepts.concepts, each.tolist(), strict=True)
             rows = [
-                ("number", "word", "category", "correlation"),
-                *((c.number, c.word, c.category, v) for c, v in about),
+                (c.number, c.word, c.category, v) for c, v in zip(self.concepts.concepts, each.tolist(), strict=True)
             ]
-            write_text(Path(folder) / "concept_correlation.csv", csv_text(rows))
+            text = csv_text([("number", "word", "category", "correlation"), *rows])
+            write_text(Path(folder) / "concept_correlation.csv", text)
         categories: dict[str, list[int]] = {}
         for index, concept in enumerate(self.concepts.concepts):
             categories.setdefault(concept.category, []).append(index)

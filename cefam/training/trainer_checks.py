@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateFinder
+from torch import Tensor
 
 from cefam.errors import CefamError, near
 from cefam.training.schedule import WarmupPlateau
@@ -125,10 +126,12 @@ def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> No
             )
 
 
-def check_finite(value: float, name: str, when: str) -> None:
+def check_finite(trainer: L.Trainer, name: str, loss: Tensor) -> None:
     """Raise an error for a non-finite loss, before a checkpoint with invalid weights replaces a good one."""
+    value = float(loss.detach())
     if not math.isfinite(value):
+        when = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
         raise CefamError(
-            f"{name} became {value} in {when}: the checkpoints written before are kept. Try a smaller `model.optimizer.lr`, and "
+            f"The {name} loss became {value} in {when}: the checkpoints written before are kept. Try a smaller `model.optimizer.lr`, and "
             f"look for NaN in the features."
         )
