@@ -22,6 +22,7 @@ from cefam.report import plots
 from cefam.report.examples import Candidate, Example, to_image
 
 COLUMNS = ["photograph", "class", "probability", "concept", "score", "stage", "contribution"]
+NUMBERS = "Above each map: its stage, and the association of the score with it. Red: the stage with the largest one."
 TABLE = 8  # concepts per photograph in the table
 
 
@@ -71,15 +72,13 @@ class RegionPanel(L.Callback):
                 candidates.maps[row], candidates.stage[row].tolist(), candidates.score[row].tolist(), strict=True
             )
             maps = [
-                Candidate(
-                    region.float().cpu().numpy(), f"{stages[stage]}  assoc. {score:.2f}", ("top1",) if not n else ()
-                )
+                Candidate(region.float().cpu().numpy(), f"{stages[stage]}  {score:.2f}", ("top1",) if not n else ())
                 for n, (region, stage, score) in enumerate(parts)
             ]
             title = f"{about.word} ({about.category}), score {float(scores[index, number]):.2g}"
             rows.append(Example(title, to_image(images[index]), None, {"CE-FAM": maps}))
         path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
-        plots.save(plots.contact_sheet(rows), path, plots.SCREEN)
+        plots.save(plots.contact_sheet(rows, NUMBERS), path, plots.SCREEN)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 # W&B drops values logged for an earlier step, so the trainer's step is used, as for all metrics.

@@ -24,6 +24,7 @@ from cefam.report.examples import Candidate, Example
 COLORMAP = "viridis"  # perceptually uniform, unlike jet
 BLOCKS_ACROSS = 4
 FRAMES = {"top1": "tab:red", "oracle": "tab:orange"}
+NUMBERS = "Numbers: NRA. Red: the method's first choice. Orange: the ground truth's choice."
 SCREEN = 110  # dots per inch of contact sheets
 COLUMN, PAGE = 3.3, 6.9  # inches: one column, two columns
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -222,20 +223,22 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
     return figure
 
 
-def contact_sheet(examples: Sequence[Example]) -> Figure:
+def contact_sheet(examples: Sequence[Example], numbers: str = NUMBERS) -> Figure:
     """Draw one block per example: photograph and mask, then one row of measured candidates per method.
 
     The method's first choice has a red frame; if the oracle selects another candidate, that one has an orange frame. Every
-    map is scaled separately, from its minimum (0 if it is not negative) to its maximum, because units differ.
+    map is scaled separately, from its minimum (0 if it is not negative) to its maximum, because units differ. Without masks
+    the photograph stands before the candidates. ``numbers`` says what those beside the maps are.
     """
     methods = list(dict.fromkeys(method for example in examples for method in example.candidates))
     width = max((len(each) for example in examples for each in example.candidates.values()), default=1)
-    across = min(BLOCKS_ACROSS, len(examples))
+    above = int(any(example.mask is not None for example in examples))
+    across = min(BLOCKS_ACROSS if above else 1, len(examples))
     down = math.ceil(len(examples) / across)
-    rows, columns = len(methods) + 1, max(width, 2)
+    rows, columns = len(methods) + above, max(width, 2) if above else width + 1
     size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle("Numbers: NRA. Red: the method's first choice. Orange: the ground truth's choice.", fontsize=8)
+    figure.suptitle(numbers, fontsize=8)
     blocks = figure.subfigures(down, across, squeeze=False).flatten()
     for block, example in zip(blocks, examples, strict=False):
         block.suptitle(example.title, fontsize=8)
@@ -243,7 +246,7 @@ def contact_sheet(examples: Sequence[Example]) -> Figure:
         for axes in grid.flatten():
             axes.set_axis_off()
         _photograph(grid[0], example)
-        for row, method in zip(grid[1:], methods, strict=True):
+        for row, method in zip(grid[above:, 1 - above :], methods, strict=True):
             candidates = example.candidates.get(method, [])
             for axes, candidate in zip(row, candidates, strict=False):
                 _candidate(axes, example, candidate)
