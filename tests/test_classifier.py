@@ -201,6 +201,12 @@ def test_stages_of_a_network_of_one_channel_ask_for_the_input_size():
         stage_candidates(module)
 
 
+def test_weights_of_timm_for_imagenet_bring_its_class_names(tmp_path):
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")
+    assert load_classifier("timm:resnet18", weights=str(tmp_path / "weights.pth")).class_names[282] == "tiger cat"
+    assert load_classifier("timm:resnet18", weights=None).class_names is None
+
+
 def test_class_names_must_be_those_of_the_classes():
     with pytest.raises(ValueError, match="has 10 classes, but 2 class_names were given"):
         FrozenClassifier(torchvision.models.resnet18(num_classes=10), ["layer1"], class_names=["cat", "dog"])

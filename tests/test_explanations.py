@@ -21,7 +21,7 @@ from cefam.brodenette import describe, draw
 from cefam.errors import CefamError, CefamWarning
 from cefam.explanations import maps
 from cefam.explanations.rle import run_lengths
-from cefam.explanations.text import summary
+from cefam.explanations.text import sentence, spotlit, summary
 from cefam.images.views import EvaluationView
 from cefam.towers.naming import class_number
 from tests.conftest import fill
@@ -151,6 +151,21 @@ def test_what_is_absent_does_not_light_up(explained):
     assert maps.density(part, 0, part.evidence - 1).max() == pytest.approx(float(part.maps[0].max()) * 48 * 48)
     dimmed = maps.density(part, 0, part.evidence + 10)
     assert float(dimmed.max()) == pytest.approx(float(part.maps[0].max()) * 48 * 48 * np.exp(-10), rel=1e-4)
+
+
+def test_the_spotlight_shows_what_the_sentence_names(explained):
+    parts = [
+        replace(part, present=True, distrust="", contribution=0.5, direct=0.1) for part in explained[0].concepts[:3]
+    ]
+    parts[0] = replace(parts[0], direct=-0.1)  # of unsure sign: the sentence leaves it out
+    explanation = replace(explained[0], concepts=parts)
+    assert spotlit(explanation) is parts[1]
+    words = [part.concept.word for part in parts]
+    assert f": {words[1]} and {words[2]} speak for it most" in sentence(explanation)
+    assert f"where {words[1]} is seen" in explanation._repr_html_()
+    parts[1:] = [replace(part, contribution=-0.5, direct=-0.1) for part in parts[1:]]
+    assert f": {words[1]} speaks against it" in sentence(replace(explanation, concepts=parts))
+    assert spotlit(replace(explanation, concepts=parts[:1])) is parts[0]
 
 
 def test_the_terminal_summary_fits_any_width(explained):

@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cefam.explanations.spotlight import spotlight
-from cefam.explanations.text import leading, sentence, signed
+from cefam.explanations.text import leading, sentence, signed, spotlit
 from cefam.explanations.types import ConceptExplanation, Findings
 
 FOR, AGAINST = (
@@ -21,7 +21,7 @@ def draw(explanation: Findings) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     figure.suptitle(sentence(explanation), fontsize=10, wrap=True)
     plain, lit, bars = figure.subplots(1, 3, width_ratios=(3, 3, 4))
-    lead = next(iter(shown), None)
+    lead = spotlit(explanation)
     for axes, part in ((plain, None), (lit, lead)):
         axes.imshow(spotlight(explanation.photograph, part, SIDE))
         axes.set_axis_off()

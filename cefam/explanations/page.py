@@ -18,7 +18,7 @@ from cefam import __version__
 from cefam.explanations import maps
 from cefam.explanations.spotlight import spotlight
 from cefam.explanations.stored import as_csv, as_json
-from cefam.explanations.text import leading, percent, sentence, signed
+from cefam.explanations.text import leading, percent, sentence, signed, spotlit
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
 FIGURES = 8  # concepts whose region is shown without a script
@@ -80,7 +80,7 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
     largest = maps.scale(explanation)
     shown = leading(explanation)
     folded = [part for part in explanation if part not in shown]
-    lead = next(iter(shown), None)
+    lead = spotlit(explanation)
     parts = [_part(part, explanation, largest) for part in explanation]
     colors = {name: _tables(name) for name in maps.COLORMAPS}
     shades = maps.palette(colormap)[np.linspace(0, 255, STOPS).round().astype(int)]
@@ -204,7 +204,10 @@ def notebook(explanation: Findings) -> str:
     """A static summary for a notebook: the sentence, both pictures and rows with bars; no script, readable on any background."""
     shown = leading(explanation) or list(explanation)
     rows = [_line(part, explanation) for part in shown]
-    pictures = [("the photograph", None), *((f"where {part.concept.word} is seen", part) for part in shown[:1])]
+    pictures = [
+        ("the photograph", None),
+        *((f"where {part.concept.word} is seen", part) for part in [spotlit(explanation)] if part),
+    ]
     return (
         environment()
         .get_template("notebook.html")
@@ -235,7 +238,7 @@ def page_names(names: Sequence[str]) -> dict[str, str]:
 def entry(explanation: Findings, link: str, truth: str | None = None) -> dict[str, Any]:
     """The card of an explanation in :func:`index`, in plain types; ``truth`` is the photograph's class, if known."""
     shown = leading(explanation)
-    lead = next(iter(shown), None)
+    lead = spotlit(explanation)
     return {
         "link": link,
         "photograph": explanation.name,

@@ -42,15 +42,26 @@ def leading(explanation: Findings) -> list[ConceptExplanation]:
     return [part for part in explanation if part.present and not part.distrust]
 
 
+def _decisive(explanation: Findings) -> tuple[list[ConceptExplanation], list[ConceptExplanation]]:
+    """The leading concepts of sure sign that speak for the class, and against it."""
+    sure = [part for part in leading(explanation) if not part.sign_unsure]
+    speaking = [part for part in sure if (part.contribution or 0.0) >= MATTERS]
+    return speaking[:LEADING], [part for part in sure if (part.contribution or 0.0) <= -MATTERS][:1]
+
+
+def spotlit(explanation: Findings) -> ConceptExplanation | None:
+    """The concept whose region is shown: the first that the sentence names, or else the first of :func:`leading`."""
+    speaking, opposing = _decisive(explanation)
+    return next(iter([*speaking, *opposing, *leading(explanation)]), None)
+
+
 def sentence(explanation: Findings) -> str:
     """The class, and the present and trusted concepts of sure sign that speak most for it and against it."""
-    head, shown = f"{explanation.target_name}, {percent(explanation.probability)}", leading(explanation)
+    head = f"{explanation.target_name}, {percent(explanation.probability)}"
     if all(part.contribution is None for part in explanation):
-        words = [part.concept.word for part in shown[:LEADING]]
+        words = [part.concept.word for part in leading(explanation)[:LEADING]]
         return f"{head}: contributions cannot be computed for this classifier. Most similar: {_and(words) or 'no concept'}."
-    shown = [part for part in shown if not part.sign_unsure]
-    speaking = [part.concept.word for part in shown if (part.contribution or 0.0) >= MATTERS][:LEADING]
-    opposing = [part.concept.word for part in shown if (part.contribution or 0.0) <= -MATTERS][:1]
+    speaking, opposing = ([part.concept.word for part in parts] for parts in _decisive(explanation))
     if not speaking and not opposing:
         return f"{head}: no present and trusted concept carries it (by {100 * MATTERS:.0f} % or more)."
     found = [f"{_and(speaking)} {'speak' if len(speaking) > 1 else 'speaks'} for it most"] if speaking else []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError, MissingError, near
 from cefam.images.views import IMAGENET, Preprocessing
 from cefam.towers import hugging_face
@@ -174,6 +175,7 @@ def _fetched(entry: Any) -> dict[str, Any]:
 
 def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Built:
     import timm
+    from timm.data.imagenet_info import infer_imagenet_subset
 
     if not timm.is_model(name.split(".")[0]):
         raise CefamError(f"timm has no architecture {name!r}.{near(name, timm.list_models())}")
@@ -204,7 +206,8 @@ def _build_timm(name: str, weights: str | None, num_classes: int | None) -> Buil
         usual = [stage for stage in usual if stage in known_modules]  # some exist only in timm's feature wrapper
         if hasattr(module, "conv_head") and hasattr(module, "bn2"):
             usual[-1] = "bn2"  # EfficientNet: the pooled map comes after the head's convolution
-    return module, preprocessing, None, usual
+    ours = weights is not None and num_classes is None and infer_imagenet_subset(module) == "imagenet-1k"
+    return module, preprocessing, ConceptSet.imagenet().words if ours else None, usual
 
 
 def _build_brodenette(name: str, weights: str | None, num_classes: int | None) -> Built:
