@@ -6,9 +6,9 @@ from typing import Any
 
 import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
-from cefam.datasets.batches import Batches, region_loader, stacked
+from cefam.datasets.batches import Batches, region_loader
 from cefam.datasets.contract import Manifest, Sample
 from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
@@ -107,4 +107,4 @@ class ImagesData(L.LightningDataModule):
 
 
 def _views(view: Callable[..., Tensor], samples: Sequence[Sample], number: int) -> dict[str, Tensor]:
-    return {"image": stacked([view(sample.pixels()) for sample in samples])}
+    return {"image": default_collate([view(sample.pixels()) for sample in samples])}

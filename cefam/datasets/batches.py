@@ -85,15 +85,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def stacked(views: Sequence[Tensor]) -> Tensor:
-    """Views as a contiguous batch (B, 3, h, w), in shared memory if a data worker calls this.
-
-    Decoders return channels-last tensors, which some classifiers reject.
-    """
-    batch: Tensor = default_collate([view.contiguous() for view in views])
-    return batch
-
-
 def _viewed(view: EvaluationView, view_masks: bool, sample: Sample) -> Tensor:
     pixels = sample.pixels()
     size = (pixels.shape[-2], pixels.shape[-1])
@@ -162,7 +153,7 @@ def region_batch(
     sizes = [(samples[index].id, index_map.shape) for index, index_map in zip(owner, maps, strict=True)]
     _check_one_size("masks", sizes, "`resize`, `crop` and `view_masks` of the data")
     return RegionBatch(
-        image=stacked(images),
+        image=default_collate(images),
         ids=[sample.id for sample in samples],
         masks=torch.stack(maps) if maps else torch.zeros(0, 1, 1, dtype=torch.int32),
         mask_image=torch.tensor(owner, dtype=torch.long),

@@ -14,9 +14,8 @@ from typing import Any, Self
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from cefam.datasets.batches import stacked
 from cefam.datasets.contract import Shard, decode
 from cefam.datasets.samplers import ShuffledSampler
 from cefam.datasets.shards import read_members
@@ -99,7 +98,7 @@ class Views(Dataset[dict[str, Any]]):
 def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items of :class:`Views` as a batch: ``image`` (B, 3, h, w), and ``reasons`` for skipped photographs."""
     return {
-        "image": stacked([item["image"] for item in items]),
+        "image": default_collate([item["image"] for item in items]),
         "reasons": [reason for item in items for reason in item["reasons"]],
     }
 
@@ -195,7 +194,7 @@ class ShardViews:
             if not self.may_skip:
                 raise
             reasons += [str(error)] * max(1, shard.count - number - 1)  # the rest of the shard
-        return stacked(views) if views else None, reasons
+        return default_collate(views) if views else None, reasons
 
 
 class ShardLoader:
@@ -250,7 +249,7 @@ class ShardLoader:
         self.reasons.clear()
         rng = random.Random(f"{self.shards.seed}/{self.shards.epoch.value}/{self.shards.rank}")
         views = wds.shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(self._views())
-        batches = wds.batched(self.batch_size, collation_fn=stacked, partial=False)(views)
+        batches = wds.batched(self.batch_size, collation_fn=default_collate, partial=False)(views)
         for batch in islice(batches, self.batches):
             yield {"image": batch.pin_memory() if torch.cuda.is_available() else batch, "skipped": len(self.reasons)}
             self.reasons.clear()
