@@ -3,10 +3,16 @@
 ``python -m tests.check_devices``, in a process of its own (see :mod:`tests.pretend`).
 """
 
+import io
+import tempfile
+
+import numpy as np
 import torch
+from torchvision.transforms.functional import to_pil_image
 
 from cefam import CEFAM, ConceptSet, Trained
 from cefam.attribution.types import Activated
+from cefam.datasets import Mask, Sample, ShardWriter
 from cefam.evaluation.evaluator import RegionEvaluator
 from cefam.methods import (
     BeyondRegions,
@@ -20,6 +26,7 @@ from cefam.methods import (
     RandomMapRegions,
 )
 from cefam.methods.associations import Associations, AssociationsAbout
+from cefam.methods.masked import MaskedShards
 from cefam.pairs import RegionBatch
 from cefam.report import examples
 from tests.pretend import OnDevice, alike, moved, pretended
@@ -105,6 +112,22 @@ def batch_of(images):
     )  # fmt: skip
 
 
+def check_masked():
+    """What methods are fitted to is read on the classifier's device and returned on the CPU."""
+    explainer, images = explainer_of("resnet", "published")
+    concepts, other = ConceptSet.from_words(["wing"], category="object"), moved(explainer.classifier)
+    with tempfile.TemporaryDirectory() as folder:
+        with ShardWriter(folder, "test", labels=[{"number": 1, "name": "wing", "category": "object"}]) as writer:
+            stream = io.BytesIO()
+            to_pil_image(images[0]).save(stream, "PNG")
+            mask = Mask("object", np.ones(images.shape[-2:], np.int32))
+            writer.write(Sample("a", stream.getvalue(), ".png", masks=(mask,)))
+        (here,) = MaskedShards(explainer.classifier, concepts, folder)
+        with pretended():
+            (there,) = MaskedShards(other, concepts, folder)
+    torch.testing.assert_close(here.maps, there.maps)
+
+
 def on_device(batch):
     """The same, moved."""
     return {name: OnDevice(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
@@ -138,5 +161,6 @@ def check(kind, preset):
 
 
 if __name__ == "__main__":
+    check_masked()
     for number, kind in enumerate(BUILDERS):
         check(kind, ("published", "paper")[number % 2])
