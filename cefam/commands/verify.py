@@ -56,9 +56,11 @@ def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
 def _kind(folder: str) -> str | None:
     """The format that a folder's manifest names; ``None`` without a manifest."""
     try:
-        return str(json.loads(storage.read_bytes(storage.join(folder, MANIFEST)))["format"])
+        text = storage.read_bytes(storage.join(folder, MANIFEST))
     except MissingError:
         return None
+    try:
+        return str(json.loads(text)["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise CefamError(f"{storage.join(folder, MANIFEST)} is not a manifest of cefam.") from error
 
