@@ -103,6 +103,15 @@ def test_rise_is_the_literal_sum(context, activated):
     assert torch.equal(masks, RISERegions(context, count=40, cells=5, seed=3).masks(activated.images.float()[:1])[0])
 
 
+def test_pixels_that_no_mask_of_rise_shows_are_0(context, activated):
+    method = RISERegions(context, count=1, cells=7, share=0.1, seed=3)
+    hidden = method.masks(activated.images[:1])[0, 0] == 0
+    found = method.regions(activated, PAIRS, (96, 96), 4).maps[:, 0]
+    assert hidden.any()
+    assert (found[:, hidden] == 0).all()
+    assert found.isfinite().all()
+
+
 def test_a_package_that_is_missing_is_named(context, monkeypatch):
     def missing(name):
         raise ImportError(name)

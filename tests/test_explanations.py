@@ -312,6 +312,13 @@ def test_why_not(explainer, photographs):
         explainer.why_not(photographs[0], predicted)
 
 
+def test_a_decision_changes_from_that_of_the_whole_photograph(explainer, photographs):
+    """Also where another class than the predicted one is compared."""
+    predicted = explainer.explain(photographs[:1])[0].target
+    compared = explainer.why_not(photographs[0], predicted, target=(predicted + 1) % 24)
+    assert all(flip.at != 0 for flip in compared.flips)
+
+
 def test_classes_by_name():
     names = ["crane", "heron", "crane"]
     assert class_number(names, 3, " Heron ") == 1

@@ -117,9 +117,13 @@ def test_a_broken_devkit_is_said(tmp_path, capsys):
     pytest.importorskip("scipy.io")
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w"):
         pass
-    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"nothing")
-    assert run("prepare", "--kind=imagenet", f"--source={tmp_path}", "--folder=out") == 1
-    assert "ILSVRC2012_devkit_t12.tar.gz cannot be read" in capsys.readouterr().err
+    devkit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    with tarfile.open(devkit, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("noise"))
+    for content in (b"nothing", devkit.read_bytes()[:-20]):
+        devkit.write_bytes(content)
+        assert run("prepare", "--kind=imagenet", f"--source={tmp_path}", "--folder=out") == 1
+        assert "ILSVRC2012_devkit_t12.tar.gz cannot be read" in capsys.readouterr().err
 
 
 def test_imagenet_trains_a_translator(world, tmp_path):

@@ -279,6 +279,11 @@ def test_the_command_is_taken_up_and_fixes_thresholds_on_development_scenes(arte
     ]
     assert run(*inputs, "--folder", "b/dev", "--scenes", 2) == 1
     assert "already holds a benchmark" in capsys.readouterr().err
+    development = json.loads(Path("b/dev/benchmark.json").read_text())
+    Path("b/dev/benchmark.json").write_text(json.dumps({**development, "rows": development["rows"][1:]}))
+    final = ["--folder", "b/final", "--scenes", 2, "--split", "final", "--development", "b/dev", "--overwrite", "true"]
+    assert run(*inputs, *final) == 1
+    assert f"has no threshold for {chosen[0]['rule']}/{chosen[0]['mapping']}" in capsys.readouterr().err
 
 
 def test_other_classifiers_are_refused(trained, capsys):
