@@ -195,6 +195,20 @@ def test_stages_are_found_in_double_precision_and_training_mode():
     assert module.layer1.training
 
 
+def test_a_module_that_gives_a_number_or_runs_twice_is_no_stage():
+    class Losing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again, self.loss = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MSELoss()
+
+        def forward(self, images):
+            maps = self.again(self.again(self.first(images)))
+            self.loss(maps, maps)  # a number
+            return maps.mean(dim=(2, 3))
+
+    assert [each.name for each in stage_candidates(Losing())] == ["first"]
+
+
 def test_stages_of_a_network_of_one_channel_ask_for_the_input_size():
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match=r"takes 1 channel\(s\), the images have 3"):

@@ -1,4 +1,4 @@
-"""All verbs of ``cefam``, listed in VERBS with their lines in the help. Each is a module with a function of the same name."""
+"""All verbs of ``cefam``, listed in VERBS with their lines in the help. Each is a module with a function of that name, or `run`."""
 
 import io
 import os

@@ -46,19 +46,24 @@ def stage_candidates(module: nn.Module) -> list[StageCandidate]:
     finally:
         for child, training in was_training.items():
             child.training = training
-    named = dict(module.named_modules())
-    outputs = ((n, first_tensor(v)) for n, v in trace.outputs.items() if n and not isinstance(named[n], REPEATING))
+    # A stage must run exactly once.
+    once = [
+        n
+        for n, child in module.named_modules()
+        if n and trace.events.count((n, True)) == 1 and not isinstance(child, REPEATING)
+    ]
+    outputs = ((name, first_tensor(output)) for name, output in trace.outputs.items() if name in once)
     found = [_candidate(name, tensor, height / width) for name, tensor in outputs if tensor is not None]
     return [each for each in found if each]
 
 
 def _candidate(name: str, tensor: Tensor, aspect: float) -> StageCandidate | None:
     """The map in a module's output: two sides above 1 in the image's aspect ratio, to within a cell; or tokens."""
-    if len(tensor) != 1 or not tensor.is_floating_point():
+    if tensor.dim() not in (3, 4) or len(tensor) != 1 or not tensor.is_floating_point():
         return None
     if tensor.dim() == 3:
         return StageCandidate(name, tensor.shape[2], 0, 0) if tensor.shape[1] > 1 else None
-    for channels, rows, columns in ((1, 2, 3), (3, 1, 2)) if tensor.dim() == 4 else ():
+    for channels, rows, columns in ((1, 2, 3), (3, 1, 2)):
         sides = tensor.shape[rows], tensor.shape[columns]
         if min(sides) > 1 and abs(sides[0] - sides[1] * aspect) <= 1:
             return StageCandidate(name, tensor.shape[channels], *sides)
