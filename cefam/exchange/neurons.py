@@ -59,16 +59,14 @@ def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associa
     names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)
     for name, path in paths.items():
-        stage = names.index(name)
+        stage, content = names.index(name), read_pickle(path)
         try:
-            texts, weights = read_pickle(path)
+            texts, weights = content
             neurons = [
                 (list(map(str, listed)), np.asarray(values, dtype=np.float64).ravel().tolist())
                 for listed, values in zip(texts, weights, strict=True)
             ]
         except (TypeError, ValueError) as error:
-            if isinstance(error, CefamError):
-                raise
             raise CefamError(f"{path} does not hold the words and weights of neurons ({error}).") from error
         if len(neurons) != context.classifier.channels[stage]:
             raise CefamError(f"{path} holds {len(neurons)} neurons, {name} has {context.classifier.channels[stage]}.")
