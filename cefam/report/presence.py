@@ -26,7 +26,7 @@ FREQUENT, RANDOM = "most frequent concepts", "random concepts"
 
 
 def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
-    """Areas under the ROC curves of scores (N, T) against ``present`` where ``known``: (T,), double; ties count one half, NaN: undefined."""
+    """Areas under the ROC curves of scores (N, T), over the ``known`` rows: (T,), double; ties count one half, NaN: undefined."""
     found = []
     for values, shown, sure in zip(score.T, present.T, known.T, strict=True):
         values, shown = values[sure].double(), shown[sure].long()
