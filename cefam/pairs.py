@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,14 @@ class Candidates(NamedTuple):
     score: Tensor
     stage: Tensor
     valid: Tensor
+
+    @classmethod
+    def ranked(cls, maps: Tensor, stage: int | Tensor = -1, score: Tensor | None = None) -> Self:
+        """Valid candidates in the given order: maps (P, Q, H, W), one stage or (P, Q), score (P, Q) or the reversed rank."""
+        pairs, count = maps.shape[:2]
+        rank = torch.arange(count, 0, -1, device=maps.device, dtype=torch.double).expand(pairs, count)
+        stages = torch.as_tensor(stage, device=maps.device).expand(pairs, count)
+        return cls(maps, rank if score is None else score.double(), stages, torch.ones_like(rank, dtype=torch.bool))
 
 
 @dataclass(frozen=True)

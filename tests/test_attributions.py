@@ -136,7 +136,7 @@ def test_regions_of_factors(context, activated, tmp_path):
     found = method.regions(activated, pairs, (24, 24), 2)
     assert found.valid.any()
     assert not found.valid.all()
-    named = set(method.concept.tolist())
+    named = set(method.associations.concept.tolist())
     assert all(bool(found.valid[row, 0]) == (int(pairs.concept[row]) in named) for row in range(len(pairs)))
     values = activated.output.activations[-1]
     factors = method.nmf.components_.astype(float)
@@ -144,7 +144,7 @@ def test_regions_of_factors(context, activated, tmp_path):
     cells = values.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()
     parts = torch.tensor(np.stack([nnls(unit.T, cell)[0] for cell in cells])).view(2, 36, 12).float()
     row = int(found.valid[:, 0].nonzero()[0])
-    factor = int(method.best(2)[0][pairs.concept[row], 0])
+    factor = int(method.best(2, torch.device("cpu")).channel[pairs.concept[row], 0])
     wanted = resize_regions(parts[pairs.image[row], :, factor].view(1, 6, 6), (24, 24))[0]
     torch.testing.assert_close(found.maps[row, 0], wanted, rtol=0.02, atol=0.02 * float(wanted.max()))
     with pytest.raises(CefamError, match=r"holds 40 photograph.s., fewer than the 60 that name a factor"):

@@ -57,7 +57,7 @@ def test_the_class_map_is_captums_and_the_literal_one(kind):
         view = classifier.unfolded()
         layer = view.module.get_submodule(classifier.stage_names[-1])
         captums = captum.attr.LayerGradCam(view, layer).attribute(images, target=predicted, relu_attributions=True)
-        maps = method.class_maps(activated)
+        maps = method.maps(activated, torch.arange(len(images)), predicted)
         torch.testing.assert_close(maps, captums[:, 0].detach(), rtol=1e-3, atol=1e-6)
 
 
@@ -89,8 +89,8 @@ def test_a_batch_is_derived_once_and_no_pairs_are_no_regions():
     explainer, images = explainer_of("resnet")
     activated = Activated(images, explainer.classifier(images))
     method, calls = GradCAMRegions(bench_of(explainer)), []
-    original = method.class_maps
-    method.class_maps = lambda *given: calls.append(1) or original(*given)
+    original = method.maps
+    method.maps = lambda *given: calls.append(1) or original(*given)
     for rows in (slice(0, 2), slice(2, 5)):
         method.regions(activated, RAGGED[rows], (8, 8), 1)
     assert calls == [1]
@@ -103,8 +103,13 @@ def test_a_batch_is_derived_once_and_no_pairs_are_no_regions():
 def test_class_maps_work_where_the_towers_run_in_half_precision():
     explainer, images = explainer_of("resnet")
     method = GradCAMRegions(bench_of(explainer))
-    expected = method.class_maps(Activated(images, explainer.classifier(images)))
+
+    def maps():
+        activated = Activated(images, explainer.classifier(images))
+        return method.maps(activated, torch.arange(len(images)), activated.output.logits.argmax(dim=1))
+
+    expected = maps()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved = method.class_maps(Activated(images, explainer.classifier(images)))
+        halved = maps()
     assert halved.dtype == torch.float32
     assert float((halved - expected).abs().max()) < 0.1 * float(expected.max())

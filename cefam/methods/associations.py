@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -15,6 +15,7 @@ from cefam.io.files import write_tensors, write_text
 from cefam.io.reading import read_description
 from cefam.methods.base import MethodContext
 from cefam.pairs import slots
+from cefam.probe import Probe
 from cefam.towers.identity import CLASSIFIER_KEYS, check_identity
 
 Across = Literal["raw", "zscore", "rank"]
@@ -33,6 +34,15 @@ class AssociationsAbout:
     probe: dict[str, Any] | None = None
     format: str = "cefam-associations"
     version: int = 1
+
+    @classmethod
+    def of(cls, context: MethodContext, method: str, options: dict[str, Any], probe: Probe | None = None) -> Self:
+        """Provenance of associations of a context's classifier and concepts."""
+        found = cls(method, options, context.classifier.identity(), context.concepts.identity, context.concepts.words)
+        if probe is None:
+            return found
+        keys = ("photographs", "vlm", "pooling", "top")
+        return replace(found, probe={key: getattr(probe.manifest, key) for key in keys})
 
 
 class Neurons(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cefam.attribution.fused import FusedMaps
@@ -56,8 +55,7 @@ class BeyondRegions(RegionMethod):
         total = resize_regions(self.maps.total(activated, pairs), size)
         total = sharpened(total) if self.sharpen else total.relu()
         score = self.presence(activated)[pairs.image, pairs.concept]
-        one = torch.ones(len(pairs), 1, dtype=torch.bool, device=total.device)
-        return Candidates(total.unsqueeze(1), score.double().unsqueeze(1), -one.long(), one)
+        return Candidates.ranked(total.unsqueeze(1), score=score.unsqueeze(1))
 
     def presence(self, activated: Activated) -> Tensor:
         """The evidence (B, T), see :meth:`cefam.attribution.fused.FusedMaps.evidence`."""

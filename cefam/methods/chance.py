@@ -46,13 +46,6 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts arithmetically; clear the copied sign bits
 
 
-def _candidates(maps: Tensor, stage: Tensor | None = None) -> Candidates:
-    pairs, count = maps.shape[:2]
-    score = torch.arange(count, 0, -1, device=maps.device).expand(pairs, count).double()
-    stage = maps.new_full((pairs, count), -1, dtype=torch.long) if stage is None else stage
-    return Candidates(maps, score, stage, torch.ones(pairs, count, dtype=torch.bool, device=maps.device))
-
-
 class RandomMapRegions(RegionMethod):
     """Independent uniform noise at every pixel; ``num_candidates`` candidates."""
 
@@ -66,7 +59,7 @@ class RandomMapRegions(RegionMethod):
         """See :class:`cefam.methods.RegionMethod`."""
         height, width = size
         values = hashed_uniform(pairs.keys().to(activated.images.device), num_candidates * height * width, self.seed)
-        return _candidates(values.float().view(len(pairs), num_candidates, height, width))
+        return Candidates.ranked(values.float().view(len(pairs), num_candidates, height, width))
 
 
 class RandomChannelRegions(RegionMethod):
@@ -99,7 +92,9 @@ class RandomChannelRegions(RegionMethod):
             channel = (draws[:, len(maps) + stage] * activation.shape[1]).long()
             resized.append(resize_regions(activation[pairs.image, channel].float(), size))
         rows = torch.arange(len(pairs), device=activated.images.device).unsqueeze(1)
-        return _candidates(torch.stack(resized, dim=1)[rows, order], torch.tensor(list(among)).to(rows.device)[order])
+        return Candidates.ranked(
+            torch.stack(resized, dim=1)[rows, order], torch.tensor(list(among)).to(rows.device)[order]
+        )
 
 
 class CenterRegions(RegionMethod):
@@ -114,7 +109,7 @@ class CenterRegions(RegionMethod):
         rows, columns = (2 * torch.arange(n, device=activated.images.device) + 1 - n for n in size)
         squared = (rows.unsqueeze(1) * width) ** 2 + (columns * height) ** 2
         nearness = 1 - squared.double().sqrt() / (2 * height * width)
-        return _candidates(nearness.float().expand(len(pairs), 1, -1, -1))
+        return Candidates.ranked(nearness.float().expand(len(pairs), 1, -1, -1))
 
 
 class LuminanceRegions(RegionMethod):
@@ -126,4 +121,4 @@ class LuminanceRegions(RegionMethod):
         """See :class:`cefam.methods.RegionMethod`."""
         bright = to_grey(activated.images).squeeze(1)
         both = torch.stack([resize_regions(m, size) for m in (bright, 1 - bright)], dim=1)
-        return _candidates(both[pairs.image][:, :num_candidates])
+        return Candidates.ranked(both[pairs.image][:, :num_candidates])

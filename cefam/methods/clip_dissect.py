@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.errors import CefamError
-from cefam.methods.associations import Across, Associations, per_concept, prompts_of
+from cefam.methods.associations import Across, Associations, AssociationsAbout, per_concept, prompts_of
 from cefam.methods.base import MethodContext
-from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
+from cefam.methods.neurons import NeuronRegions, encoded, probe_of
 from cefam.probe import Probe
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
@@ -200,7 +200,7 @@ def dissect(
             channel = torch.arange(len(scores))
         found.append((stage, *per_concept(channel, described, value, of_concept)))
     options = {"similarity": similarity, "prompt": prompt, "every": every}
-    return Associations.of_stages(about_of(context, probe, "clip_dissect", options), found)
+    return Associations.of_stages(AssociationsAbout.of(context, "clip_dissect", options, probe), found)
 
 
 class CLIPDissectRegions(NeuronRegions):

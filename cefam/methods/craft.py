@@ -16,17 +16,16 @@ from torch import Tensor
 from cefam.attribution.types import Activated
 from cefam.datasets.photographs import Photographs, views_of
 from cefam.errors import CefamError
-from cefam.images.views import EvaluationView, resize_regions
-from cefam.methods.associations import per_concept, prompts_of
-from cefam.methods.base import MethodContext, RegionMethod
-from cefam.methods.neurons import encoded
+from cefam.images.views import EvaluationView
+from cefam.methods.associations import Associations, AssociationsAbout, per_concept, prompts_of
+from cefam.methods.base import MethodContext
+from cefam.methods.neurons import NeuronRegions, encoded
 from cefam.methods.saliency import needed
 from cefam.methods.www import TEMPLATE, concept_weights, selected
-from cefam.pairs import Candidates, ConceptPairs, slots
 from cefam.towers.vlm import encode_images
 
 
-class CRAFTRegions(RegionMethod):
+class CRAFTRegions(NeuronRegions):
     """Maps of the factors that are associated with a concept; concepts without a factor have no region.
 
     Args:
@@ -53,12 +52,10 @@ class CRAFTRegions(RegionMethod):
         size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(context)
         if factors < 1 or examples < 1 or photographs < examples:
             raise CefamError(
                 f"CRAFT needs factors and examples above 0 and at least as many photographs, got {factors}, {examples}, {photographs}."
             )
-        self.last = len(context.classifier.stages) - 1
         maps, embedding = _read(context, images, photographs, EvaluationView(resize, size))
         if len(maps) < examples:
             raise CefamError(f"{images} holds {len(maps)} photograph(s), fewer than the {examples} that name a factor.")
@@ -67,39 +64,22 @@ class CRAFTRegions(RegionMethod):
         self.nmf: Any = decomposition.NMF(factors, init="nndsvda", random_state=seed, max_iter=400, tol=1e-3)
         with warnings.catch_warnings(action="ignore"):  # ConvergenceWarning
             used = torch.from_numpy(self.nmf.fit_transform(values.cpu().numpy())).float()
-        length = torch.from_numpy(self.nmf.components_).norm(dim=1).float()  # norms of the factors
-        self.length = length
-        strength = (used * length).view(len(maps), -1, factors).mean(dim=1)
+        self.length = torch.from_numpy(self.nmf.components_).norm(dim=1).float()  # norms of the factors
+        strength = (used * self.length).view(len(maps), -1, factors).mean(dim=1)
         best = strength.argsort(dim=0, descending=True, stable=True)[:examples]
         texts, of_concept = prompts_of(context.concepts, prompt)
         bare = encoded(context, [(TEMPLATE if prompt is None else prompt).format("").strip()])[0]
         weights = concept_weights(embedding[best.T], encoded(context, texts), bare)
         factor, text = selected(weights).nonzero(as_tuple=True)
-        self.factor, self.concept, self.score = per_concept(factor, text, weights[factor, text], of_concept)
+        named = per_concept(factor, text, weights[factor, text], of_concept)
+        options = {"images": images, "factors": factors, "photographs": photographs, "examples": examples, "seed": seed}
+        about, last = AssociationsAbout.of(context, "craft", options), len(context.classifier.stages) - 1
+        super().__init__(context, Associations.of_stages(about, [(last, *named)]))
 
-    def best(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best factors of every concept (T, Q), their scores, and which entries are valid."""
-        assert self.context is not None
-        order = self.score.argsort(descending=True, stable=True)
-        place = slots(self.concept[order], len(self.context.concepts))
-        order, place = order[place < count], place[place < count]
-        factor = torch.zeros(len(self.context.concepts), count, dtype=torch.long)
-        score, valid = torch.zeros(factor.shape, dtype=torch.double), torch.zeros(factor.shape, dtype=torch.bool)
-        where = (self.concept[order], place)
-        factor[where], score[where], valid[where] = self.factor[order], self.score[order], True
-        return factor, score, valid
-
-    def regions(
-        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
-    ) -> Candidates:
-        """See :class:`cefam.methods.RegionMethod`."""
-        device = activated.images.device
-        pairs = pairs.to(device)
-        maps = activated.once((type(self), self), lambda: self._maps(activated.output.activations[-1].float()))
-        factor, score, valid = (part.to(device)[pairs.concept] for part in self.best(num_candidates))
-        found = maps[pairs.image.unsqueeze(1), factor]
-        large = resize_regions(found.flatten(0, 1), size).view(*factor.shape, *size)
-        return Candidates(large, score, torch.full_like(factor, self.last), valid)
+    def neurons(self, activated: Activated) -> Sequence[Tensor]:
+        """Maps of the stages; at the last one, of the factors instead of its channels."""
+        *earlier, last = activated.output.activations
+        return [*earlier, activated.once((type(self), self), lambda: self._maps(last.float()))]
 
     def _maps(self, activation: Tensor) -> Tensor:
         """Coefficient of each factor at each position: (B, R, H, W)."""

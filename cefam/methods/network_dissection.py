@@ -79,10 +79,7 @@ def dissect_by_masks(
             concept = label[channel]
         found.append((stage, channel, concept, iou[channel, concept]))
     options = {"shards": photographs.digests, "every": every, "share": share, "detector": detector}
-    about = AssociationsAbout(
-        "network_dissection", options, context.classifier.identity(), context.concepts.identity, context.concepts.words
-    )
-    return Associations.of_stages(about, found)
+    return Associations.of_stages(AssociationsAbout.of(context, "network_dissection", options), found)
 
 
 class NetworkDissectionRegions(NeuronRegions):

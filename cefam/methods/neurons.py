@@ -1,7 +1,6 @@
 """Regions of single neurons: maps of the neurons that, for example, CLIP-Dissect or WWW associate with a concept."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from cefam.attribution.scores import pool
 from cefam.attribution.types import Activated
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
-from cefam.methods.associations import Across, Associations, AssociationsAbout, Neurons
+from cefam.methods.associations import Across, Associations, Neurons
 from cefam.methods.base import MethodContext, RegionMethod, chosen_stages
 from cefam.pairs import Candidates, ConceptPairs
 from cefam.probe import Probe
@@ -48,6 +47,10 @@ class NeuronRegions(RegionMethod):
             self._tables[count, device] = Neurons(*(part.to(device) for part in found))
         return self._tables[count, device]
 
+    def neurons(self, activated: Activated) -> Sequence[Tensor]:
+        """Maps of all neurons, one (B, C_l, H_l, W_l) per stage."""
+        return activated.output.activations
+
     def regions(
         self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
     ) -> Candidates:
@@ -56,7 +59,7 @@ class NeuronRegions(RegionMethod):
         pairs = pairs.to(device)
         stage, channel, score, valid = (part[pairs.concept] for part in self.best(num_candidates, device))
         maps = torch.zeros(*stage.shape, *size, device=device)
-        for index, activation in enumerate(activated.output.activations):
+        for index, activation in enumerate(self.neurons(activated)):
             row, place = (stage == index).nonzero(as_tuple=True)
             chosen = activation[pairs.image[row], channel[row, place]].float()
             maps[row, place] = resize_regions(chosen, size)
@@ -66,7 +69,7 @@ class NeuronRegions(RegionMethod):
         """Mean activation of each concept's best neuron (B, T); NaN for concepts without a neuron."""
         stage, channel, _, valid = (part.squeeze(1) for part in self.best(1, activated.images.device))
         found = torch.full((len(activated.images), len(stage)), torch.nan, device=stage.device)
-        for index, activation in enumerate(activated.output.activations):
+        for index, activation in enumerate(self.neurons(activated)):
             mine = valid & (stage == index)
             found[:, mine] = pool(activation.float())[:, channel[mine]]
         return found
@@ -95,14 +98,6 @@ def probe_of(context: MethodContext, method: str) -> Probe:
         raise CefamError(f"{method} encodes texts: set `model.vlm` to the vision-language model of the probe.")
     check_identity("vision-language model", probe.manifest.vlm, context.vlm.freeze().identity(), VLM_KEYS)
     return probe
-
-
-def about_of(context: MethodContext, probe: Probe, method: str, options: dict[str, Any]) -> AssociationsAbout:
-    """Provenance of associations computed from a probe."""
-    made_with = {name: getattr(probe.manifest, name) for name in ("photographs", "vlm", "pooling", "top")}
-    return AssociationsAbout(
-        method, options, context.classifier.identity(), context.concepts.identity, context.concepts.words, made_with
-    )
 
 
 @torch.no_grad()

@@ -82,6 +82,8 @@ class ScoreMapRegions(RegionMethod):
         of: "class": explain the output of the most probable class; "concept": explain the concept's similarity S.
     """
 
+    stage = -1  # index of the stage whose map it is
+
     def __init__(self, context: MethodContext, of: Of = "concept") -> None:
         super().__init__(context)
         if of not in get_args(Of):
@@ -102,18 +104,39 @@ class ScoreMapRegions(RegionMethod):
 
     @torch.inference_mode(False)
     def regions(
-        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+        self,
+        activated: Activated,
+        pairs: ConceptPairs,
+        size: Sequence[int],
+        num_candidates: int,
+        target: Tensor | None = None,
     ) -> Candidates:
-        """See :class:`cefam.methods.RegionMethod`."""
+        """One candidate per pair; see :class:`cefam.methods.RegionMethod`.
+
+        Args:
+            activated: images and the classifier's output for them.
+            pairs: P pairs.
+            size: (H, W) of the regions.
+            num_candidates: ignored; there is one candidate.
+            target: the class of each image (B,); ``None``: the most probable one. Ignored for concept scores.
+        """
         pairs = pairs.to(activated.images.device)
         with torch.enable_grad():
-            if self.of == "concept":
-                empty = torch.zeros(0, 1, 1, device=pairs.image.device)
-                found = self.maps(activated, pairs.image, pairs.concept) if len(pairs) else empty
+            if self.of == "class":
+                found = self._class_maps(activated, target)[pairs.image]
+            elif len(pairs):
+                found = self.maps(activated, pairs.image, pairs.concept)
             else:
-                target = self.explainer.classifier.probabilities(activated.output.logits).argmax(dim=1)
-                every = torch.arange(len(target), device=target.device)
-                found = activated.once((type(self), self), lambda: self.maps(activated, every, target))[pairs.image]
-        found = resize_regions(found.detach().float(), size).unsqueeze(1)
-        ones = found.new_ones(len(found), 1)
-        return Candidates(found, ones, -ones.long(), ones.bool())
+                found = torch.zeros(0, 1, 1, device=pairs.image.device)
+        return Candidates.ranked(resize_regions(found.detach().float(), size).unsqueeze(1), self.stage)
+
+    def _class_maps(self, activated: Activated, target: Tensor | None) -> Tensor:
+        """Maps of a class of each image (B, h, w)."""
+
+        def of(target: Tensor) -> Tensor:
+            return self.maps(activated, torch.arange(len(target), device=target.device), target)
+
+        if target is not None:
+            return of(target)
+        predicted = self.explainer.classifier.probabilities(activated.output.logits).argmax(dim=1)
+        return activated.once((type(self), self), lambda: of(predicted))

@@ -47,16 +47,9 @@ class TCAVRegions(RegionMethod):
         """See :class:`cefam.methods.RegionMethod`."""
         device, chosen = activated.images.device, self.stages[:num_candidates]
         pairs = pairs.to(device)
-        maps = torch.stack(
-            [
-                resize_regions(self._projected(activated, stage)[pairs.image, pairs.concept].relu(), size)
-                for stage in chosen
-            ],
-            dim=1,
-        )
-        stages = torch.tensor(chosen).to(device).expand(len(pairs), -1)
-        score = -torch.arange(len(chosen), device=device, dtype=torch.double).expand(len(pairs), -1)
-        return Candidates(maps, score, stages, torch.ones_like(stages, dtype=torch.bool))
+        maps = [self._projected(activated, stage)[pairs.image, pairs.concept].relu() for stage in chosen]
+        resized = torch.stack([resize_regions(region, size) for region in maps], dim=1)
+        return Candidates.ranked(resized, torch.tensor(chosen).to(device))
 
     def _projected(self, activated: Activated, stage: int) -> Tensor:
         """Projections of the activations onto every concept's vector: (B, T, H, W)."""

@@ -13,9 +13,9 @@ from cefam.attribution.direct import class_score_gradient
 from cefam.attribution.scores import pool
 from cefam.attribution.types import Activated
 from cefam.errors import CefamError
-from cefam.methods.associations import Across, Associations, per_concept, prompts_of
+from cefam.methods.associations import Across, Associations, AssociationsAbout, per_concept, prompts_of
 from cefam.methods.base import MethodContext
-from cefam.methods.neurons import NeuronRegions, about_of, encoded, probe_of
+from cefam.methods.neurons import NeuronRegions, encoded, probe_of
 from cefam.towers.classifier import FrozenClassifier
 
 TEMPLATE = "A photo of a {}"
@@ -84,7 +84,7 @@ def match(
         channel, concept = selected(weights, alpha).nonzero(as_tuple=True)
         found.append((stage, *per_concept(channel, concept, weights[channel, concept], of_concept)))
     options = {"alpha": alpha, "num_examples": num_examples, "prompt": prompt, "adaptive": adaptive}
-    return Associations.of_stages(about_of(context, probe, "www", options), found)
+    return Associations.of_stages(AssociationsAbout.of(context, "www", options, probe), found)
 
 
 def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
