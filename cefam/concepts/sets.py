@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.concepts.categories import BACKGROUND, DEFAULT_TEMPLATE
+from cefam.concepts.texts import TextEncoder, encode_texts
 from cefam.concepts.vocabularies import Concept, concepts_of, label_word, read_concepts, warn_of_equal_prompts
 from cefam.errors import CefamError, near
 from cefam.io.files import write_tensors
@@ -24,27 +24,6 @@ from cefam.io.files import write_tensors
 __all__ = ["Concept", "ConceptSet"]
 
 FEW = 20  # with fewer concepts, softmax scores say little
-
-
-class TextEncoder(Protocol):
-    """The part of :class:`cefam.VisionLanguageModel` that a concept set uses."""
-
-    embedding_dim: int
-    logit_scale: float
-    logit_bias: float
-
-    @property
-    def probability(self) -> str:
-        """How similarities become scores: softmax or sigmoid."""
-
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Embeddings (T, D)."""
-
-    def freeze(self) -> Any:
-        """Put the encoder in eval mode and return it."""
-
-    def identity(self) -> dict[str, Any]:
-        """Identity of the model in plain types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +213,7 @@ class ConceptSet:
             cache_dir: cache folder; the key is a hash of prompts, model identity and the embedding of one fixed text.
         """
         vlm.freeze()
-        embeddings = self._encoded(vlm) if cache_dir is None else self._cached(vlm, Path(cache_dir))
+        embeddings = encode_texts(vlm, self.prompts) if cache_dir is None else self._cached(vlm, Path(cache_dir))
         return replace(
             self,
             embeddings=embeddings,
@@ -242,17 +221,6 @@ class ConceptSet:
             logit_bias=vlm.logit_bias,
             probability=vlm.probability,
         )
-
-    def _encoded(self, vlm: TextEncoder) -> Tensor:
-        embeddings = vlm.encode_text(self.prompts).detach().float().cpu()
-        if embeddings.shape != (len(self), vlm.embedding_dim):
-            raise CefamError(
-                f"The VLM's encode_text gave {tuple(embeddings.shape)} for {len(self)} texts, its embedding_dim is {vlm.embedding_dim}: "
-                f"it must give (T, D)."
-            )
-        if not bool(embeddings.isfinite().all()):
-            raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
-        return F.normalize(embeddings, dim=-1)
 
     def _cached(self, vlm: TextEncoder, folder: Path) -> Tensor:
         from safetensors.torch import load_file
@@ -263,7 +231,7 @@ class ConceptSet:
         path = folder / f"{key.hexdigest()[:32]}.safetensors"
         if path.is_file():
             return load_file(path)["embeddings"]
-        embeddings = self._encoded(vlm).contiguous()
+        embeddings = encode_texts(vlm, self.prompts).contiguous()
         write_tensors(path, {"embeddings": embeddings})
         return embeddings
 
@@ -290,7 +258,7 @@ class ConceptSet:
         more = type(self)(tuple(replace(c, number=n) for n, c in enumerate(made, start=max(self.numbers) + 1)))
         warn_of_equal_prompts(self.concepts + more.concepts, "The concepts with the new texts")
         vlm.freeze()
-        embeddings = more._encoded(vlm)
+        embeddings = encode_texts(vlm, more.prompts)
         return replace(self, concepts=self.concepts + more.concepts, embeddings=torch.cat([mine, embeddings.to(mine)]))
 
     def check_labels(self, labels: Iterable[Mapping[str, Any]]) -> None:

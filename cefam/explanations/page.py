@@ -140,21 +140,11 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
     pictures = [maps.png(maps.grey(values, top)) for values, top in zip(densities, tops, strict=True)]
     most = max((abs(other.contribution or 0.0) for other in explanation), default=0.0) or 1.0
     return {
+        **vars(part),
         "word": part.concept.word,
         "category": part.concept.category,
-        "score": part.score,
-        "similarity": part.similarity,
-        "vlm_score": part.vlm_score,
-        "stage": part.stage,
         "stage_name": explanation.stages[part.stage],
-        "association": part.association,
-        "contribution": part.contribution,
-        "contributions": part.contributions,
-        "direct": part.direct,
-        "curve": part.curve,
         "bar": 100 * (part.contribution or 0.0) / most,
-        "present": part.present,
-        "distrust": part.distrust,
         "maps": pictures,
         "shares": [round(top / largest, 4) for top in tops],
         "level": part.shown,

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.attribution.scores import pool
 from cefam.attribution.types import Activated
+from cefam.concepts.texts import encode_texts
 from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.methods.associations import Across, Associations, Neurons
@@ -100,7 +100,6 @@ def probe_of(context: MethodContext, method: str) -> Probe:
     return probe
 
 
-@torch.no_grad()
 def encoded(context: MethodContext, texts: Sequence[str]) -> Tensor:
     """Unit text embeddings (T, D), on the CPU.
 
@@ -109,7 +108,4 @@ def encoded(context: MethodContext, texts: Sequence[str]) -> Tensor:
     """
     if context.vlm is None:
         raise CefamError("Texts need the vision-language model: set `model.vlm`.")
-    found = F.normalize(context.vlm.encode_text(list(texts)).float().cpu(), dim=-1)
-    if not bool(found.isfinite().all()):
-        raise CefamError("The VLM's text embeddings are not finite: its weights hold NaN or infinity.")
-    return found
+    return encode_texts(context.vlm, texts)

@@ -1,7 +1,7 @@
 """Sums of records by column, computed in one pass, for tables and confidence intervals."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,6 @@ THRESHOLD = 0.5  # NRA threshold of a hit
 Key = tuple[str, str, str]  # protocol, method, category
 
 
-@dataclass
-class Counts:
-    """Numbers of pairs; ``near``: pairs whose NRA is within ``NEAR`` of the hit threshold."""
-
-    pairs: int = 0
-    undefined: int = 0
-    expressible: int = 0
-    near: int = 0
-
-
 class Sums:
     """Sums of records by protocol, method and category; one metric is also summed by image.
 
@@ -36,7 +26,7 @@ class Sums:
         metric: metric that is also summed by image, for confidence intervals.
 
     Attributes:
-        counts: pair counts, by key.
+        counts: by key, numbers of "pairs", of those "undefined", "expressible", and "near" (within ``NEAR`` of the hit threshold).
         values: sum and number of values, by column and key.
         images: index of each image, by name.
         seen: whether each image has records (at least ``len(images)`` entries), by protocol and method.
@@ -45,7 +35,7 @@ class Sums:
 
     def __init__(self, metric: str = "nra") -> None:
         self.metric = metric
-        self.counts: dict[Key, Counts] = {}
+        self.counts: dict[Key, Counter[str]] = {}
         self.values: dict[str, dict[Key, tuple[float, int]]] = {}
         self.images: dict[str, int] = {}
         self.seen: dict[tuple[str, str], np.ndarray] = {}
@@ -86,11 +76,12 @@ class Sums:
                 continue
             told = mine & defined & block.expressible
             missing = int((mine & defined & ~block.expressible).sum())
-            counts = self.counts.setdefault(key, Counts())
-            counts.pairs += int(mine.sum())
-            counts.undefined += int((mine & ~defined).sum())
-            counts.expressible += int(told.sum())
-            counts.near += int((np.abs(block.numbers["nra"][told] - THRESHOLD) < NEAR).sum())
+            self.counts.setdefault(key, Counter()).update(
+                pairs=int(mine.sum()),
+                undefined=int((mine & ~defined).sum()),
+                expressible=int(told.sum()),
+                near=int((np.abs(block.numbers["nra"][told] - THRESHOLD) < NEAR).sum()),
+            )
             for column, values in block.numbers.items():
                 # A control is undefined, too, where there is no other concept.
                 there = told & ~np.isnan(values) if column in CONTROLS else told

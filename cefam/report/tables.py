@@ -95,7 +95,7 @@ def _row(sums: Sums, protocol: str, method: str, categories: Sequence[str], colu
         means[metric] = [None if math.isnan(value) else value for value in (*each.tolist(), float(average))]
     cells = [each for (*row, _), each in sums.counts.items() if row == [protocol, method]]
     pairs, undefined, expressible, near = (
-        sum(getattr(cell, name) for cell in cells) for name in ("pairs", "undefined", "expressible", "near")
+        sum(cell[name] for cell in cells) for name in ("pairs", "undefined", "expressible", "near")
     )
     return Row(protocol, method, means, pairs, undefined, expressible / max(pairs - undefined, 1), near)
 
