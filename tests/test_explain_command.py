@@ -45,7 +45,12 @@ def test_the_page_is_opened(explain, photograph, monkeypatch):
 
 
 def test_json_in_a_pipe(explain, photograph, capsys):
-    assert explain(photograph, "--json", "-", "--out", "x.csv", "--target", "3", "--concept", "red", "striped fur") == 0
+    assert (
+        explain(
+            photograph, "--json", "-", "--out", "x.csv", "--target", "3", "--concept", "red", "--concept", "striped fur"
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["target"] == 3
     assert {part["word"] for part in found["concepts"]} == {"red", "striped fur"}

@@ -84,6 +84,20 @@ def test_a_tower_whose_arguments_are_missing_is_one_sentence(towers, tmp_path, c
     assert "Union" not in said
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("cefam.load_classifer", "module 'cefam' has no attribute 'load_classifer'"),
+        ("my_nets.Net", "No module named 'my_nets'"),
+    ],
+)
+def test_a_tower_that_cannot_be_imported_is_one_sentence(path, reason, capsys):
+    for verb, tower in (("features", "classifier"), ("fit", "model.classifier")):
+        assert run(verb, f"--{tower}.class_path={path}") == 2
+        said = capsys.readouterr().err
+        assert f"cefam {verb}: `{tower}`: {path} cannot be imported ({reason}). (`cefam {verb} --help`" in said
+
+
 def test_a_config_of_the_towers_alone_works_for_fit_as_for_features(world, prepared, tmp_path):
     options = feature_options(world, prepared)
     options[options.index(world / "model.yaml")] = world / "towers.yaml"

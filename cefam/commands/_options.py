@@ -30,9 +30,8 @@ class OneSentence:
             super().error(message, ex)  # type: ignore[misc]
         flat = _innermost(" ".join(message.split()).rstrip(".")) + "."
         names = [*_names(self), *(sub.__name__ for base in self.bases for sub in _subclasses(base))]
-        raise OptionError(
-            f"{flat}{suggestion(flat, names)} (`{self.prog.replace(' [options]', '')} --help` lists the options.)"
-        ) from ex
+        hint = "" if " cannot be imported (" in flat else suggestion(flat, names)
+        raise OptionError(f"{flat}{hint} (`{self.prog.replace(' [options]', '')} --help` lists the options.)") from ex
 
 
 def _innermost(message: str) -> str:
@@ -46,6 +45,11 @@ def _innermost(message: str) -> str:
     word = re.search(r"Expected a dot import path string: ([^ ]+)$", message)
     if key and word:
         return f"`{key[1]}` must name a class or function, as `class_path: cefam.load_classifier`, got {word[1]!r}"
+    absent = re.search(
+        r"class_path '([\w.]+)': (module '[\w.]+' has no attribute '\w+'|No module named '[\w.]+')", message
+    )
+    if key and absent:
+        return f"`{key[1]}`: {absent[1]} cannot be imported ({absent[2]})"
     if key is None or found is None:
         return message
     paths = re.findall(r"class_path[ =]'([\w.]+)'", message[: found.start()])
@@ -116,16 +120,15 @@ def _at_home(value: Any) -> Any:
 
 
 def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Rewrite arguments for the parser: whole names, a list of strings as one JSON value, a switch with an explicit "true".
+    """Rewrite arguments for the parser: whole names, all values of a list as one JSON value, a switch with an explicit "true".
 
     >>> def draw(methods: list[str] | None = None, out: str = "", open: bool = False) -> None: ...
-    >>> completed(draw, ["--meth", "a b", "c", "--open", "--out", "x.png"])
-    ['--methods', '["a b", "c"]', '--open', 'true', '--out', 'x.png']
-    >>> completed(draw, ["--methods=a"])
-    ['--methods', '["a"]']
+    >>> completed(draw, ["--meth", "a b", "c", "--open", "--out", "x.png", "--methods=d"])
+    ['--open', 'true', '--out', 'x.png', '--methods', '["a b", "c", "d"]']
     """
     hints = {f"--{name}": str(each.annotation) for name, each in inspect.signature(function).parameters.items()}
     found: list[str] = []
+    lists: dict[str, list[str]] = {}  # an option may be repeated
     at = 0
     while at < len(arguments):
         (word, is_, value), at = arguments[at].partition("="), at + 1
@@ -135,13 +138,15 @@ def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
         if "list[str]" in hint or "Sequence[str]" in hint:
             end = next((n for n in range(at, len(arguments)) if arguments[n].startswith("--")), len(arguments))
             values, at = [value] * bool(is_) + arguments[at:end], end
-            written = len(values) == 1 and values[0].startswith("[")
-            found += [name, *(values if written or not values else [json.dumps(values, ensure_ascii=False)])]
+            if not values or (len(values) == 1 and values[0].startswith("[")):
+                found += [name, *values]
+            else:
+                lists.setdefault(name, []).extend(values)
         elif hint == "<class 'bool'>" and not is_ and arguments[at : at + 1] not in (["true"], ["false"]):
             found += [name, "true"]
         else:
             found.append(f"{name}{is_}{value}")
-    return found
+    return found + [word for name, values in lists.items() for word in (name, json.dumps(values, ensure_ascii=False))]
 
 
 class OptionParser(OneSentence, ArgumentParser):
@@ -151,7 +156,7 @@ class OptionParser(OneSentence, ArgumentParser):
 def call(verb: str, function: Callable[..., Any], arguments: list[str]) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
 
-    ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``), a
+    ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``) and repeated, a
     switch needs no value (``--open``). A first parameter that is a required list of strings is given without its name.
     """
     arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
