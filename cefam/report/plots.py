@@ -238,7 +238,7 @@ def contact_sheet(examples: Sequence[Example], numbers: str = NUMBERS) -> Figure
     rows, columns = len(methods) + above, max(width, 2) if above else width + 1
     size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(numbers, fontsize=8)
+    figure.suptitle(textwrap.fill(numbers, round(15 * size[0])), fontsize=8)  # 15 characters an inch
     blocks = figure.subfigures(down, across, squeeze=False).flatten()
     for block, example in zip(blocks, examples, strict=False):
         block.suptitle(example.title, fontsize=8)
