@@ -103,6 +103,17 @@ def test_rise_is_the_literal_sum(context, activated):
     assert torch.equal(masks, RISERegions(context, count=40, cells=5, seed=3).masks(activated.images.float()[:1])[0])
 
 
+def test_a_class_that_is_not_predicted_can_be_explained(context, activated):
+    method = RISERegions(context, of="class", count=8, cells=5)
+    predicted = activated.output.logits.argmax(dim=1)
+    other = (predicted + 1) % context.classifier.num_classes
+    found = method.regions(activated, PAIRS, (96, 96), 1, target=other).maps[:, 0]
+    torch.testing.assert_close(found, method.maps(activated, PAIRS.image, other[PAIRS.image]))
+    usual = method.regions(activated, PAIRS, (96, 96), 1).maps[:, 0]
+    torch.testing.assert_close(usual, method.maps(activated, PAIRS.image, predicted[PAIRS.image]))
+    assert not torch.equal(found, usual)
+
+
 def test_pixels_that_no_mask_of_rise_shows_are_0(context, activated):
     method = RISERegions(context, count=1, cells=7, share=0.1, seed=3)
     hidden = method.masks(activated.images[:1])[0, 0] == 0

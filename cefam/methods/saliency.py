@@ -1,6 +1,7 @@
 """Adapter for attribution libraries: a module from images to scores, differentiable with respect to the pixels."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -89,14 +90,11 @@ class ScoreMapRegions(RegionMethod):
         if of not in get_args(Of):
             raise CefamError(f"of must be {' or '.join(map(repr, get_args(Of)))}, got {of!r}.")
         self.of, self.explainer = of, context.trained.explainer()
-        self._view: ScoreModel | None = None
 
-    @property
+    @cached_property
     def view(self) -> ScoreModel:
         """The score as a module, on the classifier's device."""
-        if self._view is None:
-            self._view = ScoreModel(self.explainer, self.of).eval()
-        return self._view
+        return ScoreModel(self.explainer, self.of).eval()
 
     def maps(self, activated: Activated, image: Tensor, target: Tensor) -> Tensor:
         """Maps (P, h, w) of score indices ``target`` (P,) for image indices ``image`` (P,)."""
@@ -137,6 +135,6 @@ class ScoreMapRegions(RegionMethod):
             return self.maps(activated, torch.arange(len(target), device=target.device), target)
 
         if target is not None:
-            return of(target)
+            return of(target.to(activated.images.device))
         predicted = self.explainer.classifier.probabilities(activated.output.logits).argmax(dim=1)
         return activated.once((type(self), self), lambda: of(predicted))
