@@ -45,15 +45,11 @@ def test_the_page_is_opened(explain, photograph, monkeypatch):
 
 
 def test_json_in_a_pipe(explain, photograph, capsys):
-    assert (
-        explain(
-            photograph, "--json", "-", "--out", "x.csv", "--target", "3", "--concept", "red", "--concept", "striped fur"
-        )
-        == 0
-    )
+    texts = ["--concept", "red", "--concept", "striped fur", "--concept=[blue]"]
+    assert explain(photograph, "--json", "-", "--out", "x.csv", "--target", "3", *texts) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["target"] == 3
-    assert {part["word"] for part in found["concepts"]} == {"red", "striped fur"}
+    assert {part["word"] for part in found["concepts"]} == {"red", "striped fur", "blue"}
     assert Path("x.csv").is_file()
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from cefam import ConceptPairs, ConceptSet, Trained, Translator, load_classifier, load_vlm
+from cefam.methods import Activated, GradCAMPlusPlusRegions, IntegratedGradientsRegions, MethodContext
 from tests.test_wrapping import Net, explainer_of
 
 COUNT = 24
@@ -147,3 +148,17 @@ def test_a_fast_tokenizer_is_used_by_one_thread_at_a_time(hugging_face_vlm):
     found = of_each(lambda number: hugging_face_vlm.encode_text(texts[number % 4]), 40, 8)
     for number, embedding in enumerate(found):
         torch.testing.assert_close(embedding, alone[number % 4], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [IntegratedGradientsRegions, GradCAMPlusPlusRegions])
+def test_saliency_maps_are_those_of_their_own_photograph(explainer, images, method):
+    rows = method(MethodContext(Trained(explainer.classifier, explainer.translator, explainer.concepts)))
+    pairs = ConceptPairs(torch.zeros(2).long(), torch.tensor([3, 40]))
+
+    def maps(number):
+        activated = Activated(images[number], explainer.classifier(images[number]))
+        return rows.regions(activated, pairs, (24, 24), 1).maps
+
+    alone = [maps(number) for number in range(COUNT)]
+    for one, other in zip(alone, of_each(maps), strict=True):
+        torch.testing.assert_close(one, other)

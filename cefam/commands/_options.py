@@ -30,8 +30,9 @@ class OneSentence:
             super().error(message, ex)  # type: ignore[misc]
         flat = _innermost(" ".join(message.split()).rstrip(".")) + "."
         names = [*_names(self), *(sub.__name__ for base in self.bases for sub in _subclasses(base))]
-        hint = "" if " cannot be imported (" in flat else suggestion(flat, names)
-        raise OptionError(f"{flat}{hint} (`{self.prog.replace(' [options]', '')} --help` lists the options.)") from ex
+        raise OptionError(
+            f"{flat}{suggestion(flat, names)} (`{self.prog.replace(' [options]', '')} --help` lists the options.)"
+        ) from ex
 
 
 def _innermost(message: str) -> str:
@@ -69,7 +70,7 @@ def suggestion(message: str, names: list[str]) -> str:
     words = [word.strip(".") for word in (*quoted, *re.findall(r"[\w.\-]+", message))]
     known = [*names, *(parameter for word in words for parameter in _parameters(word))]
     known = list(dict.fromkeys([*known, *(name.rpartition(".")[2] for name in known)]))
-    for word in words:
+    for word in quoted if message.startswith("`") else words:  # cefam's own sentences quote what may be misspelt
         hint = near(word, known, 0.8) or near(f"--{word}", known, 0.8)
         if hint and word not in known and f"--{word}" not in known:
             return hint
@@ -120,15 +121,16 @@ def _at_home(value: Any) -> Any:
 
 
 def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Rewrite arguments for the parser: whole names, all values of a list as one JSON value, a switch with an explicit "true".
+    """Rewrite arguments for the parser: whole names, a list of strings as one JSON value, a switch with an explicit "true".
+
+    The parser appends to a list where ``+`` follows the option's name; otherwise a repeated option would replace it.
 
     >>> def draw(methods: list[str] | None = None, out: str = "", open: bool = False) -> None: ...
     >>> completed(draw, ["--meth", "a b", "c", "--open", "--out", "x.png", "--methods=d"])
-    ['--open', 'true', '--out', 'x.png', '--methods', '["a b", "c", "d"]']
+    ['--methods', '["a b", "c"]', '--open', 'true', '--out', 'x.png', '--methods+', '["d"]']
     """
     hints = {f"--{name}": str(each.annotation) for name, each in inspect.signature(function).parameters.items()}
     found: list[str] = []
-    lists: dict[str, list[str]] = {}  # an option may be repeated
     at = 0
     while at < len(arguments):
         (word, is_, value), at = arguments[at].partition("="), at + 1
@@ -138,15 +140,14 @@ def completed(function: Callable[..., Any], arguments: list[str]) -> list[str]:
         if "list[str]" in hint or "Sequence[str]" in hint:
             end = next((n for n in range(at, len(arguments)) if arguments[n].startswith("--")), len(arguments))
             values, at = [value] * bool(is_) + arguments[at:end], end
-            if not values or (len(values) == 1 and values[0].startswith("[")):
-                found += [name, *values]
-            else:
-                lists.setdefault(name, []).extend(values)
+            written = len(values) == 1 and values[0].startswith("[")
+            found.append(f"{name}+" if name in found else name)
+            found += values if written or not values else [json.dumps(values, ensure_ascii=False)]
         elif hint == "<class 'bool'>" and not is_ and arguments[at : at + 1] not in (["true"], ["false"]):
             found += [name, "true"]
         else:
             found.append(f"{name}{is_}{value}")
-    return found + [word for name, values in lists.items() for word in (name, json.dumps(values, ensure_ascii=False))]
+    return found
 
 
 class OptionParser(OneSentence, ArgumentParser):
@@ -156,8 +157,8 @@ class OptionParser(OneSentence, ArgumentParser):
 def call(verb: str, function: Callable[..., Any], arguments: list[str]) -> Any:
     """Parse the options of a function from its signature and docstring, and call it.
 
-    ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``) and repeated, a
-    switch needs no value (``--open``). A first parameter that is a required list of strings is given without its name.
+    ``--why-not`` is the same as ``--why_not``; a list option can be followed by several values (``--concept fur wing``) and can be
+    repeated; a switch needs no value (``--open``). A first parameter that is a required list of strings is given without its name.
     """
     arguments = [re.sub(r"^--[\w-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in arguments]
     arguments = completed(function, arguments)

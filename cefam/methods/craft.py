@@ -72,7 +72,8 @@ class CRAFTRegions(NeuronRegions):
         weights = concept_weights(embedding[best.T], encoded(context, texts), bare)
         factor, text = selected(weights).nonzero(as_tuple=True)
         named = per_concept(factor, text, weights[factor, text], of_concept)
-        options = {"images": images, "factors": factors, "photographs": photographs, "examples": examples, "seed": seed}
+        options = {"images": images, "factors": factors, "photographs": photographs, "examples": examples}
+        options |= {"prompt": prompt, "resize": resize, "size": size, "seed": seed}
         about, last = AssociationsAbout.of(context, "craft", options), len(context.classifier.stages) - 1
         super().__init__(context, Associations.of_stages(about, [(last, *named)]))
 

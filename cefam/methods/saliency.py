@@ -16,7 +16,7 @@ from cefam.errors import CefamError
 from cefam.images.views import resize_regions
 from cefam.methods.base import MethodContext, RegionMethod
 from cefam.pairs import Candidates, ConceptPairs
-from cefam.towers.taps import tapped
+from cefam.towers.taps import LOCK, tapped
 
 Of = Literal["class", "concept"]
 
@@ -47,9 +47,8 @@ class ScoreModel(nn.Module):
             return self.logits(images)  # type: ignore[no-any-return]
         classifier = self.explainer.classifier
         captured: list[Any] = [None] * len(classifier.stages)
-        with tapped(
-            self.logits.module, classifier.stages, captured, classifier.preprocessing.size or images.shape[-2:]
-        ):
+        size = classifier.preprocessing.size or images.shape[-2:]
+        with LOCK, tapped(self.logits.module, classifier.stages, captured, size):
             self.logits(images)
         pooled = [pool(activation.float()) for _, activation, _ in captured]
         return self.explainer.networks.similarity(self.explainer.translator(pooled))
@@ -119,7 +118,7 @@ class ScoreMapRegions(RegionMethod):
             target: the class of each image (B,); ``None``: the most probable one. Ignored for concept scores.
         """
         pairs = pairs.to(activated.images.device)
-        with torch.enable_grad():
+        with LOCK, torch.enable_grad():  # the libraries hook the network, too
             if self.of == "class":
                 found = self._class_maps(activated, target)[pairs.image]
             elif len(pairs):

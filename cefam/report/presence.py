@@ -26,7 +26,10 @@ FREQUENT, RANDOM = "most frequent concepts", "random concepts"
 
 
 def roc_areas(score: Tensor, present: Tensor, known: Tensor) -> Tensor:
-    """Areas under the ROC curves of scores (N, T), over the ``known`` rows: (T,), double; ties count one half, NaN: undefined."""
+    """Areas under the ROC curves of scores (N, T), over the ``known`` rows: (T,), double.
+
+    Ties count one half; NaN where no photograph, or every one, shows the concept, or a score is missing.
+    """
     found = []
     for values, shown, sure in zip(score.T, present.T, known.T, strict=True):
         values, shown = values[sure].double(), shown[sure].long()

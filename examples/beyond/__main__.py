@@ -7,6 +7,8 @@ tables, and writes them to ``beyond.md``.
 """
 
 import argparse
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,12 +81,30 @@ def intervals(folder: Path) -> list[str]:
     return found
 
 
+def by_source(folder: Path) -> list[str]:
+    """NRA, specific and present of every method, by source (the first folder of an image's name) and category, top-1."""
+    values: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for record in records.read(folder / results.RECORDS):
+        if record["protocol"] == "top1" and record["category"]:
+            for metric in ("nra", "specific", "present"):
+                key = (record["image"].partition("/")[0], record["method"], metric, record["category"])
+                values[key].append(record[metric])
+    known = {key: [value for value in each if not math.isnan(value)] for key, each in values.items()}
+    return [
+        f"* {', '.join(key)}: {sum(each) / len(each):.3f} ({len(each)} pairs)" for key, each in known.items() if each
+    ]
+
+
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(prog="python -m examples.beyond", description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/brodenette_results"))
     parser.add_argument("--intervals", type=Path, help="only print those of this folder of `cefam evaluate`")
+    parser.add_argument("--by-source", type=Path, help="only print the means by source of this folder")
     options = parser.parse_args()
+    if options.by_source is not None:
+        print("\n".join(by_source(options.by_source)))
+        return
     if options.intervals is not None:
         print("\n".join(intervals(options.intervals)))
         return
