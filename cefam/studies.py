@@ -17,6 +17,7 @@ from cefam.attribution.explainer import Explainer
 from cefam.concepts.background import with_background
 from cefam.concepts.sets import ConceptSet
 from cefam.datamodules import FeaturesData
+from cefam.datasets.contract import Manifest
 from cefam.datasets.features import compute_features
 from cefam.datasets.photographs import Photographs, device_named
 from cefam.datasets.sources.images import list_images
@@ -111,6 +112,8 @@ def study(
     root, where = Path(folder), device_named(device)
     if root.is_dir() and any(root.iterdir()) and not (root / JOURNAL).is_file():
         raise CefamError(f"{root} holds something other than a study: name another folder, or remove it.")
+    if Manifest.find(images) is not None:
+        raise CefamError(f"{images} holds shards, a study takes a folder of image files: use the single commands.")
     tower = named_classifier(classifier, stages, class_names)
     teacher = vlm if isinstance(vlm, VisionLanguageModel) else named_vlm(vlm)
     tower.to(where)

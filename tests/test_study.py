@@ -85,6 +85,13 @@ def test_other_class_names_are_another_study(quick_study, tmp_path, capsys):
     assert "other inputs or options" in capsys.readouterr().err
 
 
+def test_shards_are_refused_before_anything_is_written(prepared, tmp_path, capsys):
+    folder = tmp_path / "study"
+    assert run("study", *TOWERS, "--images", prepared / "train", "--concepts", "brodenette", "--folder", folder) == 1
+    assert "a study takes a folder of image files" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
     classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
     few = ConceptSet.from_words(["red", "striped wing"])
