@@ -18,7 +18,7 @@ from cefam.images.views import EvaluationView
 from cefam.io.files import write_text
 from cefam.methods import Activated
 from cefam.pairs import ConceptPairs
-from cefam.report import plots
+from cefam.report.contact_sheet import write_contact_sheet
 from cefam.report.examples import Candidate, Example, to_image
 
 COLUMNS = ["photograph", "class", "probability", "concept", "score", "stage", "contribution"]
@@ -78,7 +78,7 @@ class RegionPanel(L.Callback):
             title = f"{about.word} ({about.category}), score {float(scores[index, number]):.2g}"
             rows.append(Example(title, to_image(images[index]), None, {"CE-FAM": maps}))
         path = Path(folder) / "panels" / f"epoch-{trainer.current_epoch:04d}.png"
-        plots.save(plots.contact_sheet(rows, NUMBERS), path, plots.SCREEN)
+        write_contact_sheet(rows, path, NUMBERS)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 # W&B drops values logged for an earlier step, so the trainer's step is used, as for all metrics.

@@ -70,7 +70,7 @@ def logged(folder, *options):
 
 
 @pytest.fixture(scope="module")
-def made(world, prepared, tmp_path_factory):
+def attempts(world, prepared, tmp_path_factory):
     """Two epochs, then two more; then two again from the same checkpoint, as after a kill: the log of three attempts."""
     folder = tmp_path_factory.mktemp("attempts")
     options = [*feature_options(world, prepared), f"--data.init_args.regions={prepared}/broden"]
@@ -84,14 +84,7 @@ def made(world, prepared, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def attempts(made, tmp_path, monkeypatch):
-    """A copy of them."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    return shutil.copytree(made, tmp_path / "attempts")
-
-
-def test_the_attempts_of_a_run_have_its_id(attempts, capsys):
+def test_the_attempts_of_a_run_have_its_id(attempts):
     """`wandb sync` uploads runs of one id as one run, in the order of their start."""
     about = json.loads((attempts / "log" / "run_id.json").read_text())
     stored = torch.load(attempts / "log/checkpoints/last.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Figures: contact sheets of an evaluation; for print, IoU curves (Fig. 4), winning stages (Fig. A1), Hit Rate (Fig. A2), methods (Fig. 2).
+"""Figures for print: IoU curves (Fig. 4), winning stages (Fig. A1), Hit Rate over epochs (Fig. A2), methods side by side (Fig. 2).
 
 Legible in grayscale: lines differ in dashes and markers, bars in hatching. Colors: the color-blind-safe Okabe-Ito palette.
 """
@@ -19,13 +19,10 @@ from PIL import Image
 from cefam.errors import CefamError
 from cefam.io.files import replacing
 from cefam.metrics.functional import iou_curves
-from cefam.report.examples import Candidate, Example
+from cefam.report.contact_sheet import COLORMAP
+from cefam.report.examples import Example
 
-COLORMAP = "viridis"  # perceptually uniform, unlike jet
-BLOCKS_ACROSS = 4
-FRAMES = {"top1": "tab:red", "oracle": "tab:orange"}
-NUMBERS = "Numbers: NRA. Red: the method's first choice. Orange: the ground truth's choice."
-SCREEN = 110  # dots per inch of contact sheets
+SCREEN = 110  # dots per inch of figures for screens
 COLUMN, PAGE = 3.3, 6.9  # inches: one column, two columns
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -208,7 +205,10 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
         for axes, method in zip(row[2:], methods, strict=True):
             chosen = [c for c in example.candidates.get(method, []) if "top1" in c.chosen]
             if chosen:
-                values = _resized(chosen[0].map, example.image.shape[:2], Image.Resampling.BILINEAR)
+                size = example.image.shape[1::-1]
+                values = np.asarray(
+                    Image.fromarray(chosen[0].map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+                )
                 axes.imshow(example.image.mean(axis=2), cmap="gray")
                 axes.imshow(values, cmap=COLORMAP, alpha=0.7, vmin=min(float(values.min()), 0))
                 axes.set_xlabel(chosen[0].caption.replace("  ", "\n"), fontsize=5.5, labelpad=1)
@@ -221,68 +221,6 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(textwrap.fill(title, max(longest, int(72 * each / (LETTER * font)))), fontsize=font)
     return figure
-
-
-def contact_sheet(examples: Sequence[Example], numbers: str = NUMBERS) -> Figure:
-    """Draw one block per example: photograph and mask, then one row of measured candidates per method.
-
-    The method's first choice has a red frame; if the oracle selects another candidate, that one has an orange frame. Every
-    map is scaled separately, from its minimum (0 if it is not negative) to its maximum, because units differ. Without masks
-    the photograph stands before the candidates. ``numbers`` says what those beside the maps are.
-    """
-    methods = list(dict.fromkeys(method for example in examples for method in example.candidates))
-    width = max((len(each) for example in examples for each in example.candidates.values()), default=1)
-    above = int(any(example.mask is not None for example in examples))
-    across = min(BLOCKS_ACROSS if above else 1, len(examples))
-    down = math.ceil(len(examples) / across)
-    rows, columns = len(methods) + above, max(width, 2) if above else width + 1
-    size = (across * (0.95 * columns + 0.55), down * (1.12 * rows + 0.35) + 0.3)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(textwrap.fill(numbers, round(15 * size[0])), fontsize=8)  # 15 characters an inch
-    blocks = figure.subfigures(down, across, squeeze=False).flatten()
-    for block, example in zip(blocks, examples, strict=False):
-        block.suptitle(example.title, fontsize=8)
-        grid = block.subplots(rows, columns, squeeze=False)
-        for axes in grid.flatten():
-            axes.set_axis_off()
-        _photograph(grid[0], example)
-        for row, method in zip(grid[above:, 1 - above :], methods, strict=True):
-            candidates = example.candidates.get(method, [])
-            for axes, candidate in zip(row, candidates, strict=False):
-                _candidate(axes, example, candidate)
-            row[0].set_axis_on()
-            row[0].set(xticks=[], yticks=[])
-            row[0].set_ylabel(method, fontsize=6)
-            if not candidates:
-                row[0].text(0.5, 0.5, "not\nexpressed", ha="center", va="center", fontsize=6)
-    return figure
-
-
-def _photograph(row: Any, example: Example) -> None:
-    """Draw the photograph and the mask, if any."""
-    row[0].imshow(example.image)
-    if example.mask is not None:
-        row[1].imshow(example.image)
-        mask = _resized(example.mask.astype(np.float32), example.image.shape[:2], Image.Resampling.NEAREST)
-        row[1].imshow(0.25 + 0.75 * mask, cmap="gray", vmin=0, vmax=1, alpha=0.75)
-        row[1].set_title(f"mask {100 * example.mask.mean():.1f} %", fontsize=6, pad=2)
-
-
-def _candidate(axes: Any, example: Example, candidate: Candidate) -> None:
-    values = _resized(candidate.map, example.image.shape[:2], Image.Resampling.BILINEAR)
-    low = min(float(values.min()), 0.0)
-    axes.set_axis_on()
-    axes.set(xticks=[], yticks=[])
-    axes.imshow(example.image)
-    axes.imshow(values, cmap=COLORMAP, vmin=low, vmax=max(float(values.max()), low + 1e-12), alpha=0.65)
-    axes.set_title(candidate.caption, fontsize=6, pad=2)
-    frame = next((color for protocol, color in FRAMES.items() if protocol in candidate.chosen), None)
-    for spine in axes.spines.values():
-        spine.set(visible=frame is not None, edgecolor=frame, linewidth=2.5)
-
-
-def _resized(values: np.ndarray, size: Sequence[int], how: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((size[1], size[0]), how))
 
 
 def save(figure: Figure, path: Path, dpi: int = 300) -> None:

@@ -16,7 +16,8 @@ from cefam.errors import CefamError, MissingError, near
 from cefam.io.files import csv_text, write_text
 from cefam.io.reading import read_csv, read_description
 from cefam.metrics.table import title_of
-from cefam.report import bootstrap, examples, plots, presence, records, tables
+from cefam.report import bootstrap, examples, presence, records, tables
+from cefam.report.contact_sheet import write_contact_sheet
 from cefam.report.sums import Sums
 from cefam.report.tables import Row, Table
 
@@ -105,7 +106,7 @@ def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]
     write_tables(folder, table)
     if kept:
         examples.save(kept, folder / EXAMPLES)
-        plots.save(plots.contact_sheet(kept), folder / SHEET, plots.SCREEN)
+        write_contact_sheet(kept, folder / SHEET)
 
 
 def write_tables(folder: Path, table: Table) -> None:
@@ -125,7 +126,7 @@ def remake(folder: str | Path) -> Table:
     table = table_of(Run.read(folder), folder / RECORDS)
     write_tables(folder, table)
     if (folder / EXAMPLES).is_file():
-        plots.save(plots.contact_sheet(examples.load(folder / EXAMPLES)), folder / SHEET, plots.SCREEN)
+        write_contact_sheet(examples.load(folder / EXAMPLES), folder / SHEET)
     return table
 
 
