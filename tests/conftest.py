@@ -75,7 +75,7 @@ def realset() -> Path:
 TOWERS = """
 classifier:
   class_path: cefam.load_classifier
-  init_args: {{name: resnet18, weights: {folder}/resnet18.pth, num_classes: 10}}
+  init_args: {{name: resnet18, weights: {folder}/resnet18.pth, num_classes: 10, input_size: [64, 64]}}
 vlm:
   class_path: cefam.load_vlm
   init_args: {{name: tiny_clip, pretrained: {folder}/tiny_clip.pt, config: {folder}/tiny_clip.json}}
