@@ -35,7 +35,7 @@ def test_a_summary_is_the_mean_of_its_explanations(artefact, world, capsys):
     paths = sorted(folder.rglob("*.png"))
     found = {}
     for path in paths:
-        for part in explainer.explain([Photograph.open(path, 224)], top_k=3, num_channels=3)[0]:
+        for part in explainer.explain([Photograph.open(path, 64)], top_k=3, num_channels=3)[0]:
             found.setdefault(part.concept.word, []).append(part.contribution)
     for concept in written["concepts"]:
         values = found.pop(concept["word"])
@@ -87,10 +87,12 @@ def test_a_summary_is_taken_up_and_not_overwritten(artefact, world, capsys, monk
 
 
 def test_leading_concepts_are_ordered_by_their_contribution_over_all_images():
-    records = [
-        {"name": "a", "concepts": [[1, "rare", "x", 0.9, "l1"], [2, "steady", "x", 0.5, "l1"]]},
-        {"name": "b", "concepts": [[2, "steady", "x", -0.5, "l2"]]},
-    ]
+    names = ("number", "word", "category", "contribution", "stage")
+    rare, steady, against = (
+        dict(zip(names, values, strict=True))
+        for values in ((1, "rare", "x", 0.9, "l1"), (2, "steady", "x", 0.5, "l1"), (2, "steady", "x", -0.5, "l2"))
+    )
+    records = [{"name": "a", "concepts": [rare, steady]}, {"name": "b", "concepts": [against]}]
     first, second = leading_concepts(records)
     assert (first.word, first.mean, first.spread, first.share) == ("steady", 0.0, 0.5, 1.0)
     assert first.stages == {"l1": 1, "l2": 1}

@@ -20,8 +20,8 @@ from cefam.attribution.types import Activated
 from cefam.brodenette import describe, draw
 from cefam.errors import CefamError, CefamWarning
 from cefam.explanations import maps
-from cefam.explanations.rle import run_lengths
 from cefam.explanations.text import sentence, spotlit, summary
+from cefam.explanations.types import run_lengths
 from cefam.images.views import EvaluationView
 from cefam.towers.naming import class_number
 from tests.conftest import fill

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from torch import Tensor
 
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations import maps
 from cefam.explanations.page import data_uri, environment
 from cefam.explanations.photograph import Photograph
-from cefam.explanations.stored import plain, row
 from cefam.explanations.text import percent, summary
 from cefam.explanations.types import ConceptExplanation, Findings
 from cefam.io.files import write_text
+
+FLIP = ("sentence", "counts", "at", "becomes", "patches", "grid", "random", "random_share")  # fields in plain types
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +104,14 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """All fields except the pictures, in plain types."""
         return {
-            "predicted": plain(self.predicted),
-            "other": plain(self.other),
+            "predicted": self.predicted.to_dict(),
+            "other": self.other.to_dict(),
             "answer": self.answer,
             "flips": [
                 {
-                    "concept": row(flip.part, self.predicted),
-                    "sentence": flip.sentence,
-                    "counts": flip.counts,
+                    "concept": flip.part.row(self.predicted.stages),
+                    **{name: getattr(flip, name) for name in FLIP},
                     "probabilities": flip.probabilities.tolist(),
-                    "at": flip.at,
-                    "becomes": flip.becomes,
-                    "patches": flip.patches,
-                    "grid": flip.grid,
-                    "random": flip.random,
-                    "random_share": flip.random_share,
                 }
                 for flip in self.flips
             ],
@@ -158,7 +151,7 @@ def page(compared: Comparison) -> str:
     flips = []
     for flip in compared.flips:
         hidden = Photograph.of_view(flip.view, photograph.name)
-        flips.append((flip, Markup(maps.png(hidden.picture)), _steps(flip.probabilities.tolist())))
+        flips.append((flip, maps.png(hidden.picture), _steps(flip.probabilities.tolist())))
     return (
         environment()
         .get_template("comparison.html")
@@ -166,7 +159,7 @@ def page(compared: Comparison) -> str:
             it=compared,
             sides=sides,
             flips=flips,
-            photograph=Markup(maps.jpeg(photograph.picture)),
+            photograph=maps.jpeg(photograph.picture),
             json_uri=data_uri(json.dumps(compared.to_dict(), indent=1, ensure_ascii=False), "application/json"),
         )
     )

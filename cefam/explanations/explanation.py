@@ -8,7 +8,6 @@ import numpy as np
 
 from cefam.errors import CefamError, ExistsError
 from cefam.explanations.page import notebook, page
-from cefam.explanations.stored import arrays, as_csv, as_json, plain
 from cefam.explanations.text import summary
 from cefam.explanations.types import Findings
 from cefam.io.files import replacing, write_text
@@ -25,16 +24,6 @@ class Explanation(Findings):
 
     def _repr_html_(self) -> str:
         return notebook(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields in plain types; regions as run-length encoded masks of the photograph reduced to 128 pixels."""
-        return plain(self)
-
-    def arrays(self) -> dict[str, Any]:
-        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w)
-        on the view, as Quantus expects; per concept ``numbers``, ``scores`` and ``contributions``; ``target``.
-        """  # noqa: D205
-        return arrays(self)
 
     def save(self, path: str | Path, overwrite: bool = False, **options: Any) -> Path:
         """Write a file in the format of its extension: .html, .png, .jpg, .svg, .pdf, .json, .csv or .npz.
@@ -56,7 +45,7 @@ class Explanation(Findings):
 
 def _save_arrays(explanation: Findings, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays(explanation))  # type: ignore[arg-type]
+        np.savez_compressed(file, **explanation.arrays())
 
 
 def _save_figure(explanation: Findings, path: Path) -> None:
@@ -73,8 +62,8 @@ def _save_page(explanation: Findings, path: Path, colormap: str = "viridis") -> 
 KINDS: dict[str, Callable[..., None]] = {
     ".html": _save_page,
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".svg", ".pdf"), _save_figure),
-    ".json": lambda explanation, path: write_text(path, as_json(explanation)),
-    ".csv": lambda explanation, path: write_text(path, as_csv(explanation)),
+    ".json": lambda explanation, path: write_text(path, explanation.to_json()),
+    ".csv": lambda explanation, path: write_text(path, explanation.to_csv()),
     ".npz": _save_arrays,
 }
 

@@ -1,18 +1,17 @@
 """Overview of many explanations: the most important concepts of a class or a set, their stages, and misclassified images."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from cefam.explanations.page import as_data, environment, text_of
+from cefam.explanations.page import environment
 from cefam.explanations.text import percent, signed
 from cefam.explanations.types import Findings
+from cefam.io.files import csv_text
 
 LEADING = 3  # concepts per class in the table of classes
 ROWS, COLUMNS = 24, 12  # classes and concepts of the heat map, at most
@@ -23,16 +22,9 @@ Example = tuple[str, str, str]  # caption, picture as a data URI, alternative te
 class ConceptSummary:
     """A concept over many images.
 
-    Args:
-        number: number of the concept.
-        word: its word.
-        category: its category.
-        images: number of images in which it was explained.
-        share: ``images`` as a share of all images.
-        mean: mean of its contributions in these images.
-        spread: standard deviation of these contributions.
-        stages: number of images per stage.
-        largest: names of the photographs with its largest absolute contributions.
+    ``images`` is the number of images in which it was explained, ``share`` that as a share of all images; ``mean`` and
+    ``spread`` are of its contributions in them; ``stages`` counts images per stage; ``largest`` names the photographs with its
+    largest absolute contributions.
     """
 
     number: int
@@ -51,19 +43,8 @@ def record(name: str, explanation: Findings, label: int | None) -> dict[str, Any
     return {
         "name": name,
         "label": label,
-        "target": explanation.target,
-        "predicted": explanation.predicted,
-        "probability": explanation.probability,
-        "concepts": [
-            [
-                part.concept.number,
-                part.concept.word,
-                part.concept.category,
-                part.contribution,
-                explanation.stages[part.stage],
-            ]
-            for part in explanation
-        ],
+        **{field: getattr(explanation, field) for field in ("target", "predicted", "probability")},
+        "concepts": [part.row(explanation.stages) for part in explanation],
     }
 
 
@@ -75,9 +56,9 @@ def leading_concepts(records: Sequence[Mapping[str, Any]], examples: int = 4) ->
     found: dict[int, list[tuple[float, str, str]]] = {}
     about: dict[int, tuple[str, str]] = {}
     for each in records:
-        for number, word, category, contribution, stage in each["concepts"]:
-            about[number] = (word, category)
-            found.setdefault(number, []).append((contribution or 0.0, stage, each["name"]))
+        for row in each["concepts"]:
+            about[row["number"]] = (row["word"], row["category"])
+            found.setdefault(row["number"], []).append((row["contribution"] or 0.0, row["stage"], each["name"]))
     made = []
     for number, seen in found.items():
         values = np.array([value for value, _, _ in seen])
@@ -101,21 +82,14 @@ def leading_concepts(records: Sequence[Mapping[str, Any]], examples: int = 4) ->
 
 @dataclass(frozen=True)
 class Overview:
-    """An overview of a set of images.
-
-    Args:
-        title: title of the page.
-        records: one per image (:func:`record`).
-        class_names: class names by index.
-        doubts: reasons not to trust concepts, by concept number.
-    """
+    """An overview of a set of images: a record per image (:func:`record`), class names by index, doubts by concept number."""
 
     title: str
     records: list[dict[str, Any]]
     class_names: dict[int, str]
     doubts: Mapping[int, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def leading(self) -> list[ConceptSummary]:
         """Summaries of the concepts over all images."""
         return leading_concepts(self.records)
@@ -165,7 +139,9 @@ class Overview:
                 "label": self.class_names[each["label"]],
                 "predicted": self.class_names[each["predicted"]],
                 "probability": percent(each["probability"]) if each["predicted"] == each["target"] else "-",
-                "leading concepts": ", ".join(f"{c[1]} {signed(c[3])}" for c in each["concepts"][:LEADING]),
+                "leading concepts": ", ".join(
+                    f"{c['word']} {signed(c['contribution'])}" for c in each["concepts"][:LEADING]
+                ),
             }
             for each in sorted(found, key=lambda each: -each["probability"])
         ]
@@ -185,13 +161,12 @@ class Overview:
 
     def to_csv(self) -> str:
         """CSV with one line per concept."""
-        written = io.StringIO()
-        columns = ["number", "word", "category", "images", "share", "mean", "spread", "stages"]
-        writer = csv.DictWriter(written, columns, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        for each in self.leading:
-            writer.writerow({**asdict(each), "stages": "; ".join(f"{name} {n}" for name, n in each.stages.items())})
-        return written.getvalue()
+        names = ("number", "word", "category", "images", "share", "mean", "spread")
+        rows = [
+            [*(getattr(each, name) for name in names), "; ".join(f"{name} {n}" for name, n in each.stages.items())]
+            for each in self.leading
+        ]
+        return csv_text([(*names, "stages"), *rows])
 
     def page(self, examples: Mapping[int, Sequence[Example]], largest: int) -> str:
         """Render the HTML page.
@@ -202,17 +177,14 @@ class Overview:
         """
         shown = self.leading[:largest]
         most = max((abs(each.mean) for each in shown), default=0.0) or 1.0
-        cards = [
-            (each, 100 * each.mean / most, [(n, Markup(p), t) for n, p, t in examples.get(each.number, [])])
-            for each in shown
-        ]
+        cards = [(each, 100 * each.mean / most, examples.get(each.number, [])) for each in shown]
         return (
             environment()
             .get_template("overview.html")
             .render(
                 it=self,
                 cards=cards,
-                data=as_data([{"mean": c.mean, "share": c.share, "spread": c.spread, "word": c.word} for c in shown]),
-                script=text_of("overview.js"),
+                data=[{"mean": c.mean, "share": c.share, "spread": c.spread, "word": c.word} for c in shown],
+                script="overview.js",
             )
         )

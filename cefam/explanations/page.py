@@ -2,22 +2,18 @@
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from cefam import __version__
 from cefam.explanations import maps
 from cefam.explanations.spotlight import spotlight
-from cefam.explanations.stored import as_csv, as_json
 from cefam.explanations.text import leading, percent, sentence, signed, spotlit
 from cefam.explanations.types import HALF, ConceptExplanation, Findings
 
@@ -38,20 +34,8 @@ def environment() -> Environment:
     """The template environment, with autoescaping."""
     # StrictUndefined: a missing variable is an error, not an empty string.
     found = Environment(loader=PackageLoader("cefam.explanations"), autoescape=True, undefined=StrictUndefined)
-    found.globals |= {
-        "version": __version__,
-        "percent": percent,
-        "signed": signed,
-        "text_of": text_of,
-        "fingerprint": fingerprint,
-    }
+    found.globals |= {"version": __version__, "percent": percent, "signed": signed, "fingerprint": fingerprint}
     return found
-
-
-@cache
-def text_of(name: str) -> Markup:
-    """A style sheet or script of this package, unescaped."""
-    return Markup((files("cefam.explanations") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def fingerprint(script: str) -> str:
@@ -59,16 +43,9 @@ def fingerprint(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
-def as_data(value: Any) -> Markup:
-    """JSON that is safe inside a script element."""
-    return Markup(
-        json.dumps(value, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    )
-
-
-def data_uri(text: str, kind: str) -> Markup:
+def data_uri(text: str, kind: str) -> str:
     """A text file as a data URI."""
-    return Markup(f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def page(explanation: Findings, colormap: str = "viridis") -> str:
@@ -87,10 +64,10 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
     kept = ("word", "level", "association", "curve", "present", "maps", "shares")
     place, (height, width) = explanation.photograph.placement, explanation.photograph.size
     share = {
-        "left": 100 * place.left / width,
-        "top": 100 * place.top / height,
-        "width": 100 * place.width / width,
-        "height": 100 * place.height / height,
+        "left": place.left / width,
+        "top": place.top / height,
+        "width": place.width / width,
+        "height": place.height / height,
     }
     return (
         environment()
@@ -98,36 +75,34 @@ def page(explanation: Findings, colormap: str = "viridis") -> str:
         .render(
             it=explanation,
             sentence=sentence(explanation),
-            plain=Markup(maps.jpeg(spotlight(explanation.photograph, None, SIDE))),
-            lit=Markup(maps.jpeg(spotlight(explanation.photograph, lead, SIDE))),
+            plain=maps.jpeg(spotlight(explanation.photograph, None, SIDE)),
+            lit=maps.jpeg(spotlight(explanation.photograph, lead, SIDE)),
             lead=lead,
             rows=[_line(part, explanation) for part in shown[:ROWS]],
             folded=[_line(part, explanation) for part in folded[:ROWS]],
             hidden=len(folded),
             parts=parts,
-            place={key: f"{value:.4f}" for key, value in share.items()},
+            place={key: f"{100 * value:.4f}" for key, value in share.items()},
             largest=largest,
             teacher=bool(explanation.concepts) and all(part.vlm_score is not None for part in explanation),
             every=bool(explanation.concepts) and all(part.contributions is not None for part in explanation),
-            photograph=Markup(maps.jpeg(explanation.photograph.picture)),
-            legend=Markup(", ".join(f"rgb({r} {g} {b})" for r, g, b in shades.tolist())),
+            photograph=maps.jpeg(explanation.photograph.picture),
+            legend=", ".join(f"rgb({r} {g} {b})" for r, g, b in shades.tolist()),
             tables=colors[colormap],
             alpha=ALPHA,
             colormap=colormap,
             colormaps=maps.COLORMAPS,
             figures=FIGURES,
             stem=Path(explanation.name).stem or "explanation",
-            json_uri=data_uri(as_json(explanation), "application/json"),
-            csv_uri=data_uri(as_csv(explanation), "text/csv"),
-            data=as_data(
-                {
-                    "parts": [{key: part[key] for key in kept} for part in parts],
-                    "stages": explanation.map_names,
-                    "largest": largest,
-                    "colormaps": colors,
-                }
-            ),
-            script=text_of("page.js"),
+            json_uri=data_uri(explanation.to_json(), "application/json"),
+            csv_uri=data_uri(explanation.to_csv(), "text/csv"),
+            data={
+                "parts": [{key: part[key] for key in kept} for part in parts],
+                "stages": explanation.map_names,
+                "largest": largest,
+                "colormaps": colors,
+            },
+            script="page.js",
         )
     )
 
@@ -149,7 +124,7 @@ def _part(part: ConceptExplanation, explanation: Findings, largest: float) -> di
         "shares": [round(top / largest, 4) for top in tops],
         "level": part.shown,
         "level_name": explanation.map_names[part.shown],
-        "shown": Markup(pictures[part.shown]),
+        "shown": pictures[part.shown],
         "where": where(part),
     }
 
@@ -169,7 +144,7 @@ def _line(part: ConceptExplanation, explanation: Findings) -> dict[str, Any]:
         "note": "absent" if not part.present else "doubtful" if part.distrust else "",
         "why": part.distrust,
         "sign_unsure": part.sign_unsure,
-        "picture": Markup(maps.jpeg(spotlight(explanation.photograph, part, 2 * SMALL))),
+        "picture": maps.jpeg(spotlight(explanation.photograph, part, 2 * SMALL)),
         "where": where(part),
     }
 
@@ -247,8 +222,5 @@ def index(heading: str, entries: list[dict[str, Any]]) -> str:
     values = [{"class": [e["class"]], "concept": e["concepts"], "result": [e["result"]]} for e in entries]
     kinds = ("class", "concept", *(["result"] if any(each["result"] for each in entries) else []))
     filters = {name: sorted({value for each in values for value in each[name] if value}) for name in kinds}
-    cards = [{**each, "picture": Markup(each["picture"])} for each in entries]
     template = environment().get_template("index.html")
-    return template.render(
-        title=heading, entries=cards, filters=filters, data=as_data(values), script=text_of("index.js")
-    )
+    return template.render(title=heading, entries=entries, filters=filters, data=values, script="index.js")

@@ -1,17 +1,34 @@
 """Data classes of explanations: a class and the concepts for and against it, each with its region."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from cefam.concepts.vocabularies import Concept
 from cefam.explanations.photograph import Photograph
-from cefam.explanations.rle import Rle, run_lengths
+from cefam.io.files import csv_text
 
 ALL_STAGES = "all stages"  # name of the map that combines all stages
 HALF = 0.5  # default threshold of masks, as a share of the region's maximum
+MASK_SIDE = 128  # longest side of stored masks, in pixels: more than twice that of a map
+
+
+def run_lengths(mask: Tensor) -> dict[str, list[int]]:
+    """Encode a mask (H, W) in COCO's uncompressed run-length encoding: alternating runs of 0s and 1s, column by column.
+
+    >>> import torch
+    >>> run_lengths(torch.tensor([[0, 1], [0, 1]], dtype=torch.bool))
+    {'size': [2, 2], 'counts': [2, 2]}
+    """
+    flat = mask.cpu().numpy().astype(np.int8).flatten(order="F")
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [len(flat)]])
+    counts = np.diff(bounds).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if len(flat) and flat[0] else counts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +101,22 @@ class ConceptExplanation:
         region = self.photograph.to_size(self.maps[self.shown].unsqueeze(0), limit)[0]
         return region > threshold * max(float(region.max()), 1e-30)
 
-    def rle(self, threshold: float = HALF, limit: int | None = None) -> Rle:
-        """:meth:`mask` in COCO's uncompressed run-length encoding; "size" is the size of the mask."""
-        return run_lengths(self.mask(threshold, limit))
+    def row(self, stages: Sequence[str]) -> dict[str, Any]:
+        """The concept in plain types, without its region and curve."""
+        return {
+            **{name: getattr(self.concept, name) for name in ("number", "word", "category")},
+            **{name: getattr(self, name) for name in ("score", "similarity", "vlm_score", "vlm_similarity")},
+            "stage": stages[self.stage],
+            "region_of": [*stages, ALL_STAGES][self.shown],
+            **{name: getattr(self, name) for name in ("association", "contribution", "contributions")},
+            "direct_effect": self.direct,
+            **{name: getattr(self, name) for name in ("evidence", "present", "alike", "distrust")},
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Explanation data of one image; :class:`cefam.Explanation` adds the output formats.
+    """Explanation data of one image, and its forms as data; :class:`cefam.Explanation` adds text, pages and files.
 
     Args:
         target: the explained class.
@@ -133,3 +158,56 @@ class Findings:
 
     def __iter__(self) -> Iterator[ConceptExplanation]:
         return iter(self.concepts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields in plain types; regions as run-length encoded masks of the photograph reduced to 128 pixels."""
+        about = ("target", "target_name", "probability", "predicted", "predicted_name")
+        return {
+            "format": "cefam explanation",
+            "version": 1,
+            "photograph": self.name,
+            "size": list(self.photograph.size),
+            **{name: getattr(self, name) for name in about},
+            "classes": [list(entry) for entry in self.classes],
+            **{name: getattr(self, name) for name in ("stages", "baseline", "settings", "warnings")},
+            "region_threshold": HALF,
+            "concepts": [
+                {**part.row(self.stages), "curve": part.curve, "region": run_lengths(part.mask(limit=MASK_SIDE))}
+                for part in self
+            ],
+        }
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+
+    def to_csv(self) -> str:
+        """CSV with one line per concept; associations and, if known, contributions have one column per stage."""
+        rows: list[dict[str, Any]] = []
+        for part in self:
+            values = part.row(self.stages)
+            of_stages = {"association": values.pop("association"), "contribution": values.pop("contributions") or []}
+            for kind, each in of_stages.items():
+                values |= {f"{kind} {name}": value for name, value in zip(self.stages, each, strict=False)}
+            rows.append({"photograph": self.name, "class": self.target_name, **values})
+        return csv_text([list(rows[0]) if rows else ["photograph", "class"], *(row.values() for row in rows)])
+
+    def arrays(self) -> dict[str, Any]:
+        """NumPy arrays: ``photograph`` (H, W, 3), ``view`` (3, h, w), ``regions`` (T, H, W), ``attributions`` (T, 1, h, w)
+        on the view, as Quantus expects; per concept ``numbers``, ``scores`` and ``contributions``; ``target``.
+        """  # noqa: D205
+        view = self.photograph.view
+        on_view = [
+            F.interpolate(part.maps[part.shown][None, None].float(), view.shape[-2:], mode="bilinear")[0]
+            for part in self
+        ]
+        return {
+            "photograph": self.photograph.pixels.permute(1, 2, 0).numpy(),
+            "view": view.cpu().numpy(),
+            "regions": np.stack([part.region.cpu().numpy() for part in self]),
+            "attributions": np.stack([each.cpu().numpy() for each in on_view]),
+            "numbers": np.array([part.concept.number for part in self]),
+            "scores": np.array([part.score for part in self]),
+            "contributions": np.array([np.nan if p.contribution is None else p.contribution for p in self]),
+            "target": np.array(self.target),
+        }

@@ -79,5 +79,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, st
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     """Rows as CSV."""
     out = io.StringIO()
-    csv.writer(out).writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
