@@ -11,6 +11,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def main() -> None:
         merging = time.perf_counter() - start - drawing
         start = time.perf_counter()
         about = results.Run(list(METHODS), list(CATEGORIES), 4, "published")
-        table = results.table_of(about, path)
+        table = results.table_of(about, partial(records.blocks, path))
         making = time.perf_counter() - start
         count = sum(row.pairs or 0 for row in table.rows if "common" not in row.protocol)
         print(tables.to_text(table))

@@ -26,7 +26,7 @@ from cefam.exchange.inert import read_pickle
 from cefam.images.pictures import open_mask, read_pixels
 from cefam.io.passes import Pass
 from cefam.report import results
-from cefam.report.parts import RECORDS, Parts, read_part, records_of
+from cefam.report.parts import records_in, write_part
 from cefam.trained import read_stored
 
 SECONDS = float(os.environ.get("CEFAM_FUZZ", "0"))
@@ -73,7 +73,7 @@ def readers(world, prepared, trained, tmp_path_factory):
     import yaml
 
     made = tmp_path_factory.mktemp("whole")
-    Parts.write(made / "evaluation/00000000.npz", [["a.jpg", "0", "1"]], 2, {}, [])
+    write_part(made / "evaluation/00000000.npz", [["a.jpg", "0", "1"]], {}, [])
     described = made / "described"
     described.mkdir()
     shutil.copytree(world / "broden/images/src", described / "src")
@@ -114,7 +114,7 @@ def readers(world, prepared, trained, tmp_path_factory):
         "part": Reader(
             made / "evaluation",
             "00000000.npz",
-            lambda f: list(records_of(read_part(f / "00000000.npz", RECORDS))),
+            lambda f: list(records_in([f / "00000000.npz"])),
             lambda rows: all(isinstance(c, str) for r in rows for c in r),
         ),
         "published": Reader(made / "published", "a.pth", lambda f: read_pickle(f / "a.pth")),

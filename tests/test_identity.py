@@ -218,7 +218,7 @@ def test_parts_of_another_artefact_are_not_mixed_with_new_ones(name, stopped, tr
 
 def test_an_artefact_that_was_copied_is_the_same(stopped, trained, prepared, measured, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("cefam.report.parts.Parts.write", staticmethod(lambda path, *rest: written.append(path)))
+    monkeypatch.setattr("cefam.evaluation.module.write_part", lambda path, *rest: written.append(path))
     assert evaluated(artefact_with(trained, tmp_path / "copy"), prepared, stopped) == 0
     assert written == []  # nothing is measured again
     assert_same_results(measured, stopped)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cefam.datasets.features import load_features
+from cefam.evaluation import module
 from cefam.io.passes import Pass
-from cefam.report.parts import Parts
 from cefam.report.sums import NEAR
 from tests.commands import (
     BATCH,
@@ -142,7 +142,7 @@ def test_two_nodes_on_disks_of_their_own_are_refused(trained, prepared, tmp_path
 
 def test_a_table_of_fewer_batches_than_there_are_is_refused(trained, prepared, tmp_path, monkeypatch, capsys):
     """As where a process has ended without a word: its batches are missing."""
-    write = Parts.write
+    write = module.write_part
 
     def all_but_one(path, *rest):
         write(path, *rest)
@@ -154,7 +154,7 @@ def test_a_table_of_fewer_batches_than_there_are_is_refused(trained, prepared, t
 
     lost, found = [], Pass.files
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "write", staticmethod(all_but_one))
+        patch.setattr(module, "write_part", all_but_one)
         patch.setattr(Pass, "files", files)
         assert evaluated(trained, prepared, tmp_path / "out") == 1
     said = capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_the_papers_averages_are_the_means_of_its_categories():
                     "CE-FAM,top1,", "CE-FAM,top1,x"
                 )
             ),
-            "line 2: could not convert",
+            "up to line 3: could not convert string to float",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """RegionEvaluation, the LightningModule behind ``cefam evaluate``: many methods, one pass over the data."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,7 +34,7 @@ from cefam.methods.neurons import NeuronRegions
 from cefam.pairs import RegionBatch
 from cefam.probe import Probe
 from cefam.report import examples, presence, records, results, tables
-from cefam.report.parts import FOLDER, Parts, reporting
+from cefam.report.parts import FOLDER, examples_in, presence_in, records_in, reporting, write_part
 from cefam.settings import SettingsChanges
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.trained import Trained
@@ -95,7 +96,7 @@ class RegionEvaluation(L.LightningModule):
         self.factories, self.num_candidates, self.changes = dict(methods), num_candidates, settings
         self.num_examples, self.metrics, self.presence_scores = num_examples, tuple(metrics), presence_scores
         self.vlm = vlm
-        self.parts: Parts | None = None
+        self.work: Pass | None = None  # writes a part per batch
         self._lock = ExitStack()  # held while the output is written
         self._check_output()
         self.trained = Trained.read(artefact)
@@ -121,8 +122,8 @@ class RegionEvaluation(L.LightningModule):
         if self.global_rank == 0:
             self.output.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.output))
-        work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
-        self.parts, done = Parts(work), len(work.files())
+        self.work = self._lock.enter_context(Pass(self.output / FOLDER, self._key(data), share, replace=True))
+        done = len(self.work.files())
         self.trainer.strategy.barrier()  # no process writes before all have counted the files
         if _is_numbered(data) and self.global_rank == 0:
             finished = f"; {done} of them are measured already" if done else ""
@@ -165,8 +166,8 @@ class RegionEvaluation(L.LightningModule):
     def test_step(self, batch: RegionBatch, batch_idx: int) -> None:
         """Measure all methods on a batch, unless a stopped run already did, without process synchronization."""
         number = batch.number if batch.number >= 0 else batch_idx * self.trainer.world_size + self.global_rank
-        assert self.parts is not None  # made in setup
-        self.parts.work.do(Unit(f"{number:08d}.npz", "", 1, partial(self._measure, batch, number)))
+        assert self.work is not None  # made in setup
+        self.work.do(Unit(f"{number:08d}.npz", "", 1, partial(self._measure, batch, number)))
 
     def _measure(self, batch: RegionBatch, number: int, path: Path) -> dict[str, Any]:
         found = self.evaluator.find(batch)
@@ -177,8 +178,8 @@ class RegionEvaluation(L.LightningModule):
         scores = presence_scores(self.evaluator, batch, output, found, self.vlm) if self.presence_scores else {}
         rows = records.rows_of(measured, batch.ids, self.evaluator.categories, self.concepts, self.metrics)
         kept = examples.of_pairs(batch, measured, keep, self.concepts, self.classifier.stage_names) if keep else []
-        Parts.write(path, rows, int(found.outside), scores, kept)
-        return {}
+        write_part(path, rows, scores, kept)
+        return {"outside": int(found.outside)}
 
     def _chosen_examples(self, found: LabeledPairs) -> list[int]:
         """One pair per category of a batch, chosen by its key and not by its score."""
@@ -199,9 +200,9 @@ class RegionEvaluation(L.LightningModule):
         Raises:
             CefamError: if parts are missing.
         """
-        assert self.parts is not None
+        assert self.work is not None
         self.trainer.strategy.barrier()
-        done = len(self.parts.paths())
+        done = len(self.work.files())
         self.trainer.strategy.barrier()  # rank 0 removes the parts after all ranks have counted them
         data: Any = getattr(self.trainer, "datamodule", None)
         if _is_numbered(data) and not self._limited and done < data.num_batches:
@@ -210,34 +211,35 @@ class RegionEvaluation(L.LightningModule):
                 f"several nodes `model.output` must lie on a disk that all of them share."
             )
         if self.trainer.is_global_zero:
-            self._report(self.parts)
-            self.parts.clear()
+            self._report(self.work)
+            shutil.rmtree(self.work.folder, ignore_errors=True)
         self.close()
 
     def close(self) -> None:
         """Unlock the output folder; the parts of a stopped run are kept."""
-        if self.parts is not None and self.global_rank == 0 and not self.parts.paths():
-            self.parts.clear()
+        if self.work is not None and self.global_rank == 0 and not self.work.files():
+            shutil.rmtree(self.work.folder, ignore_errors=True)
         self._lock.close()
 
-    def _report(self, parts: Parts) -> None:
+    def _report(self, work: Pass) -> None:
+        parts, entries = work.files(), [known["about"] for known in work.done.values()]
         about = results.Run(
             methods=list(self.evaluator.methods),
             categories=self.evaluator.categories,
             num_candidates=self.evaluator.num_candidates,
             preset=self.settings.preset,
-            notes=self._notes(parts.outside()),
+            notes=self._notes(sum(entry["outside"] for entry in entries)),
             stages=self.classifier.stage_names,
         )
         with replacing(self.output / "records.csv") as merged:
-            records.merge(parts.records(), merged, self.metrics)
-            table = results.table_of(about, merged)
+            records.merge(records_in(parts), merged, self.metrics)
+            table = results.table_of(about, partial(records.blocks, merged))
             reporting(self.output).touch()
             results.clear(self.output)  # do not mix results of an earlier run with new ones
-        results.write(self.output, about, table, parts.examples(self.num_examples))
+        results.write(self.output, about, table, examples_in(parts, self.num_examples))
         print(tables.to_text(table))
         if self.presence_scores:
-            scores = joined(parts.presence())
+            scores = joined(presence_in(parts))
             write_text(self.output / presence.FILE, presence.to_csv(*scores, self.concepts))
             print(presence.to_text(self.output / presence.FILE, self.evaluator.categories))
             listed = presence.lists(*scores)

@@ -34,18 +34,16 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
         The differences; empty if there are fewer than two images.
     """
     total = len(sums.images)
-    known = np.zeros(total, bool)
-    for both in sums.by_image.values():
-        known[: both.shape[1]] |= both[1, :total] > 0
-    images = known.nonzero()[0]
+    by_image = sums.by_image
+    images = sum((both[1] for both in by_image.values()), np.zeros(total)).nonzero()[0]
     if len(images) < 2:
         return []
-    categories = {name: column for column, name in enumerate(dict.fromkeys(key[2] for key in sums.by_image))}
+    categories = {name: column for column, name in enumerate(dict.fromkeys(key[2] for key in by_image))}
     rows: dict[tuple[str, str], np.ndarray] = {}
-    for (protocol, method, category), both in sums.by_image.items():
+    for (protocol, method, category), both in by_image.items():
         if both[1].any():
             row = rows.setdefault((protocol, method), np.zeros((2, total, len(categories))))
-            row[:, : both.shape[1], categories[category]] = both[:, :total]
+            row[..., categories[category]] = both
     rows = {name: row[:, images] for name, row in rows.items()}
     random = np.random.default_rng(seed)
     weights = [np.ones(len(images)), *(_draw(random, len(images)) for _ in range(repeats))]
@@ -57,7 +55,7 @@ def differences(sums: Sums, repeats: int = 1000, seed: int = 0, order: Sequence[
         methods = [method for of, method in rows if of == protocol]
         first, *others = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
         for other in others:
-            if not np.array_equal(_seen(sums, protocol, first), _seen(sums, protocol, other)):
+            if sums.seen[protocol, first] != sums.seen[protocol, other]:
                 continue  # not measured on the same images
             difference = averages[protocol, first] - averages[protocol, other]
             low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
@@ -83,12 +81,6 @@ def intervals(
         low, high = np.percentile(draws @ total / (draws @ count), (2.5, 97.5))
         found[method, category] = (float(total.sum() / count.sum()), float(low), float(high))
     return found
-
-
-def _seen(sums: Sums, protocol: str, method: str) -> np.ndarray:
-    """Indices of the images on which a method was measured."""
-    numbers: np.ndarray = sums.seen[protocol, method].nonzero()[0]
-    return numbers
 
 
 def _draw(random: np.random.Generator, count: int) -> np.ndarray:

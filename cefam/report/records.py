@@ -82,25 +82,6 @@ def _place(row: Any) -> tuple[str, int, int]:
     return row[0], int(row[1]), int(row[2])
 
 
-def read(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield records as dicts: :func:`values` as floats, NaN where undefined, and ``expressible`` as a bool.
-
-    :func:`blocks` is faster for large files.
-
-    Raises:
-        CefamError: if a column is missing or a value cannot be parsed.
-    """
-    with Path(path).open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        numeric = _numeric(reader.fieldnames or (), path)
-        for row in reader:
-            try:
-                numbers: dict[str, Any] = {name: float(row[name]) for name in numeric}
-            except (TypeError, ValueError) as error:
-                raise CefamError(f"{path}, line {reader.line_num}: {error}.") from error
-            yield {**row, **numbers, "expressible": row["expressible"] == "1"}
-
-
 @dataclass(frozen=True)
 class Block:
     """A block of records by column: ``text`` as lists, ``numbers`` (:func:`values`) and ``expressible`` as arrays."""
@@ -124,12 +105,7 @@ class Block:
 
 
 def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int = 5_000) -> Iterator[Block]:
-    """Yield records in blocks, by column.
-
-    Args:
-        path: the file.
-        methods: new method names, by old name.
-        size: records per block.
+    """Yield the records of a file in blocks of ``size``, by column; ``methods`` gives new names by old ones.
 
     Raises:
         CefamError: if a column is missing or a line cannot be parsed.
@@ -138,20 +114,32 @@ def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int
     with Path(path).open(newline="", encoding="utf-8") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
-        numeric = _numeric(header, path)
-        first = 2
+        missing = sorted(set(columns()) - set(header))
+        if missing:
+            raise CefamError(f"{path} is not a file of records: it has no column {', '.join(map(repr, missing))}.")
+        numeric = values([name for name in SECONDARY if name in header])
         while rows := list(islice(reader, size)):
-            if any(len(row) != len(header) for row in rows):
-                wrong = next(place for place, row in enumerate(rows) if len(row) != len(header))
-                raise CefamError(
-                    f"{path}, line {first + wrong}: {len(rows[wrong])} values, the header has {len(header)}."
-                )
-            columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
-            numbers = {name: _floats(columns[name], path, first) for name in numeric}
-            text = {name: columns[name] for name in BEFORE}
+            try:
+                if any(len(row) != len(header) for row in rows):
+                    raise ValueError("a line has more or fewer values than the header")
+                cells = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+                numbers = {name: np.array(list(map(float, cells[name]))) for name in numeric}
+            except ValueError as error:
+                raise CefamError(f"{path}, up to line {reader.line_num}: {error}.") from error
+            text = {name: cells[name] for name in (*BEFORE, "stage")}
             text["method"] = [renamed.get(name, name) for name in text["method"]]
-            yield Block(text, numbers, np.array(columns["expressible"]) == "1")
-            first += len(rows)
+            yield Block(text, numbers, np.array(cells["expressible"]) == "1")
+
+
+def read(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file as dicts: :func:`values` as floats, NaN where undefined, and ``expressible`` as a bool.
+
+    :func:`blocks` is faster for large files, and raises the same errors.
+    """
+    for block in blocks(path):
+        numbers = {name: column.tolist() for name, column in block.numbers.items()}
+        every = {**block.text, **numbers, "expressible": block.expressible.tolist()}
+        yield from (dict(zip(every, row, strict=True)) for row in zip(*every.values(), strict=True))
 
 
 def blocks_of(found: Sequence[dict[str, Any]]) -> Iterator[Block]:
@@ -160,26 +148,6 @@ def blocks_of(found: Sequence[dict[str, Any]]) -> Iterator[Block]:
         numbers = {name: np.array([row[name] for row in found]) for name in values(list(SECONDARY)) if name in found[0]}
         text = {name: [str(row.get(name, "")) for row in found] for name in BEFORE}
         yield Block(text, numbers, np.array([bool(row["expressible"]) for row in found]))
-
-
-def _floats(column: list[str], path: str | Path, first: int) -> np.ndarray:
-    try:
-        return np.fromiter(map(float, column), float, len(column))
-    except ValueError:
-        for line, value in enumerate(column, start=first):
-            try:
-                float(value)
-            except ValueError as error:
-                raise CefamError(f"{path}, line {line}: {error}.") from error
-        raise
-
-
-def _numeric(header: Sequence[str], path: str | Path) -> tuple[str, ...]:
-    """Numeric columns of a file."""
-    missing = sorted(set(columns()) - set(header))
-    if missing:
-        raise CefamError(f"{path} is not a file of records: it has no column {', '.join(map(repr, missing))}.")
-    return values([name for name in SECONDARY if name in header])
 
 
 def inexpressible_pairs(found: Iterable[Block]) -> set[int]:

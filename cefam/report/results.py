@@ -6,6 +6,7 @@ pairs, and ``contact_sheet.png`` shows them.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -23,17 +24,8 @@ from cefam.report.tables import Row, Table
 
 RUN, RECORDS, EXAMPLES, SHEET = "run.json", "records.csv", "examples.npz", "contact_sheet.png"
 FILES = (
-    RECORDS,
-    RUN,
-    "table.txt",
-    "table.md",
-    "table.csv",
-    "differences.csv",
-    EXAMPLES,
-    SHEET,
-    presence.FILE,
-    presence.LISTS,
-)
+    RECORDS, RUN, "table.txt", "table.md", "table.csv", "differences.csv", EXAMPLES, SHEET, presence.FILE, presence.LISTS,
+)  # fmt: skip
 EXPLANATION = (
     "Undefined: the mask is empty or fills the image. Coverage: share of pairs whose concept the method can express."
 )
@@ -73,31 +65,18 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def table_of(run: Run, path: Path, columns: Sequence[str] = ()) -> Table:
-    """Compute the table of a records file.
+def table_of(run: Run, read: Callable[[], Iterator[records.Block]], columns: Sequence[str] = ()) -> Table:
+    """Compute the table of a run in two passes over its records, without holding them in memory.
 
     Raises:
         CefamError: if no pair was measured.
     """
-    table = _tabled(lambda: records.blocks(path), run.categories, run.num_candidates, run.notes, run.methods, columns)
+    sums = Sums.of(read(), records.inexpressible_pairs(read()))
+    compared = bootstrap.differences(sums, order=run.methods)
+    table = tables.summarize(sums, run.categories, run.num_candidates, run.notes, compared, columns)
     if not table.rows:
         raise CefamError("No pair was measured: no label in the shards is a number of the concept set.")
     return table
-
-
-def _tabled(
-    read: Callable[[], Iterator[records.Block]],
-    categories: Sequence[str],
-    num_candidates: int,
-    notes: Sequence[str],
-    methods: Sequence[str],
-    columns: Sequence[str],
-) -> Table:
-    """Compute a table in two passes over the records, without holding them in memory."""
-    sums = Sums.of(read(), records.inexpressible_pairs(read()))
-    return tables.summarize(
-        sums, categories, num_candidates, notes, bootstrap.differences(sums, order=methods), columns
-    )
 
 
 def write(folder: Path, run: Run, table: Table, kept: Sequence[examples.Example]) -> None:
@@ -123,7 +102,7 @@ def write_tables(folder: Path, table: Table) -> None:
 def remake(folder: str | Path) -> Table:
     """Regenerate the tables and the contact sheet of a folder from its records and examples."""
     folder = Path(folder)
-    table = table_of(Run.read(folder), folder / RECORDS)
+    table = joined([folder])
     write_tables(folder, table)
     if (folder / EXAMPLES).is_file():
         write_contact_sheet(examples.load(folder / EXAMPLES), folder / SHEET)
@@ -147,11 +126,7 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
                 f"{folder} was measured with preset {run.preset} and {run.num_candidates} candidate(s), {folders[0]} with "
                 f"{first.preset} and {first.num_candidates}: such rows cannot be compared in one table."
             )
-    counts: dict[str, int] = {}
-    for run in runs:
-        for method in run.methods:
-            counts[method] = counts.get(method, 0) + 1
-
+    counts = Counter(method for run in runs for method in run.methods)
     names = [
         {name: name if counts[name] == 1 else f"{prefix}: {name}" for name in run.methods}
         for prefix, run in zip(prefixes, runs, strict=True)
@@ -164,7 +139,7 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
     categories = list(dict.fromkeys(name for run in runs for name in run.categories))
     notes = list(dict.fromkeys(note for run in runs for note in run.notes))
     order = [name for named in names for name in named.values()]
-    return _tabled(every, categories, first.num_candidates, notes, order, columns)
+    return table_of(replace(first, methods=order, categories=categories, notes=notes), every, columns)
 
 
 def _prefixes(folders: Sequence[str | Path]) -> list[str]:

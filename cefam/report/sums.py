@@ -29,8 +29,7 @@ class Sums:
         counts: by key, numbers of "pairs", of those "undefined", "expressible", and "near" (within ``NEAR`` of the hit threshold).
         values: sum and number of values, by column and key.
         images: index of each image, by name.
-        seen: whether each image has records (at least ``len(images)`` entries), by protocol and method.
-        by_image: sum and number of the metric's values per image (2, at least ``len(images)``), by key.
+        seen: indices of the images that have records, by protocol and method.
     """
 
     def __init__(self, metric: str = "nra") -> None:
@@ -38,8 +37,8 @@ class Sums:
         self.counts: dict[Key, Counter[str]] = {}
         self.values: dict[str, dict[Key, tuple[float, int]]] = {}
         self.images: dict[str, int] = {}
-        self.seen: dict[tuple[str, str], np.ndarray] = {}
-        self.by_image: dict[Key, np.ndarray] = {}
+        self.seen: dict[tuple[str, str], set[int]] = {}
+        self._chunks: dict[Key, list[tuple[np.ndarray, np.ndarray]]] = {}  # image and value of the metric
 
     @classmethod
     def of(cls, blocks: Iterable[Block], left_out: set[int] | None = None, metric: str = "nra") -> "Sums":
@@ -67,11 +66,10 @@ class Sums:
         for name in dict.fromkeys(block.text["image"]):
             self.images.setdefault(name, len(self.images))
         image = np.fromiter(map(self.images.__getitem__, block.text["image"]), np.int64, len(keys))
-        first, last = int(image.min()), int(image.max())  # records are sorted by image, so a block covers few images
         defined = ~np.isnan(block.numbers["nra"])
         for (protocol, method, category), number in known.items():
             mine, key = code == number, (protocol + suffix, method, category)
-            self._by_image(self.seen, key[:2], np.zeros(0, bool))[image[mine]] = True
+            self.seen.setdefault(key[:2], set()).update(image[mine].tolist())
             if not category:
                 continue
             told = mine & defined & block.expressible
@@ -86,10 +84,19 @@ class Sums:
                 # A control is undefined, too, where there is no other concept.
                 there = told & ~np.isnan(values) if column in CONTROLS else told
                 self._add_values(column, key, values[there], missing)
-            sums, metric = self._by_image(self.by_image, key, np.zeros((2, 0))), block.numbers[self.metric]
+            metric = block.numbers[self.metric]
             told &= ~np.isnan(metric) if self.metric in CONTROLS else told
-            sums[0, first : last + 1] += np.bincount(image[told] - first, metric[told], last - first + 1)
-            sums[1, first : last + 1] += np.bincount(image[told] - first, minlength=last - first + 1)
+            self._chunks.setdefault(key, []).append((image[told], metric[told]))
+
+    @property
+    def by_image(self) -> dict[Key, np.ndarray]:
+        """Sum and number of the metric's values per image (2, images), by key."""
+        found = {}
+        for key, chunks in self._chunks.items():
+            image, value = (np.concatenate(each) for each in zip(*chunks, strict=True))
+            count = len(self.images)
+            found[key] = np.stack([np.bincount(image, value, count), np.bincount(image, minlength=count)])
+        return found
 
     def _add_values(self, column: str, key: Key, values: np.ndarray, missing: int) -> None:
         total, count = self.values.setdefault(column, {}).get(key, (0.0, 0))
@@ -98,13 +105,3 @@ class Sums:
             total, count = total + instead * missing, count + missing
         if count or len(values):
             self.values[column][key] = total + float(values.sum()), count + len(values)
-
-    def _by_image(self, arrays: dict[Any, np.ndarray], key: Any, empty: np.ndarray) -> np.ndarray:
-        """The array of a key, extended if there are new images."""
-        found = arrays.get(key, empty)
-        lacking = len(self.images) - found.shape[-1]
-        if lacking > 0:
-            grown = np.zeros((*found.shape[:-1], found.shape[-1] + max(lacking, found.shape[-1])), found.dtype)
-            grown[..., : found.shape[-1]] = found
-            found = arrays[key] = grown
-        return found
