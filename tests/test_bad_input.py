@@ -1,5 +1,6 @@
 """Bad inputs x commands: a sentence that names what is wrong, a status that is not 0, nothing half-written."""
 
+import re
 import resource
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from cefam import Trained
+from cefam import ConceptSet, Trained, load_classifier
 from cefam.datasets import read_shard
 from cefam.datasets.features import load_features
+from cefam.errors import CefamError
 from tests import broken as broken_things
 from tests.commands import RESULTS, csv_logger, good_call, images_data, run
 
@@ -138,12 +140,7 @@ CASES = {
     ),
     "weights of no such entry": ("fit", [TOWER + "weights=IMAGENET"], "resnet18 has no weights 'IMAGENET'"),
     "weights not there": ("fit", [TOWER + "weights=gone.pth"], "There is no weights file gone.pth"),
-    "empty weights": ("fit", [TOWER + "weights={broken}/empty.pth"], "truncated, empty"),
-    "truncated weights": ("fit", [TOWER + "weights={broken}/truncated.pth"], "truncated, empty"),
     "pickled weights": ("fit", [TOWER + "weights={broken}/pickled.pth"], "holds a pickled object"),
-    "weights that are a list": ("fit", [TOWER + "weights={broken}/list.pth"], "does not hold a state dict"),
-    "weights of another model": ("fit", [TOWER + "weights={broken}/other.safetensors"], "do not fit the architecture"),
-    "empty safetensors": ("fit", [TOWER + "weights={broken}/empty.safetensors"], "truncated, empty"),
     "other number of classes": ("fit", [TOWER + "num_classes=7"], "do not fit the architecture"),
     "VLM weights missing offline": (
         "fit",
@@ -165,22 +162,7 @@ CASES = {
     "VLM config that is no JSON": ("fit", [VLM + "config={broken}/no_json.json"], "is not JSON"),
     # Concepts
     "no concept": ("fit", ["--model.concepts=[]"], "needs at least one concept"),
-    "empty file of concepts": ("fit", ["--model.concepts={broken}/empty.txt"], "needs at least one concept"),
-    "concepts without words": ("fit", ["--model.concepts={broken}/no_word.csv"], "needs one called 'word' or 'name'"),
     "concept without a name": ("fit", ["--model.concepts={broken}/no_name.csv"], "line 3: the word is empty"),
-    "concept of a strange number": ("fit", ["--model.concepts={broken}/bad_number.csv"], "line 3: the number 'two'"),
-    "one number twice": ("fit", ["--model.concepts={broken}/twice.csv"], "Two concepts have number 1"),
-    "number 0": ("fit", ["--model.concepts={broken}/zero.csv"], "line 2: the number of 'wing' is 0"),
-    "open quote": ("fit", ["--model.concepts={broken}/quote.csv"], "a quote is opened here and never closed"),
-    "column twice": ("fit", ["--model.concepts={broken}/columns.csv"], "line 1: two columns have the same name"),
-    "number that no mask can hold": (
-        "fit",
-        ["--model.concepts={broken}/large.csv"],
-        "masks hold numbers from 1 to 65534",
-    ),
-    "concepts in another kind of file": ("fit", ["--model.concepts={broken}/unknown_key.yaml"], "must be .txt"),
-    "value too many": ("fit", ["--model.concepts={broken}/many.csv"], "line 2: more values than columns"),
-    "concepts in Latin-1": ("fit", ["--model.concepts={broken}/latin.txt"], "latin.txt is not UTF-8 text"),
     "prompt too long": ("fit", ["--model.concepts={broken}/long.txt"], "shorten the concept"),
     "concepts with other numbers than the masks": (
         "evaluate",
@@ -253,20 +235,8 @@ CASES = {
     "cache of NaN": ("fit", [DATA + "train={broken}/cache_nan"], "loss became nan"),
     # Artefacts
     "no artefact": ("evaluate", ["--model.artefact=gone"], "There is no artefact gone"),
-    "artefact without config": ("evaluate", ["--model.artefact={broken}/artefact_config"], "it has no config.json"),
-    "artefact with a broken config": ("evaluate", ["--model.artefact={broken}/artefact_json"], "is not JSON"),
-    "artefact of something else": (
-        "evaluate",
-        ["--model.artefact={broken}/artefact_format"],
-        "not describe an artefact",
-    ),
     "truncated artefact": ("evaluate", ["--model.artefact={broken}/artefact_cut"], "truncated, empty"),
-    "artefact without texts": ("evaluate", ["--model.artefact={broken}/artefact_texts"], "holds no text embeddings"),
-    "artefact without weights": ("evaluate", ["--model.artefact={broken}/artefact_weights"], "export it again"),
-    "empty checkpoint": ("export", ["--checkpoint={broken}/empty.ckpt"], "truncated, empty"),
-    "truncated checkpoint": ("export", ["--checkpoint={broken}/cut.ckpt"], "truncated, empty"),
     "pickled checkpoint": ("export", ["--checkpoint={broken}/pickled.ckpt"], "holds pickled"),
-    "checkpoint of something else": ("export", ["--checkpoint={broken}/foreign.ckpt"], "is not a checkpoint of cefam"),
     "no checkpoint to resume": ("fit", ["--ckpt_path=gone.ckpt"], "gone.ckpt"),
     "truncated checkpoint to resume": ("fit", ["--ckpt_path={broken}/cut.ckpt"], "cut.ckpt"),
     "weights alone to resume": ("fit", ["--ckpt_path={broken}/weights.ckpt"], "holds weights alone"),
@@ -274,27 +244,6 @@ CASES = {
         "fit",
         [RESUMED, "--model.optimizer=torch.optim.Adam"],
         "optimizer = SGD, and this run asks for Adam",
-    ),
-    "other options of the optimizer": ("fit", [RESUMED, "--model.optimizer.momentum=0.9"], "optimizer.momentum = 0.0"),
-    "another rate to resume with": (
-        "fit",
-        [RESUMED, "--model.optimizer.lr=0.5"],
-        "optimizer.lr = 0.02, and this run asks for 0.5",
-    ),
-    "another warm-up to resume with": (
-        "fit",
-        [RESUMED, "--model.warmup_epochs=2"],
-        "warmup_epochs = 0, and this run asks for 2",
-    ),
-    "another patience to resume with": (
-        "fit",
-        [RESUMED, "--model.plateau_patience=3"],
-        "plateau_patience = 6, and this run asks for 3",
-    ),
-    "another early stop to resume with": (
-        "fit",
-        [RESUMED, "--early_stopping.patience=2"],
-        "patience = 10, and this run asks for 2",
     ),
     "another loss to resume with": (
         "fit",
@@ -348,6 +297,39 @@ CASES = {
 }
 
 
+def resnet18(weights):
+    return load_classifier("resnet18", str(weights), num_classes=10, input_size=[64, 64])
+
+
+# What reads a file, the file, and what the sentence must say.
+FILES = {
+    "empty file of concepts": (ConceptSet.load, "empty.txt", "needs at least one concept"),
+    "concepts without words": (ConceptSet.load, "no_word.csv", "needs one called 'word' or 'name'"),
+    "concept of a strange number": (ConceptSet.load, "bad_number.csv", "line 3: the number 'two'"),
+    "one number twice": (ConceptSet.load, "twice.csv", "Two concepts have number 1"),
+    "number 0": (ConceptSet.load, "zero.csv", "line 2: the number of 'wing' is 0"),
+    "open quote": (ConceptSet.load, "quote.csv", "a quote is opened here and never closed"),
+    "column twice": (ConceptSet.load, "columns.csv", "line 1: two columns have the same name"),
+    "number that no mask can hold": (ConceptSet.load, "large.csv", "masks hold numbers from 1 to 65534"),
+    "concepts in another kind of file": (ConceptSet.load, "unknown_key.yaml", "must be .txt"),
+    "value too many": (ConceptSet.load, "many.csv", "line 2: more values than columns"),
+    "concepts in Latin-1": (ConceptSet.load, "latin.txt", "latin.txt is not UTF-8 text"),
+    "empty weights": (resnet18, "empty.pth", "truncated, empty"),
+    "truncated weights": (resnet18, "truncated.pth", "truncated, empty"),
+    "weights that are a list": (resnet18, "list.pth", "does not hold a state dict"),
+    "weights of another model": (resnet18, "other.safetensors", "do not fit the architecture"),
+    "empty safetensors": (resnet18, "empty.safetensors", "truncated, empty"),
+    "artefact without config": (Trained.read, "artefact_config", "it has no config.json"),
+    "artefact with a broken config": (Trained.read, "artefact_json", "is not JSON"),
+    "artefact of something else": (Trained.read, "artefact_format", "not describe an artefact"),
+    "artefact without texts": (Trained.read, "artefact_texts", "holds no text embeddings"),
+    "artefact without weights": (Trained.read, "artefact_weights", "export it again"),
+    "empty checkpoint": (Trained.read, "empty.ckpt", "truncated, empty"),
+    "truncated checkpoint": (Trained.read, "cut.ckpt", "truncated, empty"),
+    "checkpoint of something else": (Trained.read, "foreign.ckpt", "is not a checkpoint of cefam"),
+}
+
+
 @pytest.fixture(scope="session")
 def broken(world, prepared, trained, tmp_path_factory):
     return broken_things.make_all(tmp_path_factory.mktemp("broken") / "things", world, prepared, trained)
@@ -368,6 +350,13 @@ def filled(changes, broken, world, made, trained):
     for place, value in places.items():
         changes = [change.replace("{" + place + "}", str(value)) for change in changes]
     return changes
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_a_sentence(name, broken):
+    read, file, advice = FILES[name]
+    with pytest.raises(CefamError, match=re.escape(advice)):
+        read(broken / file)
 
 
 @pytest.mark.parametrize("name", CASES)
