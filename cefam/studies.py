@@ -157,11 +157,7 @@ def study(
 
 
 def view_of(tower: FrozenClassifier) -> dict[str, Any]:
-    """Size of a study's views, and of a photograph's short side before the central crop.
-
-    Raises:
-        CefamError: if the classifier's input is not square.
-    """
+    """Size of a study's views, and of a photograph's short side before the central crop."""
     side, width = tower.input_size
     if side != width:
         raise CefamError(

@@ -211,12 +211,7 @@ class Stored(NamedTuple):
 
 
 def read_stored(path: str | Path) -> Stored:
-    """Read an exported folder or a checkpoint without building networks.
-
-    Raises:
-        MissingError: if it does not exist.
-        CefamError: if it is damaged, holds pickled objects, or was not written by cefam.
-    """
+    """Read an exported folder or a checkpoint without building networks."""
     path = find_artefact(path)
     stored = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
     missing = _missing(stored)

@@ -42,11 +42,7 @@ def matched(
 
 
 def check_range(what: str, index: Tensor, count: int) -> None:
-    """Reject indices out of range. Indices on an accelerator are not checked, to avoid a synchronization.
-
-    Raises:
-        CefamError: for an index out of range; names the first one.
-    """
+    """Reject indices out of range. Indices on an accelerator are not checked, to avoid a synchronization."""
     if index.device.type != "cpu":
         return
     wrong = index[(index < 0) | (index >= count)]

@@ -33,9 +33,6 @@ def regressed_directions(networks: Networks, probe: Probe) -> list[Tensor]:
     s the cosine of the VLM's image embedding with the text. v minimizes mean (s - v.x)^2 + |v - a w|^2, where the prior w is
     the translator's gradient at the mean z, and a is the least-squares coefficient of s on w.x. The solution is
     v = (G + I)^-1 (mean(s x) + a w), with G the correlation of x.
-
-    Raises:
-        CefamError: if the concepts' embeddings are not of the probe's vision-language model.
     """
     gradient = torch.cat(concept_directions(networks, mean_activations(probe)), dim=1)
     device, text = gradient.device, networks.concepts.require_embeddings()

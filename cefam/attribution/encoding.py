@@ -48,11 +48,7 @@ class Encoding:
 
 
 def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
-    """Reject images with a shape or value range that the classifier does not accept.
-
-    Raises:
-        CefamError: for an invalid shape, values that are not finite, or values outside [0, 1] if the classifier normalizes.
-    """
+    """Reject images with a shape or value range that the classifier does not accept."""
     channels = {classifier.input_channels, 3} if classifier.input_channels == 1 else {classifier.input_channels}
     if images.dim() != 4 or images.shape[1] not in channels:
         raise CefamError(
@@ -71,11 +67,7 @@ def check_images(images: Tensor, classifier: FrozenClassifier) -> None:
 
 
 class Networks:
-    """A frozen classifier, the translator trained for it, and concepts with embeddings.
-
-    Raises:
-        CefamError: if translator and classifier, or translator and embeddings, are incompatible.
-    """
+    """A frozen classifier, the translator trained for it, and concepts with embeddings."""
 
     def __init__(self, classifier: FrozenClassifier, translator: Translator, concepts: ConceptSet) -> None:
         text = concepts.require_embeddings()
@@ -115,10 +107,6 @@ class Networks:
         Args:
             images: views (B, 3, H, W), uint8 or floats in [0, 1]; the classifier normalizes them if it has ``preprocessing``.
             output: the classifier's output for ``images``, if already computed.
-
-        Raises:
-            CefamError: for images of an invalid shape or range (unless ``output`` is given), or if the default dtype is
-                not float32.
         """
         check_default_precision()
         if output is None:

@@ -111,11 +111,7 @@ def explain(
 
 
 def classes_of(classifier: FrozenClassifier, encoding: Encoding, target: int | Tensor | None) -> Tensor:
-    """Class of each image (B,): ``target``, or the most probable class.
-
-    Raises:
-        CefamError: for a class that does not exist.
-    """
+    """Class of each image (B,): ``target``, or the most probable class."""
     if target is None:
         return classifier.probabilities(encoding.output.logits).argmax(dim=1)
     target = torch.as_tensor(target).long()
@@ -222,11 +218,7 @@ def _given(images: Images, networks: Networks) -> tuple[list[Photograph], Tensor
 
 
 def to_photograph(image: Picture, classifier: FrozenClassifier, name: str) -> Photograph:
-    """Convert a picture or file to a photograph with the classifier's default view; a photograph is returned unchanged.
-
-    Raises:
-        CefamError: for an unsupported type, or if the classifier's input is not square.
-    """
+    """Convert a picture or file to a photograph with the classifier's default view; a photograph is returned unchanged."""
     if isinstance(image, Photograph):
         return image
     if not isinstance(image, Picture):

@@ -47,9 +47,6 @@ class FusedMaps:
             ``None``: see :func:`usual_scales`.
         guide: smooth the map within similar-looking areas of the photograph.
         compete: subtract what the maps of a category's concepts share (:mod:`cefam.attribution.competition`); needs two scales.
-
-    Raises:
-        CefamError: for empty ``scales`` or a scale below 1.
     """
 
     def __init__(

@@ -31,11 +31,7 @@ def category_of(text: str) -> str:
 
 
 def label_number(value: Any, name: str) -> int:
-    """The number of a label, as masks hold it.
-
-    Raises:
-        CefamError: if masks cannot hold it.
-    """
+    """The number of a label, as masks hold it."""
     text = str(value).strip()
     if not text.isdecimal():
         raise CefamError(f"the number {text!r} of {name!r} is not a whole number.")

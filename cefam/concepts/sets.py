@@ -303,11 +303,7 @@ class ConceptSet:
 def embedded(
     concepts: str | list[Any] | ConceptSet, vlm: TextEncoder | None, text_cache: str | None = None
 ) -> ConceptSet:
-    """Load concepts by name, file or list, and embed them; a set with embeddings is returned unchanged.
-
-    Raises:
-        CefamError: if embeddings are needed and ``vlm`` is ``None``.
-    """
+    """Load concepts by name, file or list, and embed them; a set with embeddings is returned unchanged."""
     found = concepts if isinstance(concepts, ConceptSet) else ConceptSet.load(concepts)
     if found.embeddings is not None:
         return found

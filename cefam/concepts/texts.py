@@ -33,11 +33,7 @@ class TextEncoder(Protocol):
 
 @torch.no_grad()
 def encode_texts(vlm: TextEncoder, texts: Sequence[str]) -> Tensor:
-    """Unit text embeddings (T, D), on the CPU.
-
-    Raises:
-        CefamError: if the encoder gives another shape, or embeddings that are not finite.
-    """
+    """Unit text embeddings (T, D), on the CPU."""
     embeddings = vlm.encode_text(list(texts)).float().cpu()
     if embeddings.shape != (len(texts), vlm.embedding_dim):
         raise CefamError(

@@ -34,11 +34,7 @@ class Concept:
 
 
 def concepts_of(words: Iterable[str], template: str, category: str, start: int = 1) -> Iterator[Concept]:
-    """Concepts from words, numbered from ``start``; blank words are skipped.
-
-    Raises:
-        CefamError: for a template without ``{}``.
-    """
+    """Concepts from words, numbered from ``start``; blank words are skipped."""
     if "{}" not in template:
         raise CefamError(f"A template needs '{{}}' where the word goes, got {template!r}.")
     clean = (word.strip() for word in words if word.strip())
@@ -46,11 +42,7 @@ def concepts_of(words: Iterable[str], template: str, category: str, start: int =
 
 
 def read_concepts(path: Path) -> list[Concept]:
-    """Concepts from a .txt file (a word per line) or a .csv file; see :meth:`cefam.ConceptSet.from_file`.
-
-    Raises:
-        CefamError: for an empty file, a missing column, or an invalid number (with its line).
-    """
+    """Concepts from a .txt file (a word per line) or a .csv file; see :meth:`cefam.ConceptSet.from_file`."""
     if path.suffix.lower() == ".txt":
         lines = (_clean(line, ()) for line in read_text(path).splitlines() if not line.lstrip().startswith("#"))
         concepts = list(concepts_of(lines, DEFAULT_TEMPLATE, "concept"))

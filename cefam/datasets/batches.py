@@ -59,11 +59,7 @@ class Batches(IterableDataset[Any]):
 
 
 def count_of(manifest: Manifest, batch_size: int) -> int:
-    """Number of batches over all processes.
-
-    Raises:
-        CefamError: if ``batch_size`` is below 1.
-    """
+    """Number of batches over all processes."""
     if batch_size < 1:
         raise CefamError(f"batch_size must be at least 1, got {batch_size}.")
     return -(-manifest.num_samples // batch_size)
@@ -120,9 +116,6 @@ def region_loader(
         view_masks: true: resize and crop the masks like the photographs (masks of the photograph's size, ImageNet-S);
             false: the masks already match the view (Broden).
         manifest: manifest of the folder, if already read.
-
-    Raises:
-        CefamError: if the shards hold no masks; while reading, if masks do not match the view.
     """
     manifest = manifest or Manifest.read(folder)
     if not manifest.num_pairs:

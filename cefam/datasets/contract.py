@@ -175,11 +175,7 @@ class Manifest:
 
 
 def check(sample: Sample) -> None:
-    """Reject a sample that cannot be stored without loss.
-
-    Raises:
-        CefamError: for a mask that is not (H, W) unsigned 16-bit integers, or masks of different sizes.
-    """
+    """Reject a sample that cannot be stored without loss."""
     for mask in sample.masks:
         if mask.index_map.ndim != 2 or mask.index_map.dtype.kind not in "iub":
             given = f"{mask.index_map.shape} {mask.index_map.dtype}"
@@ -226,9 +222,6 @@ def decode(members: Mapping[str, Any], layout: ShardLayout = "cefam", with_masks
         members: contents by suffix, with ``__key__`` and ``__url__``.
         layout: format of the members.
         with_masks: whether masks are decoded.
-
-    Raises:
-        CefamError: if a member is missing or damaged; the message names shard and key.
     """
     where = f"{members.get('__url__', 'a shard')}, key {members['__key__']}"
     suffix = next((s for s in IMAGE_SUFFIXES if s.lstrip(".") in members), None)

@@ -51,12 +51,7 @@ class FeatureManifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read a cache's manifest.
-
-        Raises:
-            MissingError: if it does not exist.
-            CefamError: if it has another format or version.
-        """
+        """Read a cache's manifest."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise MissingError(
@@ -235,12 +230,7 @@ class Features(Dataset[dict[str, Any]]):
 
 
 def load_features(folder: str | Path) -> Features:
-    """Memory-map a cache.
-
-    Raises:
-        MissingError: if the cache is unfinished.
-        CefamError: if its file is broken or does not match the manifest.
-    """
+    """Memory-map a cache."""
     manifest, path = FeatureManifest.read(folder), Path(folder) / FILE
     again = "copy it again, or make it again with `cefam features`."
     try:

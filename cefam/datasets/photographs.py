@@ -105,11 +105,7 @@ def _listed(source: str | Path, paths: Sequence[Path]) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """Device of this name; "auto": the GPU of ``LOCAL_RANK`` if CUDA is available, else the CPU.
-
-    Raises:
-        CefamError: if the device does not exist.
-    """
+    """Device of this name; "auto": the GPU of ``LOCAL_RANK`` if CUDA is available, else the CPU."""
     try:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         device = torch.device((gpu if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -13,9 +13,6 @@ class StripedSampler(DistributedSampler[Any]):
     """Every n-th index for each process, without padding.
 
     ``DistributedSampler`` pads, and padded samples count twice in averages. Lightning does not replace a subclass of it.
-
-    Raises:
-        CefamError: if a process would get no row.
     """
 
     def __init__(self, length: int, what: str) -> None:

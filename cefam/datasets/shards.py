@@ -25,9 +25,6 @@ def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, 
 
     Returns:
         The manifest entry of the shard: file, samples, pairs, mask sizes, sha256.
-
-    Raises:
-        CefamError: for a sample that cannot be stored.
     """
     import webdataset as wds
 
@@ -49,11 +46,7 @@ def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, 
 
 
 def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Manifest:
-    """Write the manifest of complete shards.
-
-    Raises:
-        CefamError: if there is no shard.
-    """
+    """Write the manifest of complete shards."""
     if not shards:
         raise CefamError(f"No sample was found in {manifest.source}: nothing was written to {folder}.")
     sizes = {tuple(size) for shard in shards for size in shard["mask_sizes"]}
@@ -66,11 +59,7 @@ def finish(manifest: Manifest, folder: Path, shards: list[dict[str, Any]]) -> Ma
 
 
 def new_folder(folder: str | Path) -> Path:
-    """Create a folder for shards.
-
-    Raises:
-        ExistsError: if it already holds a finished set.
-    """
+    """Create a folder for shards."""
     folder = Path(folder)
     if (folder / MANIFEST).exists():
         raise ExistsError(f"{folder} already holds a finished set of shards: name another folder, or remove it.")
@@ -149,22 +138,13 @@ class ShardWriter:
 
 
 def check_size(samples_per_shard: int) -> None:
-    """Reject sizes below 1.
-
-    Raises:
-        CefamError: if the size is not positive.
-    """
+    """Reject sizes below 1."""
     if samples_per_shard < 1:
         raise CefamError(f"samples_per_shard must be positive, got {samples_per_shard}.")
 
 
 def read_members(shard: Shard) -> Iterator[dict[str, Any]]:
-    """Undecoded samples of a shard, as read by webdataset: contents by suffix, with ``__key__`` and ``__url__``.
-
-    Raises:
-        CefamError: if the tar is damaged, or its number of samples differs from the manifest (a tar truncated between two
-            samples is valid).
-    """
+    """Undecoded samples of a shard, as read by webdataset: contents by suffix, with ``__key__`` and ``__url__``."""
     import webdataset as wds
 
     count, again = 0, "copy the shards again, or run `cefam prepare` again."

@@ -38,12 +38,7 @@ def join(folder: str | Path, name: str) -> str:
 
 
 def read_bytes(place: str | Path) -> bytes:
-    """Contents of a small file.
-
-    Raises:
-        MissingError: if it does not exist.
-        CefamError: if it cannot be downloaded.
-    """
+    """Contents of a small file."""
     if is_url(place):
         return bytes(_attempts(place, lambda filesystem, path: filesystem.cat_file(path)))
     try:
@@ -59,10 +54,6 @@ def local(place: str | Path, sha256: str = "") -> Iterator[Path]:
     Args:
         place: a path or a URL.
         sha256: checksum of a remote file; "" if unknown: the copy is then neither verified nor cached.
-
-    Raises:
-        MissingError: if it does not exist.
-        CefamError: if it cannot be downloaded, or its checksum differs.
     """
     if not is_url(place):
         if not Path(place).is_file():

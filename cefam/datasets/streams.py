@@ -29,11 +29,7 @@ SHUFFLED = 1000  # views in the shuffle buffer
 
 
 def count_batches(rows: int, batch_size: int, folder: str) -> int:
-    """Number of full training batches per process.
-
-    Raises:
-        CefamError: if there is no full batch, or ``batch_size`` is below 1.
-    """
+    """Number of full training batches per process."""
     ranks = world()[1]
     if batch_size < 1 or rows < ranks * batch_size:
         wanted = "a smaller" if batch_size > 0 else "a positive"
@@ -53,11 +49,7 @@ class Skipped:
         self.limit, self.epoch, self.count = limit, -1, 0
 
     def add(self, reasons: Sequence[str], epoch: int) -> None:
-        """Count samples, and warn with the reason for each.
-
-        Raises:
-            CefamError: if the limit is exceeded.
-        """
+        """Count samples, and warn with the reason for each."""
         if epoch != self.epoch:
             self.epoch, self.count = epoch, 0
         for reason in reasons:

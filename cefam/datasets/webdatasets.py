@@ -51,11 +51,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def shards_of_others(source: str) -> list[Shard]:
-    """Shards of a folder or pattern that were not read, so with unknown numbers of samples.
-
-    Raises:
-        MissingError: if there is none.
-    """
+    """Shards of a folder or pattern that were not read, so with unknown numbers of samples."""
     root, names = _listed(source)
     return [Shard(storage.join(root, name), layout="webdataset") for name in names]
 

@@ -142,9 +142,6 @@ class RegionEvaluator:
             output: the classifier's output for them.
             found: result of :meth:`find` for the batch, if already computed.
             keep: indices of pairs whose candidates are kept, ascending.
-
-        Raises:
-            CefamError: if a method does not return :class:`Candidates`, or returns a valid region that is not finite.
         """
         found = self.find(batch) if found is None else found
         activated = Activated(batch.image, output)

@@ -195,11 +195,7 @@ class RegionEvaluation(L.LightningModule):
         return isinstance(self.trainer.limit_test_batches, int)
 
     def on_test_epoch_end(self) -> None:
-        """Write the report from the parts of all processes, on rank 0; the other ranks do not wait for it.
-
-        Raises:
-            CefamError: if parts are missing.
-        """
+        """Write the report from the parts of all processes, on rank 0; the other ranks do not wait for it."""
         assert self.work is not None
         self.trainer.strategy.barrier()
         done = len(self.work.files())

@@ -162,10 +162,6 @@ def read_pickle(path: str | Path) -> Any:
     """Contents of a pickle as plain types, arrays and :class:`Layer` records.
 
     Also reads torch's ``.pth`` files (a zip with a pickle and the tensor data).
-
-    Raises:
-        MissingError: if the file does not exist.
-        CefamError: if it holds anything other than numbers, strings, containers and plain layers, or is damaged.
     """
     path = Path(path)
     if not path.is_file():

@@ -22,9 +22,6 @@ def read_descriptions(path: str | Path, context: MethodContext) -> Associations:
     """Read CLIP-Dissect's ``descriptions.csv``: one description per neuron, units from 0.
 
     Layers that are not stages of the classifier are skipped (the published evaluation also skips conv1).
-
-    Raises:
-        CefamError: for an unknown word, an invalid unit, or another file format.
     """
     path = Path(path)
     names, words, channels = context.classifier.stage_names, _words(context), context.classifier.channels
@@ -52,9 +49,6 @@ def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associa
     Args:
         paths: paths by stage name.
         context: context with classifier and concepts.
-
-    Raises:
-        CefamError: for an unknown stage or word, or a wrong number of neurons.
     """
     names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)

@@ -17,9 +17,6 @@ def read_translator(path: str | Path, channels: list[int]) -> tuple[Translator, 
     Args:
         path: the file.
         channels: number of channels of the classifier's stages, shallow to deep.
-
-    Raises:
-        CefamError: if the file holds no translator, or it does not fit the stages.
     """
     found = read_pickle(path)
     if isinstance(found, Layer) and found.kind == TRANSLATOR:

@@ -118,12 +118,7 @@ class Comparison:
         }
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the page.
-
-        Raises:
-            ExistsError: if the file exists.
-            CefamError: for any other extension.
-        """
+        """Write the page."""
         place = Path(path)
         if place.suffix.lower() != ".html":
             raise CefamError(f"{place} has the extension {place.suffix!r}: a comparison is saved as .html.")

@@ -69,12 +69,7 @@ KINDS: dict[str, Callable[..., None]] = {
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Check that a file can be written, before anything is computed.
-
-    Raises:
-        ExistsError: if the file exists and ``overwrite`` is false.
-        CefamError: for an unknown extension.
-    """
+    """Check that a file can be written, before anything is computed."""
     if path.suffix.lower() not in KINDS:
         raise CefamError(
             f"{path} has the extension {path.suffix!r}: an explanation is saved as one of {', '.join(KINDS)}."

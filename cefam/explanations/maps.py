@@ -40,11 +40,7 @@ def grey(values: Tensor, largest: float) -> Image.Image:
 
 @cache
 def palette(colormap: str) -> np.ndarray:
-    """The colors of a color map, (256, 3), uint8.
-
-    Raises:
-        CefamError: for an unknown color map.
-    """
+    """The colors of a color map, (256, 3), uint8."""
     if colormap not in COLORMAPS:
         raise CefamError(
             f"There is no color map {colormap!r}.{near(colormap, COLORMAPS)} There are {', '.join(COLORMAPS)}."

@@ -49,11 +49,7 @@ def data_uri(text: str, kind: str) -> str:
 
 
 def page(explanation: Findings, colormap: str = "viridis") -> str:
-    """Render the page of an explanation.
-
-    Raises:
-        CefamError: for an unknown color map.
-    """
+    """Render the page of an explanation."""
     largest = maps.scale(explanation)
     shown = leading(explanation)
     folded = [part for part in explanation if part not in shown]

@@ -24,9 +24,6 @@ def read_pixels(source: bytes | Path, name: str) -> "Tensor":
     Args:
         source: the file's bytes, or its path.
         name: name of the photograph, for error messages.
-
-    Raises:
-        CefamError: as :func:`open_picture`.
     """
     import torch
     from torchvision.io import decode_jpeg
@@ -47,9 +44,6 @@ def open_picture(source: bytes | Path | Any, name: str) -> Image.Image:
     Args:
         source: the file's bytes, its path, or an open file.
         name: name of the photograph, for error messages.
-
-    Raises:
-        CefamError: if it is empty, truncated, not an image, or has 32-bit pixels (their range is unknown).
     """
     picture: Image.Image = _decoded(source, name, upright=True)
     if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # these formats have at most 16 bits
@@ -69,9 +63,6 @@ def open_mask(source: bytes | Path, name: str) -> np.ndarray:
     """Decode a mask to label numbers (H, W), int32, ignoring its EXIF orientation.
 
     One-channel pixels (1, 8, 16 or 32 bits, or a palette) are label numbers; RGB pixels encode R + 256 G (Broden, ImageNet-S).
-
-    Raises:
-        CefamError: if it cannot be read, or has another encoding.
     """
     picture = _decoded(source, name)
     if picture.mode == "RGB":
@@ -125,11 +116,7 @@ def _orientation(picture: Image.Image) -> Any:
 
 
 def to_pixels(picture: Image.Image) -> "Tensor":
-    """Convert a picture to uint8 pixels (3, H, W); 16-bit values are scaled to 8 bits.
-
-    Raises:
-        CefamError: for 32-bit pixels (integer or float), whose range is unknown.
-    """
+    """Convert a picture to uint8 pixels (3, H, W); 16-bit values are scaled to 8 bits."""
     from torchvision.transforms.functional import pil_to_tensor
 
     _check_depth(picture, getattr(picture, "filename", "") or "A picture")

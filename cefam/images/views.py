@@ -59,11 +59,7 @@ class Preprocessing:
         return images
 
     def check_channels(self, channels: int) -> None:
-        """Check that the normalization fits the tower's number of channels.
-
-        Raises:
-            CefamError: if ``mean`` has neither 0, 1 nor ``channels`` values.
-        """
+        """Check that the normalization fits the tower's number of channels."""
         if len(self.mean) not in (0, 1, channels):
             raise CefamError(
                 f"mean and std need one value per channel of {channels}, got mean={self.mean}, std={self.std}."

@@ -30,11 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other runs; the lock of a killed run is released automatically.
-
-    Raises:
-        ExistsError: if another run is writing there.
-    """
+    """Lock a folder against other runs; the lock of a killed run is released automatically."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0)
@@ -62,9 +58,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, st
         path: destination.
         tensors: tensors by name.
         about: metadata, one entry at most: the order of several entries changes from run to run.
-
-    Raises:
-        CefamError: if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -16,10 +16,6 @@ def fetched(name: str) -> Path:
 
     Args:
         name: "hf:user/name", or "hf:user/name@revision".
-
-    Raises:
-        MissingError: if there is no such repository, or no artefact in it.
-        CefamError: if it cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (

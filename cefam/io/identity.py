@@ -21,9 +21,6 @@ def identity(**inputs: Any) -> dict[str, str]:
     Args:
         inputs: plain values, tensors, networks, dataclasses, objects with an ``identity()``, and lists or dicts of these.
 
-    Raises:
-        TypeError: for inputs of other types.
-
     >>> from torch import nn
     >>> one = identity(translator=nn.Linear(2, 2), top_k=8)
     >>> sorted(one), one == identity(translator=nn.Linear(2, 2), top_k=8)

@@ -54,10 +54,6 @@ class Pass:
         run: key of the computation (:func:`cefam.io.identity.identity`).
         share: rank of this process, and number of processes.
         replace: remove the files of a pass with another key instead of raising an error.
-
-    Raises:
-        ExistsError: if the folder holds a pass with another key, or another run is writing there.
-        CefamError: if a journal in the folder was not written by cefam.
     """
 
     def __init__(self, folder: Path, run: Any, share: tuple[int, int] = (0, 1), replace: bool = False) -> None:
@@ -194,9 +190,6 @@ def workers(count: int, begin: Callable[[], None] = lambda: None) -> Iterator[Ex
     Args:
         count: number of worker processes.
         begin: called once in each worker, or in this process if there are no workers.
-
-    Raises:
-        CefamError: if a worker was killed.
     """
     if count < 1:
         begin()
@@ -236,9 +229,6 @@ def require_shared(folder: Path) -> None:
     """Check that all processes see the folder, that is, that all nodes share its disk.
 
     All processes must call it, after rank 0 has created the folder.
-
-    Raises:
-        CefamError: in all processes.
     """
     from torch import distributed
 

@@ -14,11 +14,7 @@ T = TypeVar("T")
 
 
 def read_text(path: Any) -> str:
-    """Read a text file without its byte-order mark; ``path`` may also be a ``zipfile.Path``.
-
-    Raises:
-        CefamError: if it is not UTF-8.
-    """
+    """Read a text file without its byte-order mark; ``path`` may also be a ``zipfile.Path``."""
     try:
         text = str(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -51,9 +47,6 @@ def read_description(
         where: the file, for the error message.
         advice: how to get a valid file, for the error message.
         check: returns whether the values are valid; may also raise ValueError, TypeError or KeyError.
-
-    Raises:
-        CefamError: if the format or version differs, or the values are invalid.
     """
     about: Any = form
     try:
@@ -78,9 +71,6 @@ def read_csv(
         path: the file.
         needed: columns that every row must have.
         comments: whether to skip lines that start with ``#``.
-
-    Raises:
-        CefamError: for a missing column or value, more values than columns, or an unclosed quote.
     """
     lines = io.StringIO(read_text(path), newline="").readlines()
     # Comments become empty lines, which are skipped, so that line numbers stay correct.

@@ -72,11 +72,7 @@ class Associations:
         return cls(about, stage, channel, concept, score.double())
 
     def check(self, context: MethodContext) -> None:
-        """Reject associations of another classifier or concept set.
-
-        Raises:
-            CefamError: names the first difference.
-        """
+        """Reject associations of another classifier or concept set."""
         check_identity("classifier", self.about.classifier, context.classifier.identity(), CLASSIFIER_KEYS)
         given = {"identity": context.concepts.identity}
         check_identity("concept set", {"identity": self.about.concepts}, given, ("identity",))
@@ -119,11 +115,7 @@ class Associations:
         return found
 
     def write(self, folder: str | Path) -> Path:
-        """Write ``associations.safetensors`` and ``associations.json``.
-
-        Raises:
-            ExistsError: if the folder already contains associations.
-        """
+        """Write ``associations.safetensors`` and ``associations.json``."""
         folder = Path(folder)
         if (folder / CONFIG).exists():
             raise ExistsError(f"{folder} already holds associations: name another folder.")
@@ -134,12 +126,7 @@ class Associations:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read associations from a folder.
-
-        Raises:
-            MissingError: if it contains none.
-            CefamError: if the files are damaged.
-        """
+        """Read associations from a folder."""
         from safetensors.torch import load_file
 
         folder = Path(folder)

@@ -101,11 +101,7 @@ MethodFactory = Callable[[MethodContext], RegionMethod]
 
 
 def chosen_stages(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Indices of stages given by name, ascending.
-
-    Raises:
-        CefamError: for an unknown stage.
-    """
+    """Indices of stages given by name, ascending."""
     for name in names:
         if name not in known:
             raise CefamError(f"The classifier has no stage {name!r}.{near(name, known)} It has {', '.join(known)}.")

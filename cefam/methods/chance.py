@@ -32,11 +32,7 @@ def hashed_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def checked_seed(seed: int) -> int:
-    """Return the seed if it is valid.
-
-    Raises:
-        CefamError: if it does not fit into 32 bits.
-    """
+    """Return the seed if it is valid."""
     if not -(2**31) <= seed < 2**31:
         raise CefamError(f"The seed must fit into 32 bits, got {seed}.")
     return seed

@@ -76,11 +76,7 @@ class NeuronRegions(RegionMethod):
 
 
 def classifier_probe(context: MethodContext, method: str) -> Probe:
-    """The context's probe, verified to be of its classifier.
-
-    Raises:
-        CefamError: if there is no probe, or it is of another classifier.
-    """
+    """The context's probe, verified to be of its classifier."""
     if context.probe is None:
         raise CefamError(f"{method} needs a probe: make it with `cefam probe`, and name its folder as `probe`.")
     check_identity("classifier", context.probe.manifest.classifier, context.classifier.identity(), CLASSIFIER_KEYS)
@@ -88,11 +84,7 @@ def classifier_probe(context: MethodContext, method: str) -> Probe:
 
 
 def probe_of(context: MethodContext, method: str) -> Probe:
-    """The context's probe, verified to be of its classifier and VLM.
-
-    Raises:
-        CefamError: if there is no probe or no VLM, or the probe is of another classifier or VLM.
-    """
+    """The context's probe, verified to be of its classifier and VLM."""
     probe = classifier_probe(context, method)
     if context.vlm is None:
         raise CefamError(f"{method} encodes texts: set `model.vlm` to the vision-language model of the probe.")
@@ -101,11 +93,7 @@ def probe_of(context: MethodContext, method: str) -> Probe:
 
 
 def encoded(context: MethodContext, texts: Sequence[str]) -> Tensor:
-    """Unit text embeddings (T, D), on the CPU.
-
-    Raises:
-        CefamError: without a VLM, or if embeddings are not finite.
-    """
+    """Unit text embeddings (T, D), on the CPU."""
     if context.vlm is None:
         raise CefamError("Texts need the vision-language model: set `model.vlm`.")
     return encode_texts(context.vlm, texts)

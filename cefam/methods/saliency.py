@@ -61,11 +61,7 @@ def floats(activated: Activated) -> Tensor:
 
 
 def needed(package: str, method: str) -> ModuleType:
-    """Import a package of the extra "methods".
-
-    Raises:
-        CefamError: if it is not installed.
-    """
+    """Import a package of the extra "methods"."""
     try:
         return import_module(package)
     except ImportError as error:

@@ -61,11 +61,7 @@ def match(
     prompt: str | None = TEMPLATE,
     adaptive: bool = True,
 ) -> Associations:
-    """Associate every neuron with its concepts.
-
-    Raises:
-        CefamError: if the probe stores fewer examples per neuron, or ``alpha`` is not in (0, 100].
-    """
+    """Associate every neuron with its concepts."""
     probe = probe_of(context, "WWW")
     if not 0 < alpha <= 100:
         raise CefamError(f"alpha must be above 0 and at most 100 (percent), got {alpha}.")

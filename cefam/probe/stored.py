@@ -127,11 +127,7 @@ def probe_beside(path: Path, classifier: dict[str, Any]) -> Probe | None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Load a file of the probe.
-
-    Raises:
-        CefamError: if it is damaged.
-    """
+    """Load a file of the probe."""
     from safetensors.torch import load_file
 
     try:

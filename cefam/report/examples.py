@@ -93,12 +93,7 @@ def to_arrays(kept: Sequence[Example]) -> dict[str, np.ndarray]:
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Example]:
-    """The inverse of :func:`to_arrays`.
-
-    Raises:
-        KeyError: if an array is missing.
-        ValueError: if the description cannot be parsed.
-    """
+    """The inverse of :func:`to_arrays`."""
     return [
         Example(
             entry["title"],
@@ -121,11 +116,7 @@ def save(kept: Sequence[Example], path: Path) -> None:
 
 
 def load(path: Path) -> list[Example]:
-    """The inverse of :func:`save`.
-
-    Raises:
-        CefamError: if the file cannot be read.
-    """
+    """The inverse of :func:`save`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return from_arrays(dict(arrays))

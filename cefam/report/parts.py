@@ -65,11 +65,7 @@ def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
 
 
 def _read(parts: Iterable[Path], take: Callable[[Mapping[str, np.ndarray]], T]) -> Iterator[T]:
-    """What ``take`` makes of the arrays of each part.
-
-    Raises:
-        CefamError: if a file is damaged.
-    """
+    """What ``take`` makes of the arrays of each part."""
     for path in parts:
         try:
             with np.load(path, allow_pickle=False) as arrays:

@@ -41,11 +41,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def iou_thresholds(example: Example, methods: Sequence[str]) -> Figure:
-    """Plot the IoU of the top n percent of pixels of each method's first choice, the ideal and the random curve (Fig. 4).
-
-    Raises:
-        CefamError: if the example has no mask, or no method has a region for it.
-    """
+    """Plot the IoU of the top n percent of pixels of each method's first choice, the ideal and the random curve (Fig. 4)."""
     if example.mask is None:
         raise CefamError(f"{example.title} has no mask: there is no IoU.")
     figure, axes = _axes(COLUMN, 2.5)
@@ -85,9 +81,6 @@ def points(
         methods: methods, from the top.
         categories: categories, from the left.
         label: name of the metric.
-
-    Raises:
-        CefamError: if there is no value.
     """
     shown = [name for name in categories if any((method, name) in values for method in methods)]
     if not shown:
@@ -120,9 +113,6 @@ def winning_stages(
         method: name of the method.
         stages: stage names.
         categories: categories in the order of the bars; others follow.
-
-    Raises:
-        CefamError: if the records contain no stage of the method.
     """
     counts: dict[str, dict[int, int]] = {}
     for record in records:
@@ -164,9 +154,6 @@ def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "or
         log: ``metrics.csv`` of a training run with ``data.init_args.regions``.
         references: Hit Rates of other methods, by name.
         protocol: "top1" or "oracle".
-
-    Raises:
-        CefamError: if the log has no Hit Rates.
     """
     column = f"regions/{protocol}/hit/mean"
     with log.open(newline="", encoding="utf-8") as lines:
@@ -224,11 +211,7 @@ def side_by_side(examples: Sequence[Example], methods: Sequence[str]) -> Figure:
 
 
 def save(figure: Figure, path: Path, dpi: int = 300) -> None:
-    """Write a figure as .png, .pdf or .svg.
-
-    Raises:
-        CefamError: for any other file extension.
-    """
+    """Write a figure as .png, .pdf or .svg."""
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "pdf", "svg"):
         raise CefamError(f"A figure is written as .png, .pdf or .svg, not as {path.name!r}.")

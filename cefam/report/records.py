@@ -105,11 +105,7 @@ class Block:
 
 
 def blocks(path: str | Path, methods: Mapping[str, str] | None = None, size: int = 5_000) -> Iterator[Block]:
-    """Yield the records of a file in blocks of ``size``, by column; ``methods`` gives new names by old ones.
-
-    Raises:
-        CefamError: if a column is missing or a line cannot be parsed.
-    """
+    """Yield the records of a file in blocks of ``size``, by column; ``methods`` gives new names by old ones."""
     renamed = methods or {}
     with Path(path).open(newline="", encoding="utf-8") as lines:
         reader = csv.reader(lines)

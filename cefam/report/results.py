@@ -46,12 +46,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """Read the metadata of a results folder.
-
-        Raises:
-            MissingError: if the folder holds no results.
-            CefamError: if the format version differs.
-        """
+        """Read the metadata of a results folder."""
         path = Path(folder) / RUN
         for name in (RUN, RECORDS):
             if not (Path(folder) / name).is_file():
@@ -66,11 +61,7 @@ def clear(folder: Path) -> None:
 
 
 def table_of(run: Run, read: Callable[[], Iterator[records.Block]], columns: Sequence[str] = ()) -> Table:
-    """Compute the table of a run in two passes over its records, without holding them in memory.
-
-    Raises:
-        CefamError: if no pair was measured.
-    """
+    """Compute the table of a run in two passes over its records, without holding them in memory."""
     sums = Sums.of(read(), records.inexpressible_pairs(read()))
     compared = bootstrap.differences(sums, order=run.methods)
     table = tables.summarize(sums, run.categories, run.num_candidates, run.notes, compared, columns)
@@ -113,10 +104,6 @@ def joined(folders: Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
     """Combine several runs in one table; a method that occurs in several runs is named "run: method".
 
     Differences are computed only between methods measured on the same images.
-
-    Raises:
-        MissingError: if a folder holds no results.
-        CefamError: if a folder is listed twice, or presets or numbers of candidates differ.
     """
     runs, prefixes = [Run.read(folder) for folder in folders], _prefixes(folders)
     first = runs[0]
@@ -159,9 +146,6 @@ def with_published(table: Table, name: str) -> Table:
     Args:
         table: the measured table.
         name: one of the paper's tables ("table1/resnet50"), or a CSV file with the columns of ``table.csv``.
-
-    Raises:
-        CefamError: for an unknown name, or a file with other columns.
     """
     shipped = Path(str(files("cefam") / "data" / "published.csv"))
     path = Path(name) if Path(name).is_file() else shipped

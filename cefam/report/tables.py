@@ -70,9 +70,6 @@ def summarize(
         notes: notes below the table.
         differences: differences below the table.
         columns: metrics to show; empty: the primary metrics and the measured secondary metrics.
-
-    Raises:
-        CefamError: for a column that was not measured.
     """
     present = [name for name in categories if any(category == name for _, _, category in sums.counts)]
     shown = list(columns) or [*METRICS, *(name for name in SECONDARY if name in sums.values)]

@@ -28,11 +28,7 @@ class StageCandidate:
 
 @torch.no_grad()
 def stage_candidates(module: nn.Module) -> list[StageCandidate]:
-    """Run the network on a probe image; the modules that give maps, in the order in which they finish.
-
-    Raises:
-        CefamError: if the network does not accept the image.
-    """
+    """Run the network on a probe image; the modules that give maps, in the order in which they finish."""
     channels, height, width = probe_size(module, None)
     reference = next(module.parameters(), torch.zeros(()))
     was_training = {child: child.training for child in module.modules()}
@@ -71,11 +67,7 @@ def _candidate(name: str, tensor: Tensor, aspect: float) -> StageCandidate | Non
 
 
 def chosen_by_resolution(found: list[StageCandidate]) -> list[str]:
-    """The last module of each resolution, of the :data:`CHOSEN` coarsest; the last block if blocks of tokens come after all maps.
-
-    Raises:
-        CefamError: if no module gives a map.
-    """
+    """The last module of each resolution, of the :data:`CHOSEN` coarsest; the last block if blocks of tokens come after all maps."""
     last: dict[tuple[int, int], str] = {}
     block: str | None = None  # the last one since the last map
     for each in found:

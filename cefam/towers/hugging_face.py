@@ -21,11 +21,6 @@ def build(
         name: a folder, or a model name on the hub.
         weights: "DEFAULT": the pretrained weights; ``None``: random weights.
         num_classes: must be ``None``; the model's config sets it.
-
-    Raises:
-        MissingError: if transformers is not installed, or the model cannot be loaded (not found, not an image classifier, or
-            custom code required).
-        CefamError: if ``weights`` or ``num_classes`` has another value.
     """
     try:
         transformers: Any = import_module("transformers")

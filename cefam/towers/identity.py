@@ -10,11 +10,7 @@ VLM_KEYS = ("embedding_dim", "logit_scale", "logit_bias", "probability", "prepro
 
 
 def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> None:
-    """Check that the identity stored in an artefact matches the given tower.
-
-    Raises:
-        CefamError: if they differ; the message names the first differing key.
-    """
+    """Check that the identity stored in an artefact matches the given tower."""
     for key in keys:
         if stored.get(key) != given.get(key):
             raise CefamError(

@@ -9,11 +9,7 @@ from cefam.errors import CefamError
 
 
 def load_source(kind: str, source: dict[str, Any] | None) -> Any:
-    """Rebuild a tower from its ``source``.
-
-    Raises:
-        CefamError: if ``source`` is missing, cannot be imported, or is neither a network nor a function that returns one.
-    """
+    """Rebuild a tower from its ``source``."""
     if not source:
         raise CefamError(
             f"This artefact does not say how its {kind} was loaded: load it yourself and pass it as `{kind}`."

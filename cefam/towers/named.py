@@ -23,9 +23,6 @@ def named_classifier(
             yours, "my_net.birds", that returns a network or a ``FrozenClassifier``.
         stages: names of modules; ``None``: the family's usual ones, or the last of each resolution.
         class_names: names of the classes.
-
-    Raises:
-        CefamError: where the function cannot be imported or returns something else.
     """
     source: dict[str, Any] | None = None
     if isinstance(given, str) and is_path(given):
@@ -63,11 +60,7 @@ def is_path(name: str) -> bool:
 
 
 def called(path: str) -> Any:
-    """The return value of a function that is named by its path.
-
-    Raises:
-        CefamError: where it cannot be imported.
-    """
+    """The return value of a function that is named by its path."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)()

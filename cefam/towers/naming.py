@@ -17,9 +17,6 @@ def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> 
         count: number of classes.
         wanted: a name (case-insensitive) or an index.
 
-    Raises:
-        CefamError: if the class does not exist (similar names are suggested), or several classes have this name.
-
     >>> class_number(["goldfinch", "canary"], 2, "Canary"), class_number(None, 10, "7")
     (1, 7)
     """

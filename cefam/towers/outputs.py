@@ -28,11 +28,7 @@ def describe_value(value: Any) -> str:
 
 
 def logits_of(value: Any) -> Tensor:
-    """The logits in a classifier's output: ``.logits`` if present, else the first tensor.
-
-    Raises:
-        CefamError: if the output contains no tensor.
-    """
+    """The logits in a classifier's output: ``.logits`` if present, else the first tensor."""
     found = value if isinstance(value, Tensor) else getattr(value, "logits", None)
     if found is None:
         found = value["logits"] if isinstance(value, dict) and "logits" in value else first_tensor(value)
@@ -99,9 +95,6 @@ def meaning(outputs: Tensor, given: Outputs | None) -> Outputs:
     Args:
         outputs: (1, Y), with their autograd graph if there is one.
         given: the type given by the user, or ``None``.
-
-    Raises:
-        CefamError: if ``given`` is not a valid type.
     """
     if given is not None:
         if given not in get_args(Outputs):

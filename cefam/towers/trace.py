@@ -62,11 +62,7 @@ class Trace:
         self._versions[name] = [(value, value._version) for value in tensors]
 
     def start(self, name: str) -> int:
-        """Index of the event at which the module starts.
-
-        Raises:
-            CefamError: if the module did not run exactly once.
-        """
+        """Index of the event at which the module starts."""
         runs = self.events.count((name, True))
         if runs != 1:
             ran = [other for other, starts in self.events if starts and other.startswith(f"{name}.")]
@@ -164,11 +160,7 @@ class Trace:
 
 
 def check_batch(name: str, raw: Tensor, images: int) -> None:
-    """Check that a stage's batch size equals the number of images.
-
-    Raises:
-        CefamError: if they differ; the message gives both.
-    """
+    """Check that a stage's batch size equals the number of images."""
     if len(raw) != images:
         raise CefamError(
             f"Stage {name!r} gives a batch of {len(raw)} for {images} image(s): the classifier makes views of an image, or has the batch "
@@ -201,11 +193,7 @@ def _stated_grids(module: nn.Module, input_size: tuple[int, int]) -> set[tuple[i
 
 
 def refuse_untappable(module: nn.Module) -> nn.Module:
-    """Check that the module can be tapped; returns it, unwrapped from torch.compile.
-
-    Raises:
-        CefamError: for TorchScript, exported or quantized modules, and compiled submodules.
-    """
+    """Check that the module can be tapped; returns it, unwrapped from torch.compile."""
     # Do not import torch._dynamo (slow): if it is not loaded, nothing is compiled.
     compiled = sys.modules["torch._dynamo"].OptimizedModule if "torch._dynamo" in sys.modules else ()
     if isinstance(module, compiled):

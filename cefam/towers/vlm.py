@@ -93,11 +93,7 @@ class VisionLanguageModel(nn.Module):
 
 
 def encode_images(vlm: VisionLanguageModel, images: Tensor) -> Tensor:
-    """Embeddings (B, D) of views, with a check of their shape.
-
-    Raises:
-        CefamError: if the shape is not (B, ``embedding_dim``).
-    """
+    """Embeddings (B, D) of views, with a check of their shape."""
     embedding = vlm.encode_image(images)
     if embedding.shape != (len(images), vlm.embedding_dim):
         raise CefamError(
@@ -149,11 +145,7 @@ class OpenCLIP(VisionLanguageModel):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (T, D) of texts, in batches.
-
-        Raises:
-            CefamError: if a text exceeds the model's context length (the tokenizer would truncate it silently).
-        """
+        """Embeddings (T, D) of texts, in batches."""
         device = self.model.logit_scale.device
         length: int = getattr(self.tokenizer, "context_length", None) or getattr(self.model, "context_length", 77) or 77
         parts = [list(texts[start : start + 256]) for start in range(0, len(texts), 256)]

@@ -14,11 +14,7 @@ from cefam.towers.trace import check_batch
 
 
 def check_default_precision() -> None:
-    """Check that torch's default dtype is float32, as for weights, embeddings and artefacts.
-
-    Raises:
-        CefamError: if it is another dtype.
-    """
+    """Check that torch's default dtype is float32, as for weights, embeddings and artefacts."""
     if torch.get_default_dtype() != torch.float32:
         raise CefamError(
             f"torch's default precision is {torch.get_default_dtype()}: networks would be built in it, and would not be those of an "
@@ -51,12 +47,7 @@ def alike(logits: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 def among_others(
     module: nn.Module, stages: Sequence[Stage], size: tuple[int, int], image: Tensor, logits: Tensor
 ) -> list[Any]:
-    """Run an image together with a second one; returns what :func:`~cefam.towers.taps.tapped` captures.
-
-    Raises:
-        CefamError: if the outputs for one image depend on the other image or are random, or if a stage's batch size is not
-            the number of images.
-    """
+    """Run an image together with a second one; returns what :func:`~cefam.towers.taps.tapped` captures."""
     captured: list[Any] = [None] * len(stages)
     darker = 0.25 * image.flip(-1)  # different pixel statistics
     try:
@@ -99,9 +90,6 @@ def can_be_batched(stages: Sequence[Stage], activations: Sequence[Tensor], sourc
         stages: all stages of the network.
         activations: maps of one image, connected by autograd to the first stage's.
         sources: the stages' raw outputs.
-
-    Raises:
-        CefamError: if no gradient can be computed.
     """
     for before, stage, raw in zip(stages, stages[1:], sources[1:], strict=False):
         if not raw.requires_grad:

@@ -271,12 +271,7 @@ def _without_prefix(state: dict[str, torch.Tensor], expected: set[str], path: Pa
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from a .safetensors or torch file (with ``weights_only=True``, so no code is run).
-
-    Raises:
-        MissingError: if the file does not exist.
-        CefamError: if the file is empty, truncated, or holds a pickled object instead of tensors.
-    """
+    """Read a state dict from a .safetensors or torch file (with ``weights_only=True``, so no code is run)."""
     if not path.is_file():
         raise MissingError(f"There is no weights file {path}: name an existing .pth, .pt or .safetensors file.")
     try:

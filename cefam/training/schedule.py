@@ -28,9 +28,6 @@ class WarmupPlateau(ReduceLROnPlateau):
         warmup_epochs: 0: no warm-up; 1: from 0.1 to 0.2 after the first epoch.
         patience: 6 in the published program, 4 in the paper.
         factor: multiplier of the rate at each decay.
-
-    Raises:
-        CefamError: for a negative ``warmup_epochs`` or a ``patience`` below 1.
     """
 
     def __init__(

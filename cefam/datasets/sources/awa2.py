@@ -19,10 +19,6 @@ class AwA2(Source):
 
     Args:
         place: the folder with classes.txt, predicates.txt, predicate-matrix-binary.txt and JPEGImages/.
-
-    Raises:
-        MissingError: if one of them is missing.
-        CefamError: if they are inconsistent.
     """
 
     def __init__(self, place: str) -> None:

@@ -151,12 +151,7 @@ def _contradicted(sample: Sample) -> str:
 
 
 def numbers_of(path: Path | ZipPath, ignore: int | None) -> np.ndarray:
-    """Label numbers (H, W) of a mask file; pixels with the number ``ignore`` become 65535 (not measured).
-
-    Raises:
-        MissingError: if there is no file.
-        CefamError: if it cannot be read as a mask.
-    """
+    """Label numbers (H, W) of a mask file; pixels with the number ``ignore`` become 65535 (not measured)."""
     if not path.is_file():
         raise MissingError(f"The mask {path.name} is not in {path.parent}: complete the copy.")
     numbers = open_mask(path.read_bytes(), str(path))
@@ -164,11 +159,7 @@ def numbers_of(path: Path | ZipPath, ignore: int | None) -> np.ndarray:
 
 
 def read_image(path: Path | ZipPath, advice: str) -> tuple[bytes, str]:
-    """The bytes of an image file and its suffix.
-
-    Raises:
-        CefamError: if the suffix is not that of an image.
-    """
+    """The bytes of an image file and its suffix."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise CefamError(f"{path} does not have the suffix of an image ({', '.join(IMAGE_SUFFIXES)}): {advice}")
     return path.read_bytes(), path.suffix.lower()

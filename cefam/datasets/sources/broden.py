@@ -39,10 +39,6 @@ class Broden(Source):
         place: the folder that holds index.csv, label.csv and images/ (broden1_224, broden1_227, broden1_384), or a zip of it.
         masks: mask categories; [] for none.
         ignore: label number of pixels that are not measured (255 in many data sets).
-
-    Raises:
-        MissingError: if a table, a photograph or a mask is missing.
-        CefamError: for a broken table, a category missing in the index, or a label missing in ``label.csv``.
     """
 
     def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, ignore: int | None = None) -> None:

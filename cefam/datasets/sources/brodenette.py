@@ -20,9 +20,6 @@ class Brodenette(Source):
         place: the split: train, val, test, captioned, retrieval, evaluation.
         masks: mask categories; "composition" is also available.
         count: number of scenes.
-
-    Raises:
-        CefamError: for an unknown split or category.
     """
 
     def __init__(self, place: str, masks: Sequence[str] = MASK_CATEGORIES, count: int = 200) -> None:

@@ -16,9 +16,6 @@ class Coco:
     """The annotations of a COCO file.
 
     Boxes without masks and objects of unlisted photographs are skipped with a warning.
-
-    Raises:
-        CefamError: for another file format, or inconsistent entries; the message names the entry.
     """
 
     def __init__(self, path: Path, category: str) -> None:

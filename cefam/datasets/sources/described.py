@@ -41,10 +41,6 @@ class Described(Source):
 
     Args:
         place: the YAML file.
-
-    Raises:
-        MissingError: if a file is missing.
-        CefamError: if the description is invalid; the message names the key.
     """
 
     def __init__(self, place: str) -> None:

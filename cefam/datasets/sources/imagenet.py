@@ -43,10 +43,6 @@ class ImageNet(Source):
         place: ``ILSVRC2012_img_train.tar`` (a tar of tars), ``ILSVRC2012_img_val.tar``, a folder with one of them, or a folder with
             one folder per wnid. The classes of the validation tar are read from ``ILSVRC2012_devkit_t12.tar.gz`` in the
             same folder, if it exists and scipy is installed; otherwise they are unknown, which does not affect training.
-
-    Raises:
-        MissingError: if no image is found.
-        CefamError: for a folder whose name is not a wnid.
     """
 
     shuffle_by_default = True  # the tars are sorted by class

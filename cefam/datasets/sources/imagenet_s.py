@@ -31,10 +31,6 @@ class ImageNetS(Source):
         classes: a text file with the subset's wnids, one per line; ``None``: the folders of the split. Required if folders
             are missing.
         split: "validation", "test" or "train-semi".
-
-    Raises:
-        MissingError: if a folder or mask is missing.
-        CefamError: if a mask and its photograph differ in size, or a mask number does not belong to a class.
     """
 
     def __init__(

@@ -13,11 +13,7 @@ from cefam.io.reading import readable
 
 
 def list_images(folder: str | Path) -> list[tuple[Path, int | None]]:
-    """Images below a folder in sorted order, with their classes: the index of the subfolder, or ``None`` in a flat folder.
-
-    Raises:
-        MissingError: if the folder does not exist or holds no image.
-    """
+    """Images below a folder in sorted order, with their classes: the index of the subfolder, or ``None`` in a flat folder."""
     root = Path(folder)
     if not root.is_dir():
         raise MissingError(f"There is no folder {root}: name one that holds images.")
