@@ -11,7 +11,6 @@ from torchvision.models import ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 
 from cefam import ConceptPairs, Explainer, FrozenClassifier, Trained, Translator
-from cefam.attribution import weights as weighing
 from cefam.attribution.batching import PairTable
 from cefam.images.views import resize_regions
 from cefam.methods import Activated, CEFAMRegions, MethodContext
@@ -272,13 +271,13 @@ def test_contributions_are_refused_where_a_stage_is_no_cut_and_explanations_go_w
 @pytest.mark.parametrize("kind", ["resnet", "vit", "bypass"])
 def test_the_memory_limit_bounds_the_pairs_that_run_together(kind, monkeypatch):
     together = []
-    total_gradients = weighing.total_gradients
+    usual = FrozenClassifier.gradients
 
-    def counted(classifier, activations, sources, gradients):
+    def counted(classifier, outputs, sources, gradients):
         together.append(gradients[0].shape[0] * gradients[0].shape[1])
-        return total_gradients(classifier, activations, sources, gradients)
+        return usual(classifier, outputs, sources, gradients)
 
-    monkeypatch.setattr(weighing, "total_gradients", counted)
+    monkeypatch.setattr(FrozenClassifier, "gradients", counted)
     explainer, images = explainer_of(kind)
     each = 2 * 4 * explainer.networks.elements(explainer.encode(images), 0)
     explainer.settings = explainer.settings.changed(memory_limit=2.5 * each / 2**20)
@@ -388,7 +387,7 @@ def test_graphs_never_outlive_a_call(kind, monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         found = explainer.regions(images, RAGGED)
         explanations = explainer.explain(images, top_k=2)
-        monkeypatch.setattr(weighing, "total_gradients", lambda *_: 1 / 0)
+        monkeypatch.setattr(FrozenClassifier, "gradients", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             explainer.regions(images, RAGGED)
     gc.collect()

@@ -17,27 +17,24 @@ def matched(
 ) -> tuple[list[int], list[str | Concept]]:
     """Indices of the known concepts, and the unknown concepts; matched by word, or by word and prompt for a ConceptSet."""
     known: dict[Any, list[int]] = {}
-    by_prompt = isinstance(concepts, ConceptSet)
     for index, concept in enumerate(known_concepts.concepts):
-        known.setdefault((concept.word, concept.prompt) if by_prompt else concept.word.lower(), []).append(index)
+        known.setdefault(concept.word.lower(), []).append(index)
+        known.setdefault((concept.word, concept.prompt), []).append(index)
+    if isinstance(concepts, ConceptSet):
+        wanted: list[Any] = [((concept.word, concept.prompt), concept) for concept in concepts.concepts]
+    else:
+        wanted = [(str(text).strip().lower(), text) for text in ([concepts] if isinstance(concepts, str) else concepts)]
     found: list[int] = []
     new: list[str | Concept] = []
-    if isinstance(concepts, ConceptSet):
-        for concept in concepts.concepts:
-            same = known.get((concept.word, concept.prompt), [])
-            found += same
-            new += [] if same else [concept]
-        return found, new
-    for text in dict.fromkeys([concepts] if isinstance(concepts, str) else concepts):
-        if isinstance(text, Integral):  # includes NumPy integers
-            check_range("concept", torch.tensor([int(text)]), len(known_concepts))
-            found.append(int(text))
-        elif not isinstance(text, str):
-            raise CefamError(f"A concept is named by its word or its index, got a {type(text).__name__}.")
-        elif text.strip().lower() in known:
-            found += known[text.strip().lower()]
+    for key, each in dict.fromkeys(wanted):
+        if isinstance(each, Integral):  # includes NumPy integers
+            check_range("concept", torch.tensor([int(each)]), len(known_concepts))
+            found.append(int(each))
+        elif not isinstance(each, str | Concept):
+            raise CefamError(f"A concept is named by its word or its index, got a {type(each).__name__}.")
         else:
-            new.append(text)
+            found += known.get(key, [])
+            new += [] if key in known else [each]
     return found, new
 
 

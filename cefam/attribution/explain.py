@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from cefam.attribution.candidates import check_range
-from cefam.attribution.choice import association
 from cefam.attribution.competition import standardized
-from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
 from cefam.attribution.encoding import Encoding, Networks, check_images
 from cefam.attribution.fused import FusedMaps
+from cefam.attribution.impact import association, contribution
 from cefam.attribution.scores import log_probability, similarity
 from cefam.attribution.types import Activated, Images, Picture, Regions
 from cefam.attribution.weights import regions_of

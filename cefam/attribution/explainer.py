@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from cefam.attribution.candidates import check_range, matched
-from cefam.attribution.choice import association
-from cefam.attribution.contribution import contribution
 from cefam.attribution.direct import direct_effect
 from cefam.attribution.encoding import Encoding, Networks
 from cefam.attribution.explain import ExplainOptions, classes_of, explain, to_photograph
 from cefam.attribution.fused import FusedMaps
+from cefam.attribution.impact import association, contribution
 from cefam.attribution.scores import log_probability
 from cefam.attribution.types import Activated, Contribution, Images, Picture, Regions
 from cefam.attribution.weights import regions_of

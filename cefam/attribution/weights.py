@@ -14,64 +14,42 @@ from cefam.attribution.scores import pool, similarity_gradient
 from cefam.attribution.types import Regions
 from cefam.pairs import ConceptPairs
 from cefam.settings import MethodSettings
-from cefam.towers.classifier import FrozenClassifier
 
 
 def regions_of(networks: Networks, encoding: Encoding, pairs: ConceptPairs, settings: MethodSettings) -> Regions:
     """Regions of P pairs at every stage, with channel weights and importances (eq. 11, 12)."""
     layout = PairTable(pairs.image, len(encoding.images))
+    activations = encoding.output.activations
     with single_precision(encoding.device):
-        weights = channel_weights(networks, encoding, pairs, layout, settings)
+        text = networks.text(encoding.device)[pairs.concept]
+        gradient = similarity_gradient(encoding.embedding[pairs.image], text, networks.concepts.logit_scale)
+        pooled_gradients = encoding.pull_back(gradient, pairs.image)
+        # Through the translator alone: (dS/dz) / (H W), since z is a mean.
+        weights = [
+            gradient / activation[0, 0].numel()
+            for gradient, activation in zip(pooled_gradients, activations, strict=True)
+        ]
+        if settings.derivative == "total" and len(weights) > 1:
+            weights[:-1] = _total_weights(networks, encoding, layout, pooled_gradients, settings.memory_limit)
+        if settings.preset == "published":
+            weights = [
+                _before_norm(networks, encoding, pairs.image, stage, w, settings.memory_limit)
+                for stage, w in enumerate(weights)
+            ]
         return Regions(
-            maps=[fuse(a, w, layout).relu() for a, w in zip(encoding.output.activations, weights, strict=True)],
+            maps=[fuse(a, w, layout).relu() for a, w in zip(activations, weights, strict=True)],
             weights=weights,
             importance=[w * z[pairs.image] for w, z in zip(weights, encoding.pooled, strict=True)],
         )
 
 
-def channel_weights(
-    networks: Networks, encoding: Encoding, pairs: ConceptPairs, layout: PairTable, settings: MethodSettings
-) -> list[Tensor]:
-    """Channel weights beta of P pairs at every stage, one (P, C_l) per stage (eq. 12)."""
-    activations = encoding.output.activations
-    text = networks.text(encoding.device)[pairs.concept]
-    gradient = similarity_gradient(encoding.embedding[pairs.image], text, networks.concepts.logit_scale)
-    pooled_gradients = encoding.pull_back(gradient, pairs.image)
-    # Through the translator alone: (dS/dz) / (H W), since z is a mean.
-    weights = [
-        gradient / activation[0, 0].numel() for gradient, activation in zip(pooled_gradients, activations, strict=True)
-    ]
-    if settings.derivative == "total" and len(weights) > 1:
-        weights[:-1] = _total_weights(networks, encoding, layout, pooled_gradients, settings.memory_limit)
-    if settings.preset == "published":
-        weights = [
-            _before_norm(networks, encoding, pairs.image, stage, w, settings.memory_limit)
-            for stage, w in enumerate(weights)
-        ]
-    return weights
-
-
-def total_gradients(
-    classifier: FrozenClassifier,
-    activations: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    pooled_gradients: Sequence[Tensor],
-) -> list[Tensor]:
-    """Gradient of S through the translator AND through the later stages of the classifier (eq. 12, published program).
-
-    Returns:
-        One gradient per entry of ``sources``, of shape (S, *source.shape).
-    """
-    # One forward pass serves all concepts, one backward pass all pairs: in eval mode images do not interact.
-    with torch.enable_grad():
-        pooled = [pool(activation.float()) for activation in activations]  # the maps may be in half precision
-    return classifier.gradients(pooled, sources, pooled_gradients)
-
-
 def _total_weights(
     networks: Networks, encoding: Encoding, layout: PairTable, pooled_gradients: Sequence[Tensor], memory_limit: float
 ) -> list[Tensor]:
-    """Total derivative at all stages but the last, (P, C_l) each; images are grouped to respect the memory limit."""
+    """Gradient of S through the translator AND the later stages (eq. 12, published program), (P, C_l) at all stages but the last.
+
+    Images are grouped to respect the memory limit.
+    """
     classifier, image, slot = networks.classifier, layout.image, layout.slot
     weights = [torch.zeros_like(gradient) for gradient in pooled_gradients[:-1]]
     largest = max(activation[0].numel() for activation in encoding.output.activations)
@@ -82,13 +60,18 @@ def _total_weights(
         place[group] = torch.arange(len(group), device=slot.device)
         where = place[image]
         again = classifier.rerun(encoding.output, encoding.images, group)
+        # One forward pass serves all concepts, one backward pass all pairs: in eval mode images do not interact.
+        with torch.enable_grad():
+            pooled_again = [
+                pool(activation.float()) for activation in again.activations
+            ]  # the maps may be in half precision
         step = max(1, fit // len(group))
         for part in chunks(most, step):
             rows = ((where >= 0) & (slot >= part.start) & (slot < part.stop)).nonzero().squeeze(1)
             at = (slot[rows] - part.start, where[rows])
             shape = (part.stop - part.start, len(group))
             tables = [scattered(gradient[rows], at, shape) for gradient in pooled_gradients]
-            gradients = total_gradients(classifier, again.activations, again.sources[:-1], tables)
+            gradients = classifier.gradients(pooled_again, again.sources[:-1], tables)
             for stage, gradient in enumerate(gradients):
                 raw = gradient.float().flatten(0, 1)
                 pooled = pool(classifier.as_map(stage, raw, encoding.output.activations[stage]))

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cefam.attribution.batching import chunks, max_pairs
 from cefam.attribution.encoding import Networks
 from cefam.attribution.explain import ExplainOptions, explain
 from cefam.errors import CefamError
@@ -20,7 +19,6 @@ STEPS = 20  # maximum number of masking steps
 DRAWS = 5  # repetitions of the control with random patches
 POOL = 32  # number of best-scoring concepts that are ranked by effect
 SHOWN = 3  # number of concepts whose region is masked
-MEGABYTE = 2**20
 
 
 def why_not(
@@ -35,17 +33,14 @@ def why_not(
     numbers = [networks.concepts.numbers.index(part.concept.number) for part in chosen]
     rival = explain(networks, [photograph], other, replace(options, top_k=pool, candidates=numbers))[0]
     leading = [part for part, _ in differences(chosen, rival) if part.contribution is None or part.contribution > 0]
-    limit = options.settings.memory_limit
-    flips = [flip(networks, photograph, part, (chosen.target, other), limit) for part in leading[:SHOWN]]
+    flips = [flip(networks, photograph, part, (chosen.target, other)) for part in leading[:SHOWN]]
     flips.sort(key=lambda each: (each.at is None, each.at or 0))
     for explanation in (chosen, rival):
         del explanation.concepts[options.top_k :]
     return Comparison(chosen, rival, flips)
 
 
-def flip(
-    networks: Networks, photograph: Photograph, part: ConceptExplanation, classes: tuple[int, int], memory_limit: float
-) -> Flip:
+def flip(networks: Networks, photograph: Photograph, part: ConceptExplanation, classes: tuple[int, int]) -> Flip:
     """Mask a concept's region in its view, strongest patches first, until the predicted class changes.
 
     Masked patches get the mean color of the view. Masked images are out of distribution, so random patches serve as a control.
@@ -58,14 +53,14 @@ def flip(
     strength = F.adaptive_avg_pool2d(region, grid).flatten()
     order = strength.argsort(descending=True, stable=True)[: int((strength > 0).sum())]
     counts = torch.linspace(0, len(order), min(len(order), STEPS) + 1).round().long().tolist()
-    probabilities = _hidden(networks, view, order, counts, grid, memory_limit)
+    probabilities = _hidden(networks, view, order, counts, grid)
     step, becomes = _changed(probabilities)
     at = None if step is None else counts[step]
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(DRAWS if len(order) else 0):
         drawn = torch.randperm(len(strength), generator=generator)[: len(order)].to(where)
-        found.append(_changed(_hidden(networks, view, drawn, counts, grid, memory_limit))[0])
+        found.append(_changed(_hidden(networks, view, drawn, counts, grid))[0])
     times = [counts[step] for step in found if step is not None]
     return Flip(
         part=part,
@@ -75,7 +70,7 @@ def flip(
         grid=len(strength),
         at=at,
         becomes="" if becomes is None else networks.classifier.class_name(becomes),
-        view=_masked(view, order[: len(order) if at is None else at].unsqueeze(0), grid)[0].cpu(),
+        view=_masked(view, order[: len(order) if at is None else at], grid).cpu(),
         random=sum(times) / len(times) if times else None,
         random_share=len(times) / DRAWS,
     )
@@ -88,29 +83,15 @@ def _changed(probabilities: Tensor) -> tuple[int | None, int | None]:
     return (int(changed[0]), int(first[changed[0]])) if len(changed) else (None, None)
 
 
-def _hidden(
-    networks: Networks,
-    view: Tensor,
-    order: Tensor,
-    counts: Sequence[int],
-    grid: tuple[int, int],
-    memory_limit: float,
-) -> Tensor:
+def _hidden(networks: Networks, view: Tensor, order: Tensor, counts: Sequence[int], grid: tuple[int, int]) -> Tensor:
     """Class probabilities with the first ``counts[s]`` patches of ``order`` masked: (S, classes), double."""
-    classifier = networks.classifier
-    size = 4 * classifier.stages[0].elements
-    fit = max_pairs(memory_limit, size, max(size, MEGABYTE), view.device)
-    found = []
-    for chunk in chunks(len(counts), fit):
-        steps = counts[chunk]
-        views = torch.cat([_masked(view, order[:count].unsqueeze(0), grid) for count in steps])
-        found.append(classifier.probabilities(classifier(views).logits))
-    return torch.cat(found)
+    views = torch.stack([_masked(view, order[:count], grid) for count in counts])
+    return networks.classifier.probabilities(networks.classifier(views).logits)
 
 
 def _masked(view: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Views with patches masked: (3, h, w), (V, n) -> (V, 3, h, w)."""
-    hidden = torch.zeros(len(patches), grid[0] * grid[1]).to(view.device).scatter_(1, patches, 1.0)
-    mask = F.interpolate(hidden.view(-1, 1, *grid), view.shape[-2:], mode="nearest") > 0
+    """A view (3, h, w) with patches (n,) in its mean color."""
+    hidden = torch.zeros(grid[0] * grid[1], device=view.device).scatter_(0, patches, 1.0)
+    mask = F.interpolate(hidden.view(1, 1, *grid), view.shape[-2:], mode="nearest")[0] > 0
     mean = view.float().mean(dim=(-2, -1), keepdim=True).to(view.dtype)
     return torch.where(mask, mean, view)
