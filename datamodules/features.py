@@ -5,12 +5,10 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from cefam.datasets.batches import region_loader
-from cefam.datasets.contract import Manifest
+from cefam.datamodules.regions import RegionsData, every_row
 from cefam.datasets.features import FeatureManifest, load_features
-from cefam.datasets.samplers import ShuffledSampler, StripedSampler
+from cefam.datasets.samplers import ShuffledSampler
 from cefam.datasets.streams import count_batches
-from cefam.images.views import EvaluationView
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -45,8 +43,9 @@ class FeaturesData(L.LightningDataModule):
         resident: bool = False,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.regions = train, val, regions
-        self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
+        self.train, self.val = train, val
+        self.regions = RegionsData(regions, region_batch_size, num_workers) if regions else None
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.seed, self.resident = num_workers, seed, resident
 
     @property
@@ -57,7 +56,7 @@ class FeaturesData(L.LightningDataModule):
     @property
     def labels(self) -> list[dict[str, Any]]:
         """Labels of the masks: dicts with number, name and category."""
-        return Manifest.read(self.regions).labels if self.regions else []
+        return self.regions.labels if self.regions else []
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Rows in a random order; the last incomplete batch is dropped."""
@@ -71,12 +70,8 @@ class FeaturesData(L.LightningDataModule):
     def val_dataloader(self) -> list[Any]:
         """Every row exactly once over all processes; then, if ``regions`` is set, photographs with masks."""
         features = load_features(self.val)
-        sampler = StripedSampler(len(features), self.val)
+        sampler = every_row(len(features), self.val)
         loaders: list[Any] = [
             DataLoader(features, batch_size=self.val_batch_size, sampler=sampler, collate_fn=_as_it_is)
         ]
-        if self.regions:
-            loaders.append(
-                region_loader(self.regions, EvaluationView(None, None), self.region_batch_size, self.num_workers)
-            )
-        return loaders
+        return [*loaders, *([self.regions.test_dataloader()] if self.regions else [])]

@@ -8,9 +8,9 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from cefam.datasets.batches import Batches, region_loader
+from cefam.datamodules.regions import RegionsData, every_row
+from cefam.datasets.batches import Batches
 from cefam.datasets.contract import Manifest, Sample
-from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.sources.images import list_images
 from cefam.datasets.streams import FileLoader, ShardLoader, Skipped, Views, collate_views, count_batches
 from cefam.datasets.webdatasets import shards_of_others
@@ -53,16 +53,17 @@ class ImagesData(L.LightningDataModule):
         max_skipped: int = 0,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.regions = train, val, regions
+        self.train, self.val = train, val
+        self.regions = RegionsData(regions, region_batch_size, num_workers) if regions else None
         self.size, self.resize = size, resize
-        self.batch_size, self.val_batch_size, self.region_batch_size = batch_size, val_batch_size, region_batch_size
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_samples, self.skipped = train_samples, Skipped(max_skipped)
 
     @property
     def labels(self) -> list[dict[str, Any]]:
         """Labels of the masks: dicts with number, name and category."""
-        return Manifest.read(self.regions).labels if self.regions else []
+        return self.regions.labels if self.regions else []
 
     def train_dataloader(self) -> Any:
         """Random views in a random order; the last incomplete batch is dropped, as in the published program.
@@ -94,16 +95,12 @@ class ImagesData(L.LightningDataModule):
                 DataLoader(
                     Views(paths, view, 0, False),
                     batch_size=self.val_batch_size,
-                    sampler=StripedSampler(len(paths), self.val),
+                    sampler=every_row(len(paths), self.val),
                     collate_fn=collate_views,
                     num_workers=self.num_workers,
                 )
             ]
-        if self.regions:
-            loaders.append(
-                region_loader(self.regions, EvaluationView(None, None), self.region_batch_size, self.num_workers)
-            )
-        return loaders
+        return [*loaders, *([self.regions.test_dataloader()] if self.regions else [])]
 
 
 def _views(view: Callable[..., Tensor], samples: Sequence[Sample], number: int) -> dict[str, Tensor]:

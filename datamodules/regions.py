@@ -4,12 +4,23 @@ from functools import cached_property
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
 from cefam.datasets.batches import count_of, region_loader
 from cefam.datasets.contract import Manifest
+from cefam.datasets.samplers import world
+from cefam.errors import CefamError
 from cefam.images.views import EvaluationView
 from cefam.pairs import RegionBatch
+
+
+def every_row(length: int, what: str) -> UnrepeatedDistributedSampler:
+    """Every n-th row for each process, without padding: padded rows would count twice in averages."""
+    rank, ranks = world()
+    if length < ranks:
+        raise CefamError(f"{what} holds {length} row(s) for {ranks} processes: use fewer devices.")
+    return UnrepeatedDistributedSampler(range(length), num_replicas=ranks, rank=rank, shuffle=False)
 
 
 class RegionsData(L.LightningDataModule):
@@ -41,10 +52,6 @@ class RegionsData(L.LightningDataModule):
     def manifest(self) -> Manifest:
         """Manifest of the shards."""
         return Manifest.read(self.shards)
-
-    def setup(self, stage: str) -> None:
-        """Check that the shards exist."""
-        self.manifest  # noqa: B018  read once
 
     @property
     def labels(self) -> list[dict[str, Any]]:

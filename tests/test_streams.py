@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 from cefam.commands import main
 from cefam.datamodules import ImagesData
+from cefam.datamodules.regions import every_row
 from cefam.datasets import Manifest, read_shard
 from cefam.datasets.batches import Batches
 from cefam.datasets.photographs import Photographs
-from cefam.datasets.samplers import StripedSampler
 from cefam.datasets.streams import ShardLoader, Skipped, count_batches
 from cefam.errors import CefamError
 from tests.test_shards import prepared
@@ -41,8 +41,8 @@ def photographs(tmp_path_factory):
 
 def pretend(monkeypatch, rank, ranks):
     """Be one of several processes, as far as the data knows."""
-    for module in ("streams", "samplers", "batches"):
-        monkeypatch.setattr(f"cefam.datasets.{module}.world", lambda: (rank, ranks))
+    for module in ("datasets.streams", "datasets.samplers", "datasets.batches", "datamodules.regions"):
+        monkeypatch.setattr(f"cefam.{module}.world", lambda: (rank, ranks))
 
 
 def views(monkeypatch, folder, rank, epoch=0, workers=0):
@@ -182,6 +182,6 @@ def test_photographs_to_cache_can_be_sent_to_a_worker(world):
 
 def test_a_process_without_a_row_to_validate_is_refused(monkeypatch):
     pretend(monkeypatch, 0, 2)
-    assert len(StripedSampler(3, "cache")) == 2
+    assert len(every_row(3, "cache")) == 2
     with pytest.raises(ValueError, match=r"cache holds 1 row\(s\) for 2 processes: use fewer devices"):
-        StripedSampler(1, "cache")
+        every_row(1, "cache")

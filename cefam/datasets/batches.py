@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from cefam.concepts.categories import IGNORED
 from cefam.datasets.contract import Manifest, MaskCut, Sample
+from cefam.datasets.samplers import world
 from cefam.datasets.shards import read_samples
-from cefam.datasets.world import world
 from cefam.errors import CefamError
 from cefam.images.views import EvaluationView
 from cefam.pairs import RegionBatch

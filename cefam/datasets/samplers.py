@@ -1,32 +1,17 @@
-"""Samplers that distribute rows over processes."""
+"""Rank and number of the processes, and the sampler that distributes training rows over them."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DistributedSampler
 
-from cefam.datasets.world import world
-from cefam.errors import CefamError
 
-
-class StripedSampler(DistributedSampler[Any]):
-    """Every n-th index for each process, without padding.
-
-    ``DistributedSampler`` pads, and padded samples count twice in averages. Lightning does not replace a subclass of it.
-    """
-
-    def __init__(self, length: int, what: str) -> None:
-        rank, ranks = world()
-        if length < ranks:
-            raise CefamError(f"{what} holds {length} row(s) for {ranks} processes: use fewer devices.")
-        super().__init__(range(length), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.share = range(rank, length, ranks)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.share)
-
-    def __len__(self) -> int:
-        return len(self.share)
+def world() -> tuple[int, int]:
+    """Rank and world size of ``torch.distributed``, or (0, 1); environment variables are ignored, as they may be stale."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 class ShuffledSampler(DistributedSampler[Any]):

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from cefam.datasets.contract import Shard, decode
-from cefam.datasets.samplers import ShuffledSampler
+from cefam.datasets.samplers import ShuffledSampler, world
 from cefam.datasets.shards import read_members
-from cefam.datasets.world import world
 from cefam.errors import CefamError, CefamWarning
 from cefam.images.pictures import read_pixels
 from cefam.images.views import drawn

@@ -1,6 +1,5 @@
 """Existing webdataset shards, used in place: only a manifest is written."""
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from cefam.datasets import storage
 from cefam.datasets.contract import Manifest, Shard, decode
 from cefam.datasets.shards import finish, read_members
 from cefam.errors import CefamError, MissingError
-from cefam.io.files import write_text
 from cefam.io.passes import Pass, Unit, workers
 
 
@@ -30,9 +28,7 @@ def describe(source: str, target: Path, work: Pass, num_workers: int) -> Manifes
     root, names = _listed(source)
     units = [_unit(number, storage.join(root, name), name) for number, name in enumerate(names)]
     with workers(num_workers) as pool:
-        entries = [
-            _stored(target / entry["file"]) for entry in work.over(units, "prepare webdataset", len(units), pool)
-        ]
+        entries = [entry["shard"] for entry in work.over(units, "prepare webdataset", len(units), pool)]
     manifest = finish(Manifest(source=f"webdataset: {source}", layout="webdataset", root=root), target, entries)
     for unit in units:
         (target / unit.file).unlink()
@@ -43,11 +39,6 @@ def _unit(number: int, place: str, name: str) -> Unit:
     """Unit of work for one shard; a local shard is read again if its size has changed."""
     length = "" if storage.is_url(place) else Path(place).stat().st_size
     return Unit(f"shard-{number:06d}.json", f"{place} {length}", 1, partial(_read, place, name))
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def shards_of_others(source: str) -> list[Shard]:
@@ -86,6 +77,5 @@ def _read(place: str, name: str, target: Path) -> dict[str, Any]:
             count += 1
     if not count:
         raise CefamError(f"{place} holds no sample.")
-    entry = {"file": name, "samples": count, "pairs": 0, "mask_sizes": [], "sha256": digest}
-    write_text(target, json.dumps(entry))
-    return {}
+    target.touch()  # the journal of the pass holds the entry
+    return {"shard": {"file": name, "samples": count, "pairs": 0, "mask_sizes": [], "sha256": digest}}
