@@ -221,12 +221,10 @@ def test_the_reference_is_fitted_to_masks(trained, prepared):
     rows = torch.cat([x, (0.01 * x.square().sum(dim=0)).sqrt().diag()])
     found = torch.cat(method.maps.directions, dim=1).double()
     common = y.square().sum(dim=0).topk(3).indices
-    for concept in common.tolist():
-        wanted = torch.cat([y[:, concept], torch.zeros(x.shape[1])])
-        solved = np.linalg.lstsq(rows.numpy(), wanted.numpy(), rcond=None)[0]
-        torch.testing.assert_close(
-            found[concept], torch.from_numpy(solved), rtol=1e-2, atol=1e-3 * np.abs(solved).max()
-        )
+    wanted = torch.cat([y[:, common], torch.zeros(x.shape[1], 3)])
+    solved = torch.from_numpy(np.linalg.lstsq(rows.numpy(), wanted.numpy(), rcond=None)[0].T)
+    for concept, each in zip(common.tolist(), solved, strict=True):
+        torch.testing.assert_close(found[concept], each, rtol=1e-2, atol=1e-3 * float(each.abs().max()))
 
 
 def test_sharpening_keeps_the_ranks():

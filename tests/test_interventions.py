@@ -42,7 +42,7 @@ def shown(scene):
     return {int(n) for mask in draw(scene).masks.values() for n in np.unique(mask) if n and n <= 77}
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(0, 400))
 def test_after_an_edit_the_concept_is_gone_and_no_other_class_is_there(index):
     scene = describe("confirmation", index)

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import open_clip
 import pytest
@@ -150,7 +151,7 @@ def test_a_fast_tokenizer_is_used_by_one_thread_at_a_time(hugging_face_vlm):
         torch.testing.assert_close(embedding, alone[number % 4], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [IntegratedGradientsRegions, GradCAMPlusPlusRegions])
+@pytest.mark.parametrize("method", [partial(IntegratedGradientsRegions, steps=6), GradCAMPlusPlusRegions])
 def test_saliency_maps_are_those_of_their_own_photograph(explainer, images, method):
     rows = method(MethodContext(Trained(explainer.classifier, explainer.translator, explainer.concepts)))
     pairs = ConceptPairs(torch.zeros(2).long(), torch.tensor([3, 40]))
