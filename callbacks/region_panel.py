@@ -1,7 +1,5 @@
 """RegionPanel: draws the regions of fixed photographs after validation."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from cefam.errors import CefamError
 from cefam.explanations import Photograph
 from cefam.explanations.photograph import stacked
 from cefam.images.views import EvaluationView
-from cefam.io.files import write_text
+from cefam.io.files import csv_text, write_text
 from cefam.methods import Activated
 from cefam.pairs import ConceptPairs
 from cefam.report.contact_sheet import write_contact_sheet
@@ -102,9 +100,7 @@ class RegionPanel(L.Callback):
                      explanation.stages[part.stage], part.contribution]
                 )  # fmt: skip
         lines = [COLUMNS, *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows)]
-        written = io.StringIO()
-        csv.writer(written, lineterminator="\n").writerows(lines)
-        write_text(Path(folder) / "explanations.csv", written.getvalue())
+        write_text(Path(folder) / "explanations.csv", csv_text(lines))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("explanations", columns=COLUMNS, data=rows, step=trainer.global_step)

@@ -1,7 +1,5 @@
 """Reading and writing concepts: lists of words, text files, CSV files, label tables."""
 
-import csv
-import io
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +9,7 @@ from typing import Any
 
 from cefam.concepts.categories import DEFAULT_TEMPLATE, TEMPLATES, category_of, label_number
 from cefam.errors import CefamError, CefamWarning, near
-from cefam.io.files import write_text
+from cefam.io.files import csv_text, write_text
 from cefam.io.reading import read_csv, read_text
 
 COLUMNS = ("word", "name", "number", "category", "prompt")
@@ -117,8 +115,5 @@ def _clean(name: str, categories: Sequence[str]) -> str:
 
 def write_labels(path: Path, labels: Sequence[Mapping[str, Any]]) -> None:
     """Write labels to a CSV file (number, name, category) that can be loaded as a concept set."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ("number", "name", "category"), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(labels)
-    write_text(path, out.getvalue())
+    names = ("number", "name", "category")
+    write_text(path, csv_text([names, *([label[name] for name in names] for label in labels)]))

@@ -1,8 +1,8 @@
 """Find unreliable concepts: indistinguishable ones, ones that the translator did not learn, and false positives."""
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,11 +36,6 @@ class Measured:
     said: Tensor
     vlm: Tensor | None
     there: Tensor | None
-    problems: dict[int, list[str]] = field(default_factory=dict)
-
-    def doubt(self, index: int, reason: str) -> None:
-        """Add a reason to doubt a concept."""
-        self.problems.setdefault(self.explainer.concepts.numbers[index], []).append(reason)
 
 
 def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Measured:
@@ -79,50 +74,31 @@ def called(said: Tensor, there: Tensor) -> tuple[float, float]:
 
 def judge(measured: Measured) -> dict[int, str]:
     """Reasons to doubt concepts, by concept number."""
-    _equal_prompts(measured)
-    _alike(measured)
+    concepts, problems = measured.explainer.concepts, defaultdict[int, list[str]](list)
+    for one, other, value in _alike(measured.said):
+        problems[one].append(f"it cannot be told from {concepts.words[other]!r} (correlation {value:.2f})")
     if measured.vlm is not None:
         for index, value in enumerate(correlations(measured.said, measured.vlm).tolist()):
             if value < LEARNED:
-                measured.doubt(index, f"its score does not follow the VLM's (correlation {value:.2f})")
+                problems[index].append(f"its score does not follow the VLM's (correlation {value:.2f})")
     if measured.there is not None:
         false, true = called_present(measured.said, measured.there)
         for index, (without, having) in enumerate(zip(false.tolist(), true.tolist(), strict=True)):
             if without > FALSE and not having - without >= GAIN:  # NaN: too few images have it
                 rates = f"{percent(without)} of the photographs without it, and in {percent(having)} of those with it"
-                measured.doubt(index, f"it is called present in {rates}")
-    concepts = measured.explainer.concepts
-    shown = {concepts.numbers[index] for index in concepts.shown}
-    return {number: "; ".join(reasons) for number, reasons in sorted(measured.problems.items()) if number in shown}
+                problems[index].append(f"it is called present in {rates}")
+    return {concepts.numbers[index]: "; ".join(problems[index]) for index in sorted({*problems} & {*concepts.shown})}
 
 
-def _equal_prompts(measured: Measured) -> None:
-    prompts = measured.explainer.concepts.prompts
-    counts = Counter(prompts)
-    for index, prompt in enumerate(prompts):
-        if counts[prompt] > 1:
-            measured.doubt(index, f"{counts[prompt]} concepts have the prompt {prompt!r}")
-
-
-def _alike(measured: Measured, rows: int = 512) -> None:
-    """Find concepts whose similarities are strongly correlated; similar text embeddings alone are not evidence."""
-    unit = _unit(measured.said)
-    words, prompts = measured.explainer.concepts.words, measured.explainer.concepts.prompts
-    for start in range(0, unit.shape[1], rows):
+def _alike(said: Tensor, rows: int = 512) -> Iterator[tuple[int, int, float]]:
+    """Pairs of concepts that correlate over the images; similar text embeddings alone are not evidence."""
+    unit = said.double() - said.double().mean(dim=0)
+    unit = unit / unit.norm(dim=0).clamp_min(1e-12)
+    for start in range(0, unit.shape[1], rows):  # of all concepts at once, the table may be large
         together = unit[:, start : start + rows].T @ unit
-        for row, column in (together > ALIKE).nonzero().tolist():
-            one, other = start + row, column
-            if one != other and prompts[one] != prompts[other]:
-                measured.doubt(
-                    one, f"it cannot be told from {words[other]!r} (correlation {together[row, column]:.2f})"
-                )
-
-
-def _unit(values: Tensor) -> Tensor:
-    """Columns centered and normalized to length 1."""
-    moved = values.double() - values.double().mean(dim=0)
-    unit: Tensor = moved / moved.norm(dim=0).clamp_min(1e-12)
-    return unit
+        for row, other in (together > ALIKE).nonzero().tolist():
+            if start + row != other:
+                yield start + row, other, float(together[row, other])
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ computed from its values.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from cefam.attribution.batching import chunks
 from cefam.attribution.types import Activated
@@ -45,8 +47,7 @@ class LabeledPairs:
     outside: Tensor
 
 
-@dataclass(frozen=True)
-class MethodValues:
+class MethodValues(NamedTuple):
     """Values of one method under one protocol, all (P,).
 
     ``metrics``: metric values by name, NaN where undefined; ``auc``: area under the IoU curve; ``stage``: stage of the chosen
@@ -59,8 +60,7 @@ class MethodValues:
     expressible: Tensor
 
 
-@dataclass(frozen=True)
-class MeasuredCandidates:
+class MeasuredCandidates(NamedTuple):
     """Candidates of k pairs, their NRA (k, Q), and the index of each protocol's choice (k,)."""
 
     candidates: Candidates
@@ -153,23 +153,15 @@ class RegionEvaluator:
         every = chunks(max(len(found.mask), 1), size)
         parts = [self._chunk(batch, activated, found, rows, keep, controls) for rows in every]
         # One device synchronization per batch, not one per chunk and method.
-        finite = torch.stack([part.finite for part in parts]).all(dim=0).tolist()
+        whole = tree_map(lambda *each: torch.cat(each), *parts)
+        finite = whole.finite.all(dim=0).tolist()
         for name, good in zip(self.methods, finite, strict=True):
             if not good:
                 raise CefamError(
                     f"{name} gave a region with values that are not finite, so its pixels cannot be ranked. Look for NaN in the "
                     f"activations, or mark such a candidate as not valid."
                 )
-        return PairValues(
-            found,
-            torch.cat([part.bounds.high for part in parts]),
-            torch.cat([part.bounds.low for part in parts]),
-            {
-                method: {protocol: _joined([part.values[method][protocol] for part in parts]) for protocol in PROTOCOLS}
-                for method in self.methods
-            },
-            {method: _joined_kept([part.kept[method] for part in parts]) for method in self.methods} if keep else {},
-        )
+        return PairValues(found, whole.bounds.high, whole.bounds.low, whole.values, whole.kept if keep else {})
 
     def _chunk(
         self,
@@ -187,13 +179,13 @@ class RegionEvaluator:
         bounds = _bounds(mask, ignored)
         kept = [row - rows.start for row in keep if rows.start <= row < rows.stop]
         kept_rows = torch.tensor(kept, device=mask.device, dtype=torch.long)
-        part = _Part(bounds, {}, {}, torch.ones(len(self.methods), dtype=torch.bool, device=mask.device))
+        part = _Part(bounds, {}, {}, torch.ones(1, len(self.methods), dtype=torch.bool, device=mask.device))
         for index, (name, method) in enumerate(self.methods.items()):
             candidates = method.regions(activated, pairs, mask.shape[-2:], self.num_candidates)
             _check_candidates(name, candidates, mask)
             values, area = self._measured(candidates, mask, ignored, bounds)
             nra = values["nra"]
-            part.finite[index] = area.isfinite().all()
+            part.finite[0, index] = area.isfinite().all()
             ranked = torch.where(candidates.valid, nra.nan_to_num(0), -1)
             choice = {"top1": candidates.valid.long().argmax(dim=1), "oracle": ranked.argmax(dim=1)}
             if controls is not None:
@@ -247,9 +239,8 @@ class RegionEvaluator:
         return joined, torch.cat([empty, *areas]).view(pairs, count)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Results for a chunk of pairs; ``finite``: for each method, whether all its valid regions are finite."""
+class _Part(NamedTuple):
+    """Results for a chunk of pairs; ``finite`` (1, M): for each method, whether all its valid regions are finite."""
 
     bounds: Bounds
     values: dict[str, dict[str, MethodValues]]
@@ -284,18 +275,3 @@ def _check_candidates(name: str, candidates: object, mask: Tensor) -> None:
         )
     if candidates.valid.dtype != torch.bool:
         raise CefamError(f"{name} must give `valid` as booleans, got {candidates.valid.dtype}.")
-
-
-def _joined(parts: Sequence[MethodValues]) -> MethodValues:
-    return MethodValues(
-        {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("auc", "stage", "expressible")),
-    )
-
-
-def _joined_kept(parts: Sequence[MeasuredCandidates]) -> MeasuredCandidates:
-    return MeasuredCandidates(
-        Candidates(*(torch.cat(values) for values in zip(*(part.candidates for part in parts), strict=True))),
-        torch.cat([part.nra for part in parts]),
-        {protocol: torch.cat([part.choice[protocol] for part in parts]) for protocol in PROTOCOLS},
-    )

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cefam.errors import CefamError, ExistsError
+from cefam.errors import CefamError
 from cefam.explanations import maps
+from cefam.explanations.explanation import check_place
 from cefam.explanations.page import data_uri, environment
 from cefam.explanations.photograph import Photograph
 from cefam.explanations.text import percent, summary
@@ -122,8 +123,7 @@ class Comparison:
         place = Path(path)
         if place.suffix.lower() != ".html":
             raise CefamError(f"{place} has the extension {place.suffix!r}: a comparison is saved as .html.")
-        if place.exists() and not overwrite:
-            raise ExistsError(f"{place} already exists: name another file, or pass `--overwrite true`.")
+        check_place(place, overwrite)
         write_text(place, page(self))
         return place
 
