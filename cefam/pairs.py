@@ -114,12 +114,7 @@ def index_of_numbers(numbers: Sequence[int]) -> Tensor:
 
 
 def labeled(batch: RegionBatch, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of a batch's pairs whose label is in the concept set, and their concepts, both (P,).
-
-    Args:
-        batch: photographs with masks.
-        table: result of :func:`index_of_numbers`, on the batch's device.
-    """
+    """Indices of a batch's pairs whose label is in the concept set, and their concepts, both (P,)."""
     concept = table[batch.pair_label.clamp_max(len(table) - 1)]
     concept = torch.where(batch.pair_label < len(table), concept, -1)
     rows = (concept >= 0).nonzero().squeeze(1)

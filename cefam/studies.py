@@ -46,14 +46,7 @@ TEACHER = "ViT-B-16-quickgelu:openai"
 
 @dataclass(frozen=True)
 class Study:
-    """What a study has made.
-
-    Args:
-        folder: of the study.
-        trained: read from it.
-        agreement: with the teacher, on the photographs kept for validation, by name.
-        doubtful: words of the doubtful concepts; ``None``: too few photographs to judge them.
-    """
+    """What a study has made; ``agreement`` is on photographs kept for validation, ``doubtful`` is ``None`` if those were too few."""
 
     folder: Path
     trained: Trained

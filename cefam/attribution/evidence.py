@@ -21,13 +21,7 @@ SIDE = 24  # cells along the side of a view or window
 
 
 class Evidence:
-    """The evidence for every concept in images.
-
-    Args:
-        networks: classifier, translator and concepts.
-        probe: of the same classifier and vision-language model.
-        slopes: result of :func:`cefam.attribution.directions.regressed_directions`.
-    """
+    """The evidence for every concept in images."""
 
     def __init__(self, networks: Networks, probe: Probe, slopes: Sequence[Tensor]) -> None:
         self.scale, self.slopes = networks.concepts.logit_scale, list(slopes)

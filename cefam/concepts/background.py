@@ -15,10 +15,6 @@ def with_background(concepts: ConceptSet, name: str = "broden") -> ConceptSet:
     A softmax over a few words says little: every photograph has one of them. Scores compete with the background, which is not
     shown. The result has no embeddings yet.
 
-    Args:
-        concepts: the set.
-        name: the other set, by name.
-
     >>> found = with_background(ConceptSet.from_words(["striped fur", "wing"]))
     >>> len(found), found.shown
     (1198, [0, 1])

@@ -26,13 +26,6 @@ class Batches(IterableDataset[Any]):
     Batch k starts with sample k x ``batch_size``, for any number of processes and workers. Each process, and each of its
     workers, takes consecutive batches, so that few shards are read more than once. Processes may get different numbers of
     batches, or none: evaluation makes no collective call per step, so no process waits.
-
-    Args:
-        manifest: manifest of the folder.
-        folder: folder of shards.
-        batch_size: samples in a batch; the last one may have fewer.
-        make: builds a batch from samples and the batch number, in a data worker.
-        masks: whether masks are read.
     """
 
     def __init__(
@@ -106,17 +99,7 @@ def region_loader(
     view_masks: bool = False,
     manifest: Manifest | None = None,
 ) -> DataLoader[RegionBatch]:
-    """Photographs with their masks from shards, every one exactly once over all processes.
-
-    Args:
-        folder: folder of shards with masks.
-        view: view of the photographs.
-        batch_size: photographs in a batch.
-        num_workers: data workers per process.
-        view_masks: true: resize and crop the masks like the photographs (masks of the photograph's size, ImageNet-S);
-            false: the masks already match the view (Broden).
-        manifest: manifest of the folder, if already read.
-    """
+    """Photographs with their masks, every one exactly once over all processes; see :class:`cefam.datamodules.RegionsData`."""
     manifest = manifest or Manifest.read(folder)
     if not manifest.num_pairs:
         raise CefamError(f"The shards in {folder} hold no masks, so no region can be measured on them.")

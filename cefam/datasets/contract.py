@@ -216,13 +216,7 @@ def _crc32(about: Mapping[str, Any], *contents: bytes) -> int:
 
 
 def decode(members: Mapping[str, Any], layout: ShardLayout = "cefam", with_masks: bool = True) -> Sample:
-    """A sample from the members of a tar: the inverse of :func:`encode`.
-
-    Args:
-        members: contents by suffix, with ``__key__`` and ``__url__``.
-        layout: format of the members.
-        with_masks: whether masks are decoded.
-    """
+    """A sample from the members of a tar: the inverse of :func:`encode`."""
     where = f"{members.get('__url__', 'a shard')}, key {members['__key__']}"
     suffix = next((s for s in IMAGE_SUFFIXES if s.lstrip(".") in members), None)
     if suffix is None or ("json" not in members and layout == "cefam"):

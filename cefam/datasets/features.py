@@ -202,12 +202,7 @@ def _features(classifier: FrozenClassifier, vlm: VisionLanguageModel, images: Te
 
 
 class Features(Dataset[dict[str, Any]]):
-    """The rows of a cache: ``matrix`` (N, W), memory-mapped or on a device, in the precision of the file.
-
-    Args:
-        matrix: the rows.
-        widths: number of columns of each stage and of the embedding.
-    """
+    """The rows of a cache: ``matrix`` (N, W), memory-mapped or on a device, in the precision of the file."""
 
     def __init__(self, matrix: Tensor, widths: Sequence[int]) -> None:
         self.matrix, self.widths = matrix, list(widths)

@@ -53,16 +53,7 @@ def views_of(
     batch_size: int,
     num_workers: int,
 ) -> DataLoader[Tensor]:
-    """Batches of views; the randomness of a view depends only on ``stream`` and the index of its photograph.
-
-    Args:
-        pictures: photographs of a group.
-        view: view of each photograph.
-        stream: number of the random stream.
-        first: index of the group's first photograph.
-        batch_size: views in a batch.
-        num_workers: decoding processes.
-    """
+    """Batches of views; the randomness of a view depends only on ``stream`` and the index of its photograph."""
     return DataLoader(_Views(pictures, first, stream, view), batch_size=batch_size, num_workers=num_workers)
 
 

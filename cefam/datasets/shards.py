@@ -16,12 +16,7 @@ from cefam.io.files import locked, replacing
 
 
 def write_shard(path: Path, samples: Iterable[Sample], first: int) -> dict[str, Any]:
-    """Write one shard atomically.
-
-    Args:
-        path: path of the tar.
-        samples: samples in order.
-        first: index of the first sample in the data set; the keys are numbered from it.
+    """Write one shard atomically; the keys of its samples are numbered from ``first``.
 
     Returns:
         The manifest entry of the shard: file, samples, pairs, mask sizes, sha256.

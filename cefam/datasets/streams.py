@@ -97,13 +97,7 @@ def collate_views(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 class FileLoader:
     """Batches of random views of photographs given by path; views that are left at the end of an epoch are dropped.
 
-    Args:
-        paths: of the photographs.
-        view: random view of a photograph.
-        batch_size: views in a batch.
-        num_workers: data workers.
-        seed: of orders and views.
-        skipped: counts what cannot be read; the next photograph that can be read replaces one that cannot.
+    The next photograph that can be read replaces one that cannot; ``skipped`` counts them.
     """
 
     def __init__(
@@ -192,15 +186,6 @@ class ShardLoader:
     """Batches of random views from shards.
 
     A data worker returns the views of a shard at once: 38 MB for 256 photographs of side 224.
-
-    Args:
-        shards: in any layout.
-        view: random view of a photograph.
-        batch_size: views in a batch.
-        batches: batches per epoch and process.
-        num_workers: data workers.
-        seed: seed of shard orders and views.
-        skipped: counter of unreadable samples.
     """
 
     def __init__(

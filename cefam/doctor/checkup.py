@@ -41,9 +41,7 @@ class Measured:
 def measure(explainer: Explainer, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Measured:
     """Compute the evidence with an explainer, and similarities with its VLM if it is loaded.
 
-    Args:
-        explainer: the explainer, with its concepts.
-        batches: views (B, 3, h, w), and ground truth (B, T) as in :class:`Measured`, or ``None``.
+    ``batches`` are of views (B, 3, h, w), and ground truth (B, T) as in :class:`Measured`, or ``None``.
     """
     concepts, said, vlm, there = explainer.concepts, [], [], []
     text = concepts.require_embeddings()

@@ -17,13 +17,7 @@ ADVICE = "run `cefam doctor` again, or remove it"
 
 @dataclass(frozen=True)
 class Doubts:
-    """Unreliable concepts of an artefact.
-
-    Args:
-        of: key of the artefact (:func:`key_of`).
-        reasons: reasons for doubt by concept number (a string, as in JSON).
-        measured: settings of the measurement, JSON-serializable.
-    """
+    """Unreliable concepts of an artefact."""
 
     of: dict[str, str]
     reasons: dict[str, str]

@@ -50,13 +50,7 @@ def control_values(
 ) -> dict[str, Tensor]:
     """NRA of the method's regions for other concepts, by control, each (P,), NaN where there is none.
 
-    Args:
-        method: the method.
-        activated: images, and the classifier's output for them.
-        pairs: P pairs.
-        others: result of :func:`others` for the pairs.
-        size: of the masks.
-        nra: returns the NRA (P, Q) of candidates against the pairs' masks.
+    ``others`` is the result of :func:`others` for the P pairs; ``nra`` gives the NRA (P, Q) of candidates against their masks.
     """
     columns = []
     for other in others.unbind(dim=1):

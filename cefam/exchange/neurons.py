@@ -44,12 +44,7 @@ def read_descriptions(path: str | Path, context: MethodContext) -> Associations:
 
 
 def read_www(paths: Mapping[str, str | Path], context: MethodContext) -> Associations:
-    """Read WWW's pickles, one per stage: lists of words and weights per neuron.
-
-    Args:
-        paths: paths by stage name.
-        context: context with classifier and concepts.
-    """
+    """Read WWW's pickles, one per stage: lists of words and weights per neuron."""
     names, words, found = context.classifier.stage_names, _words(context), list[tuple[int, int, int, float]]()
     chosen_stages(list(paths), names)
     for name, path in paths.items():

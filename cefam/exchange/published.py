@@ -12,12 +12,7 @@ from cefam.translator import Translator
 
 
 def read_translator(path: str | Path, channels: list[int]) -> tuple[Translator, dict[str, Any]]:
-    """Translator of a .pth file, and its VLM settings ``scale``, ``bias`` and ``model_type``.
-
-    Args:
-        path: the file.
-        channels: number of channels of the classifier's stages, shallow to deep.
-    """
+    """Translator of a .pth file, and its VLM settings ``scale``, ``bias`` and ``model_type``."""
     found = read_pickle(path)
     if isinstance(found, Layer) and found.kind == TRANSLATOR:
         layers = found.state.get("_modules", {})

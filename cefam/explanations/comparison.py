@@ -71,13 +71,10 @@ class Flip:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Explanations of the predicted class and of another class.
+    """Explanations of the predicted class and of another class, with the same concepts.
 
-    Args:
-        predicted: explanation of the predicted class.
-        other: explanation of the other class, with the same concepts.
-        flips: results for the concepts that most favor the predicted over the other class; the concept that changes the
-            decision with the fewest hidden patches comes first.
+    ``flips`` are of the concepts that most favor the predicted class; the one that changes the decision with the fewest hidden
+    patches comes first.
     """
 
     predicted: Findings

@@ -169,12 +169,7 @@ class Overview:
         return csv_text([(*names, "stages"), *rows])
 
     def page(self, examples: Mapping[int, Sequence[Example]], largest: int) -> str:
-        """Render the HTML page.
-
-        Args:
-            examples: pictures by concept number.
-            largest: number of concepts shown as cards.
-        """
+        """Render the HTML page: the ``largest`` leading concepts as cards, with pictures by concept number."""
         shown = self.leading[:largest]
         most = max((abs(each.mean) for each in shown), default=0.0) or 1.0
         cards = [(each, 100 * each.mean / most, examples.get(each.number, [])) for each in shown]

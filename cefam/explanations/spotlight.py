@@ -13,13 +13,7 @@ FRAMED = 0.98  # a view that covers less of a side than this is framed
 
 
 def spotlight(photograph: Photograph, part: ConceptExplanation | None, side: int) -> Image.Image:
-    """The photograph with a concept's region as a spotlight, on the map's own scale; without a region, the photograph.
-
-    Args:
-        photograph: the picture.
-        part: the concept, or ``None``.
-        side: length of the longer side, in pixels.
-    """
+    """The photograph with a concept's region as a spotlight, on the map's own scale; without a region, the photograph."""
     height, width = photograph.size
     share = side / max(height, width)
     small = photograph.picture.resize(

@@ -20,10 +20,6 @@ def read_pixels(source: bytes | Path, name: str) -> "Tensor":
 
     torchvision decodes upright RGB JPEG files in two thirds of Pillow's time; Pillow decodes all other files, and those
     that torchvision cannot decode.
-
-    Args:
-        source: the file's bytes, or its path.
-        name: name of the photograph, for error messages.
     """
     import torch
     from torchvision.io import decode_jpeg
@@ -39,12 +35,7 @@ def read_pixels(source: bytes | Path, name: str) -> "Tensor":
 
 
 def open_picture(source: bytes | Path | Any, name: str) -> Image.Image:
-    """Decode the first frame of a photograph and apply its EXIF orientation.
-
-    Args:
-        source: the file's bytes, its path, or an open file.
-        name: name of the photograph, for error messages.
-    """
+    """Decode the first frame of a photograph and apply its EXIF orientation."""
     picture: Image.Image = _decoded(source, name, upright=True)
     if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # these formats have at most 16 bits
         picture = Image.fromarray(np.asarray(picture).astype(np.uint16))

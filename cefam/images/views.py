@@ -181,12 +181,7 @@ def usual_view(picture: Image.Image, side: int) -> EvaluationView:
 
 
 def training_view(size: int = 224, flip: float = 0.5) -> Callable[[Tensor], Tensor]:
-    """The random view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip.
-
-    Args:
-        size: side of the view.
-        flip: probability of a horizontal flip.
-    """
+    """The random view of the published program: RandomResizedCrop with torchvision's defaults, then a random flip."""
     from torchvision.transforms import v2
 
     view: Callable[[Tensor], Tensor] = v2.Compose(

@@ -22,12 +22,7 @@ def important(importance: Tensor) -> Tensor:
 
 
 class Predictions:
-    """Predictions for a scene with sets of its concepts changed; every set is drawn only once.
-
-    Args:
-        classifier: the explained classifier.
-        found: the scene's effects.
-    """
+    """Predictions for a scene with sets of its concepts changed; every set is drawn only once."""
 
     def __init__(self, classifier: FrozenClassifier, found: Effects) -> None:
         self.classifier, self.found = classifier, found
@@ -78,10 +73,6 @@ def rivals(target: int) -> list[tuple[int, int, set[tuple[str, str]], set[tuple[
 
 def sensitivity(found: Effects, importance_for: Callable[[int], Tensor]) -> list[float]:
     """Target sensitivity of one scene: concepts shared with a class must weigh more in the explanation of that class.
-
-    Args:
-        found: the scene's effects.
-        importance_for: importances of its concepts (P,) in the explanation of a class.
 
     Returns:
         1 or 0 for each of two classes; empty if no two classes can be compared.

@@ -185,12 +185,7 @@ class Pass:
 
 @contextmanager
 def workers(count: int, begin: Callable[[], None] = lambda: None) -> Iterator[Executor | None]:
-    """A pool of worker processes for a pass, or ``None`` if ``count`` is 0.
-
-    Args:
-        count: number of worker processes.
-        begin: called once in each worker, or in this process if there are no workers.
-    """
+    """A pool of worker processes for a pass, or ``None`` if ``count`` is 0."""
     if count < 1:
         begin()
         yield None

@@ -92,10 +92,6 @@ class Thresholds:
     """Thresholds that a given share of each neuron's activations exceeds, over all positions of all photographs; for one stage.
 
     Exact if the values above them fit into ``HELD``; otherwise estimated from every s-th position.
-
-    Args:
-        share: share of the positions above the threshold.
-        photographs: total number of photographs.
     """
 
     def __init__(self, share: float, photographs: int) -> None:

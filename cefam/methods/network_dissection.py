@@ -20,10 +20,6 @@ class Overlaps:
     """Pixel counts over the photographs, for the neurons of one stage: |M and L|, |M| per category, |L|.
 
     |M| is counted only on photographs that have a label of the category.
-
-    Args:
-        threshold: T_k (C,).
-        categories: category index of every concept (T,).
     """
 
     def __init__(self, threshold: Tensor, categories: Tensor) -> None:

@@ -25,10 +25,6 @@ class ScoreModel(nn.Module):
     """Views (B, 3, H, W) to class scores (B, classes), or to similarities S with the concepts (B, T).
 
     Uses the original, unfolded network, whose layers can be accessed by name.
-
-    Args:
-        explainer: supplies classifier and translator.
-        of: "class" or "concept".
     """
 
     def __init__(self, explainer: Explainer, of: Of) -> None:
@@ -104,15 +100,7 @@ class ScoreMapRegions(RegionMethod):
         num_candidates: int,
         target: Tensor | None = None,
     ) -> Candidates:
-        """One candidate per pair; see :class:`cefam.methods.RegionMethod`.
-
-        Args:
-            activated: images and the classifier's output for them.
-            pairs: P pairs.
-            size: (H, W) of the regions.
-            num_candidates: ignored; there is one candidate.
-            target: the class of each image (B,); ``None``: the most probable one. Ignored for concept scores.
-        """
+        """One candidate per pair; see :class:`cefam.methods.RegionMethod`."""
         pairs = pairs.to(activated.images.device)
         with LOCK, torch.enable_grad():  # the libraries hook the network, too
             if self.of == "class":

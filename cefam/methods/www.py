@@ -22,15 +22,10 @@ TEMPLATE = "A photo of a {}"
 
 
 def concept_weights(examples: Tensor, text: Tensor, template: Tensor | None = None) -> Tensor:
-    """Weights of concepts for neurons: (U, E, D), (T, D), (D,) -> (U, T), double.
+    """Weights of concepts for neurons: (U, E, D), (T, D), (D,) -> (U, T), double; without ``template``, not adaptive.
 
     sum over the E examples of (cos(example, text) - cos(example, template)), computed as one product with the sum of the unit
     embeddings.
-
-    Args:
-        examples: image embeddings of each neuron's examples; need not be normalized.
-        text: embeddings of the concepts.
-        template: embedding of the template without a concept; ``None``: not adaptive.
     """
     summed = F.normalize(examples.double(), dim=-1).sum(dim=1)
     return _weights(summed, F.normalize(text.double(), dim=-1), template)
@@ -45,12 +40,7 @@ def _weights(summed: Tensor, text: Tensor, template: Tensor | None) -> Tensor:
 
 
 def selected(weights: Tensor, alpha: float = 95.0) -> Tensor:
-    """Mask (U, T) of each neuron's concepts: weights above alpha percent of its largest weight; none if that is not positive.
-
-    Args:
-        weights: concept weights (U, T).
-        alpha: threshold in percent.
-    """
+    """Mask (U, T) of each neuron's concepts: weights above alpha percent of its largest weight; none if that is not positive."""
     return weights > weights.amax(dim=1, keepdim=True) * (alpha / 100)
 
 
@@ -86,10 +76,7 @@ def match(
 def class_slopes(classifier: FrozenClassifier, activated: Activated, target: Tensor | None = None) -> Tensor:
     """Derivative of a class's output with respect to a uniform shift of each map of the last stage: (B, C_L).
 
-    Args:
-        classifier: the frozen classifier.
-        activated: images and the classifier's output for them.
-        target: the class of each image (B,); ``None``: the most probable one.
+    ``target`` is the class of each image (B,); ``None``: the most probable one.
     """
     return class_score_gradient(classifier, activated.output, activated.images, target).sum(dim=(-2, -1))
 

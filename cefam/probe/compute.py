@@ -47,13 +47,7 @@ def pooled(output: ClassifierOutput, pooling: Pooling) -> list[Tensor]:
 
 
 def top_of(values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest values of every column, descending, and their rows; ties keep their order.
-
-    Args:
-        values: (n, C).
-        rows: row numbers (n, C), ascending among equal values.
-        count: maximum number per column.
-    """
+    """The largest values of every column (n, C), descending, and their rows (n, C); ties keep their order."""
     order = values.argsort(dim=0, descending=True, stable=True)[:count]
     return values.gather(0, order), rows.gather(0, order)
 

@@ -15,13 +15,7 @@ def sampled(first: int, count: int, total: int) -> Tensor:
 
 
 def moments(activations: Tensor, embedding: Tensor, channels: Sequence[int]) -> dict[str, Tensor]:
-    """Scale, correlation and covariance; see :class:`cefam.probe.Probe`.
-
-    Args:
-        activations: z of all stages, concatenated (n, C).
-        embedding: unit embeddings (n, D).
-        channels: number of channels per stage.
-    """
+    """Scale, correlation and covariance of z of all stages (n, C) with unit embeddings (n, D); see :class:`cefam.probe.Probe`."""
     z, e = activations.to(torch.double, copy=True), embedding.double()
     size = torch.linalg.vector_norm(z, dim=0) / len(z) ** 0.5
     z -= z.mean(dim=0)  # in place: 0.5 GB for a ResNet-50

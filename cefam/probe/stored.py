@@ -112,12 +112,7 @@ class Probe:
 
 
 def probe_beside(path: Path, classifier: dict[str, Any]) -> Probe | None:
-    """The probe of a classifier in the folder ``probe`` of an artefact's folder, or of one of the three folders above it.
-
-    Args:
-        path: the artefact or checkpoint.
-        classifier: identity of its classifier.
-    """
+    """The probe of a classifier in the folder ``probe`` of an artefact's folder, or of one of the three folders above it."""
     for folder in (path, *path.resolve().parents[:3]):
         place = folder / "probe"
         if (place / MANIFEST).is_file():

@@ -74,14 +74,7 @@ def points(
     categories: Sequence[str],
     label: str,
 ) -> Figure:
-    """Plot every method's mean with its interval, a panel per category.
-
-    Args:
-        values: mean, low and high by method and category, see :func:`cefam.report.bootstrap.intervals`.
-        methods: methods, from the top.
-        categories: categories, from the left.
-        label: name of the metric.
-    """
+    """Plot every method's mean with its interval, a panel per category."""
     shown = [name for name in categories if any((method, name) in values for method in methods)]
     if not shown:
         raise CefamError("None of the methods has a value in any category.")
@@ -106,14 +99,7 @@ def points(
 def winning_stages(
     records: Iterable[dict[str, Any]], method: str, stages: Sequence[str] = (), categories: Sequence[str] = ()
 ) -> Figure:
-    """Plot the share of pairs whose best candidate (oracle) comes from each stage, per category (Fig. A1).
-
-    Args:
-        records: see :func:`cefam.report.records.read`.
-        method: name of the method.
-        stages: stage names.
-        categories: categories in the order of the bars; others follow.
-    """
+    """Plot the share of pairs whose best candidate (oracle) comes from each stage, per category (Fig. A1)."""
     counts: dict[str, dict[int, int]] = {}
     for record in records:
         known = record["category"] and record["expressible"] and not math.isnan(record["nra"])
@@ -148,13 +134,7 @@ def winning_stages(
 
 
 def hit_over_epochs(log: Path, references: dict[str, float], protocol: str = "oracle") -> Figure:
-    """Plot the validation Hit Rate over training epochs, with other methods as horizontal lines (Fig. A2).
-
-    Args:
-        log: ``metrics.csv`` of a training run with ``data.init_args.regions``.
-        references: Hit Rates of other methods, by name.
-        protocol: "top1" or "oracle".
-    """
+    """Plot the validation Hit Rate over training epochs, with other methods as horizontal lines (Fig. A2)."""
     column = f"regions/{protocol}/hit/mean"
     with log.open(newline="", encoding="utf-8") as lines:
         rows = [(int(r["epoch"]), float(r[column])) for r in csv.DictReader(lines) if r.get(column)]

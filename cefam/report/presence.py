@@ -74,17 +74,12 @@ def to_text(path: Path, categories: Sequence[str]) -> str:
 
 
 def lists(scores: Mapping[str, Tensor], present: Tensor, known: Tensor) -> list[tuple[str, str, float, float, float]]:
-    """Precision and redundancy of the concepts that a method ranks first.
+    """Precision and redundancy of the concepts that a method ranks first, from scores (N, T) and what is present and known (N, T).
 
     Per photograph, among the concepts whose presence is known there and that only some photographs show: "precision k", the share
     of the first k that are present; "lift k", that minus the precision of the most frequent concepts; "redundant", how many of the
     first 8 rise and fall with one before them (correlation over photographs above 0.9). Concepts that a method cannot express
     come last.
-
-    Args:
-        scores: scores (N, T) by method.
-        present: whether photograph n shows concept t (N, T).
-        known: whether ``present`` is known (N, T).
 
     Returns:
         Method, measure, mean over photographs, and its 95 % interval (bootstrap over photographs).

@@ -61,16 +61,7 @@ def summarize(
     differences: Sequence[Difference] = (),
     columns: Sequence[str] = (),
 ) -> Table:
-    """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1).
-
-    Args:
-        sums: sums of the records.
-        categories: categories in the order of the columns.
-        num_candidates: maximum number of candidates of the oracle.
-        notes: notes below the table.
-        differences: differences below the table.
-        columns: metrics to show; empty: the primary metrics and the measured secondary metrics.
-    """
+    """Average records per protocol, method and category; "avg" is the unweighted mean over categories (Table 1)."""
     present = [name for name in categories if any(category == name for _, _, category in sums.counts)]
     shown = list(columns) or [*METRICS, *(name for name in SECONDARY if name in sums.values)]
     for name in shown if sums.counts else ():

@@ -15,13 +15,7 @@ INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # keyed by Pillow's resampling c
 def build(
     name: str, weights: str | None, num_classes: int | None
 ) -> tuple[nn.Module, Preprocessing, list[str], list[str]]:
-    """Load a classifier, its preprocessing, class names (``id2label``) and default stages.
-
-    Args:
-        name: a folder, or a model name on the hub.
-        weights: "DEFAULT": the pretrained weights; ``None``: random weights.
-        num_classes: must be ``None``; the model's config sets it.
-    """
+    """Load a classifier, its preprocessing, class names (``id2label``) and default stages."""
     try:
         transformers: Any = import_module("transformers")
     except ImportError as error:

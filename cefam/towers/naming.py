@@ -12,11 +12,6 @@ if TYPE_CHECKING:
 def class_number(names: Sequence[str] | None, count: int, wanted: str | int) -> int:
     """The index of a class given by name or index.
 
-    Args:
-        names: class names, or ``None`` if unknown.
-        count: number of classes.
-        wanted: a name (case-insensitive) or an index.
-
     >>> class_number(["goldfinch", "canary"], 2, "Canary"), class_number(None, 10, "7")
     (1, 7)
     """
@@ -47,10 +42,6 @@ def labels_of(classifier: "FrozenClassifier", names: Sequence[str]) -> list[int 
     """The class of each photograph according to its folder, ``None`` if unknown.
 
     Folders are named like classes or, if there is one per class, in the order of the classes.
-
-    Args:
-        classifier: the classifier.
-        names: names of the photographs, with "/" after the folder.
     """
     folders = sorted({name.split("/")[0] for name in names if "/" in name})
     known: dict[str, int] = {}

@@ -66,13 +66,7 @@ class StandIn:
         self.own_memory = own_memory
 
     def answering(self, nothing: Tensor, batch: int, first: Tensor | None = None) -> Callable[..., Any]:
-        """A function that ignores its arguments and returns the output filled with NaN.
-
-        Args:
-            nothing: a scalar NaN tensor of the required dtype and device.
-            batch: number of images.
-            first: value of the first tensor, instead of NaN.
-        """
+        """A function that ignores its arguments and returns the output filled with NaN."""
 
         def answer(*_: Any, **__: Any) -> Any:
             leaves: list[Any] = []

@@ -96,10 +96,6 @@ class LogitsModel(nn.Module):
     """A classifier for attribution libraries: maps views to class scores (B, classes), differentiably.
 
     ``module`` is the given network without folding, so its layers can be referenced by name.
-
-    Args:
-        module: the network.
-        prepare: converts views to the network's input.
     """
 
     def __init__(self, module: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:

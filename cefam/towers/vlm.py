@@ -108,13 +108,7 @@ TOKENIZING = threading.Lock()
 
 
 class OpenCLIP(VisionLanguageModel):
-    """Wrapper of an open_clip model (CLIP or SigLIP); :func:`load_vlm` builds it.
-
-    Args:
-        model: an ``open_clip`` model.
-        tokenizer: its tokenizer.
-        source: how it was loaded.
-    """
+    """Wrapper of an open_clip model (CLIP or SigLIP); :func:`load_vlm` builds it."""
 
     def __init__(self, model: Any, tokenizer: Any, source: dict[str, Any] | None = None) -> None:
         super().__init__()

@@ -84,13 +84,7 @@ def _largest(difference: Tensor) -> str:
 
 
 def can_be_batched(stages: Sequence[Stage], activations: Sequence[Tensor], sources: Sequence[Tensor]) -> bool:
-    """Whether torch.vmap can compute the gradients for regions; otherwise they are computed one by one.
-
-    Args:
-        stages: all stages of the network.
-        activations: maps of one image, connected by autograd to the first stage's.
-        sources: the stages' raw outputs.
-    """
+    """Whether torch.vmap can compute the gradients for regions; otherwise they are computed one by one."""
     for before, stage, raw in zip(stages, stages[1:], sources[1:], strict=False):
         if not raw.requires_grad:
             raise CefamError(

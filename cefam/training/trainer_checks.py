@@ -106,12 +106,7 @@ def check_precision(trainer: L.Trainer) -> None:
 
 
 def check_resumed(asked: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    """Check that a resumed run has its original options; others would be ignored, or change the run midway.
-
-    Args:
-        asked: settings and training options of this run, by name.
-        checkpoint: as read by Lightning, made for this classifier and these concepts.
-    """
+    """Check that a resumed run has its original options; others would be ignored, or change the run midway."""
     if not checkpoint.get("optimizer_states"):
         raise CefamError(
             "This checkpoint holds weights alone, not the state of the training: resume from one that was not saved with "

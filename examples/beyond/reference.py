@@ -27,10 +27,11 @@ class FittedDirections(BeyondRegions):
     Args:
         context: with the trained translator.
         shards: photographs with masks of the concepts, other ones than those that regions are measured on.
+        compete: as of ``beyond``.
     """
 
-    def __init__(self, context: MethodContext, shards: str) -> None:
-        super().__init__(context, regression=False)
+    def __init__(self, context: MethodContext, shards: str, compete: bool = True) -> None:
+        super().__init__(context, regression=False, compete=compete)
         channels, concepts = sum(context.classifier.channels), len(context.concepts)
         gram = torch.zeros(channels, channels, dtype=torch.double)
         cross = torch.zeros(channels, concepts, dtype=torch.double)
