@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cefam.metrics.means import category_means
+from cefam.metrics.functional import category_means
 from cefam.report import examples, presence, records
 from cefam.report.bootstrap import differences
 from cefam.report.sums import NEAR, Sums

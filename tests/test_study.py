@@ -92,6 +92,17 @@ def test_shards_are_refused_before_anything_is_written(prepared, tmp_path, capsy
     assert not folder.exists()
 
 
+def test_a_function_without_an_annotation_is_refused_at_the_start(quick_study, tmp_path, capsys, monkeypatch):
+    """Its artefact could not be read: an artefact may build networks, and call nothing else."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from cefam import load_classifier\n\n\ndef scenes():\n    return load_classifier('brodenette')\n"
+    (tmp_path / "net_of_mine.py").write_text(code)
+    options = ["--images", quick_study.parent / "photographs", "--concepts", "brodenette", "--folder", tmp_path / "s"]
+    assert run("study", "--classifier", "net_of_mine.scenes", "--vlm", "brodenette", *options) == 1
+    assert "annotated to return one (`def birds() -> nn.Module`)" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
     classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
     few = ConceptSet.from_words(["red", "striped wing"])

@@ -3,13 +3,12 @@
 from cefam.attribution.types import Activated
 from cefam.methods.attributions import GradCAMPlusPlusRegions, IntegratedGradientsRegions, RISERegions, ScoreCAMRegions
 from cefam.methods.base import MethodContext, MethodFactory, RegionMethod
-from cefam.methods.beyond import BeyondRegions
+from cefam.methods.beyond import BeyondRegions, GuidedRegions
 from cefam.methods.ce_fam import CEFAMRegions
 from cefam.methods.chance import CenterRegions, LuminanceRegions, RandomChannelRegions, RandomMapRegions
 from cefam.methods.clip_dissect import CLIPDissectRegions
 from cefam.methods.craft import CRAFTRegions
 from cefam.methods.grad_cam import GradCAMRegions
-from cefam.methods.guided import GuidedRegions
 from cefam.methods.net2vec import Net2VecRegions
 from cefam.methods.network_dissection import NetworkDissectionRegions
 from cefam.methods.neurons import NeuronRegions

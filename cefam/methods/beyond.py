@@ -1,14 +1,14 @@
-"""The fused maps of all stages as a region method."""
+"""The fused maps of all stages as a region method, and the control for their smoothing."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from cefam.attribution.fused import FusedMaps
-from cefam.attribution.smoothing import sharpened
+from cefam.attribution.smoothing import GRID, guided, sharpened
 from cefam.attribution.types import Activated
 from cefam.images.views import resize_regions
-from cefam.methods.base import MethodContext, RegionMethod
+from cefam.methods.base import MethodContext, MethodFactory, RegionMethod
 from cefam.methods.ce_fam import encoding_of
 from cefam.methods.neurons import classifier_probe
 from cefam.pairs import Candidates, ConceptPairs
@@ -61,3 +61,25 @@ class BeyondRegions(RegionMethod):
         """The evidence (B, T), see :meth:`cefam.attribution.fused.FusedMaps.evidence`."""
         similarity = encoding_of(self.explainer, activated).similarity
         return activated.once(("evidence", self), lambda: self.maps.evidence(activated, similarity))
+
+
+class GuidedRegions(RegionMethod):
+    """The first candidate of another method, smoothed and sharpened: a control for the effect of smoothing.
+
+    Args:
+        context: context of the other method.
+        method: the other method.
+    """
+
+    def __init__(self, context: MethodContext, method: MethodFactory) -> None:
+        super().__init__(context)
+        self.method = method(context)
+
+    def regions(
+        self, activated: Activated, pairs: ConceptPairs, size: Sequence[int], num_candidates: int
+    ) -> Candidates:
+        """One candidate; see :class:`cefam.methods.RegionMethod`."""
+        pairs = pairs.to(activated.images.device)
+        found = self.method.regions(activated, pairs, GRID, 1)
+        maps = sharpened(resize_regions(guided(activated, found.maps[:, 0], pairs.image), size))
+        return Candidates(maps.unsqueeze(1), found.score, found.stage, found.valid)

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from cefam.concepts.categories import CATEGORIES
 from cefam.errors import CefamError
 from cefam.metrics import functional
-from cefam.metrics.means import category_means
+from cefam.metrics.functional import category_means
 
 Average = Literal["macro"] | None
 

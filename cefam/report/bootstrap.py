@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cefam.metrics.means import category_means
+from cefam.metrics.functional import category_means
 from cefam.report.sums import Sums
 
 

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 from cefam.concepts.sets import ConceptSet
 from cefam.io.files import csv_text
 from cefam.io.reading import read_csv
-from cefam.metrics.means import category_means
+from cefam.metrics.functional import category_means
 
 FILE, LISTS = "presence.csv", "lists.csv"
 COLUMNS = ("method", "label", "word", "category", "auc", "with", "without")

@@ -10,7 +10,7 @@ import torch
 
 from cefam.errors import CefamError, near
 from cefam.io.files import csv_text
-from cefam.metrics.means import category_means
+from cefam.metrics.functional import category_means
 from cefam.metrics.table import METRICS, SECONDARY, title_of
 from cefam.report.bootstrap import Difference
 from cefam.report.sums import NEAR, THRESHOLD, Sums

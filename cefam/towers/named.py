@@ -1,7 +1,6 @@
 """Towers by the short names of ``cefam study``: names of libraries, and paths of functions."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -9,7 +8,8 @@ from torch import nn
 from cefam.errors import CefamError
 from cefam.towers.candidates import chosen_by_resolution, stage_candidates
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.vlm import VisionLanguageModel, load_vlm
+from cefam.towers.loading import load_source
+from cefam.towers.vlm import VisionLanguageModel
 from cefam.towers.zoo import load_classifier
 
 
@@ -26,7 +26,8 @@ def named_classifier(
     """
     source: dict[str, Any] | None = None
     if isinstance(given, str) and is_path(given):
-        given, source = called(given), {"class_path": given, "init_args": {}}
+        source = {"class_path": given, "init_args": {}}
+        given = load_source("classifier", source)
     if isinstance(given, str):
         return load_classifier(given, stages=stages, class_names=class_names)
     if isinstance(given, FrozenClassifier):
@@ -59,26 +60,15 @@ def is_path(name: str) -> bool:
     return "." in name and ":" not in name
 
 
-def called(path: str) -> Any:
-    """The return value of a function that is named by its path."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CefamError(f"{path!r} cannot be imported ({error}): name a function, as `my_net.birds`.") from error
-
-
 def named_module(name: str) -> nn.Module:
     """The network of a classifier that is given as for :func:`named_classifier`."""
-    found = called(name) if is_path(name) else load_classifier(name)
+    found = load_source("classifier", {"class_path": name}) if is_path(name) else load_classifier(name)
     return found.unfolded().module if isinstance(found, FrozenClassifier) else found
 
 
 def named_vlm(name: str) -> VisionLanguageModel:
     """A teacher by name: "MODEL:PRETRAINED" of open_clip, "local-dir:/folder", "brodenette", or a function's path."""
-    if not is_path(name):
-        return load_vlm(**vlm_source(name)["init_args"])
-    found = called(name)
+    found = load_source("vision-language model", vlm_source(name))
     if not isinstance(found, VisionLanguageModel):
         raise CefamError(f"{name} must return a cefam.VisionLanguageModel, got a {type(found).__name__}.")
     found.source = found.source or vlm_source(name)
