@@ -8,18 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cefam.attribution.explainer import Explainer
-    from cefam.concepts.sets import ConceptSet
-    from cefam.explanations import Explanation, Photograph
-    from cefam.pairs import ConceptPairs
-    from cefam.settings import MethodSettings
-    from cefam.studies import study
-    from cefam.towers.classifier import FrozenClassifier
-    from cefam.towers.vlm import VisionLanguageModel, load_vlm
-    from cefam.towers.zoo import load_classifier
-    from cefam.trained import Trained
-    from cefam.training.module import CEFAM
-    from cefam.translator import Translator
+    from cefam.attribution.explainer import Explainer as Explainer
+    from cefam.concepts.sets import ConceptSet as ConceptSet
+    from cefam.explanations import Explanation as Explanation
+    from cefam.explanations import Photograph as Photograph
+    from cefam.pairs import ConceptPairs as ConceptPairs
+    from cefam.settings import MethodSettings as MethodSettings
+    from cefam.studies import study as study
+    from cefam.towers.classifier import FrozenClassifier as FrozenClassifier
+    from cefam.towers.vlm import VisionLanguageModel as VisionLanguageModel
+    from cefam.towers.vlm import load_vlm as load_vlm
+    from cefam.towers.zoo import load_classifier as load_classifier
+    from cefam.trained import Trained as Trained
+    from cefam.training.module import CEFAM as CEFAM
+    from cefam.translator import Translator as Translator
 
 __version__ = "0.1.0"
 
@@ -40,22 +42,7 @@ _HOME = {
     "study": "studies",
 }
 
-__all__ = [
-    "CEFAM",
-    "ConceptPairs",
-    "ConceptSet",
-    "Explainer",
-    "Explanation",
-    "FrozenClassifier",
-    "MethodSettings",
-    "Photograph",
-    "Trained",
-    "Translator",
-    "VisionLanguageModel",
-    "load_classifier",
-    "load_vlm",
-    "study",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

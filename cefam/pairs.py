@@ -72,29 +72,17 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """Photographs with their masks; the number of masks per photograph varies.
+    """Photographs with their masks; the number of masks per photograph varies."""
 
-    Args:
-        image: views (B, 3, H, W), uint8 or floats in [0, 1].
-        ids: names of the images (B).
-        masks: index maps (M, h, w), integers; 0 means no label, pixels with the value ``IGNORED`` are excluded.
-        mask_image: image of each mask (M,), index into the batch, ascending.
-        mask_category: categories of the masks (M).
-        pair_mask: mask of each pair (P,), index into ``masks``.
-        pair_label: label number of each pair (P,).
-        has_ignored: whether any mask has ignored pixels; stored to avoid a device synchronization.
-        number: index of the batch in the data set, independent of the process; -1 if unknown.
-    """
-
-    image: Tensor
-    ids: Sequence[str]
-    masks: Tensor
-    mask_image: Tensor
-    mask_category: Sequence[str]
-    pair_mask: Tensor
-    pair_label: Tensor
-    has_ignored: bool = False
-    number: int = -1
+    image: Tensor  # views (B, 3, H, W), uint8 or floats in [0, 1]
+    ids: Sequence[str]  # names of the images (B)
+    masks: Tensor  # index maps (M, h, w), integers; 0 means no label, pixels with the value `IGNORED` are excluded
+    mask_image: Tensor  # image of each mask (M,), index into the batch, ascending
+    mask_category: Sequence[str]  # categories of the masks (M)
+    pair_mask: Tensor  # mask of each pair (P,), index into `masks`
+    pair_label: Tensor  # label number of each pair (P,)
+    has_ignored: bool = False  # whether any mask has ignored pixels; stored to avoid a device synchronization
+    number: int = -1  # index of the batch in the data set, independent of the process; -1 if unknown
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RegionBatch":
         """The same batch on another device; called by the Trainer."""

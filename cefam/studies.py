@@ -10,7 +10,10 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from cefam.attribution.explainer import Explainer
@@ -36,7 +39,6 @@ from cefam.towers.naming import labels_of
 from cefam.towers.vlm import BRODENETTE, VisionLanguageModel
 from cefam.trained import Trained
 from cefam.training.module import CEFAM
-from cefam.training.run import fit
 
 HELD_OUT = 10  # one photograph in so many is kept for validation
 NEIGHBORS = 100  # photographs per neuron of the probe, at most
@@ -240,9 +242,29 @@ class _Steps:
         data = FeaturesData(train, val)
         data.batch_size = batch_size(data.manifests[0].num_rows)
         module = CEFAM(self.tower, self.teacher, self.concepts)  # type: ignore[arg-type]  # a ConceptSet, in Python
-        agreement = fit(module, data, self.root / "fit", self.epochs, self.device)
+        agreement = self._train(module, data, self.root / "fit")
         Trained.read(self.root / "fit/checkpoints/best.ckpt", self.tower).write(path.parent, overwrite=True)
         return {"agreement": {name: value for name, value in agreement.items() if name.startswith("val/")}}
+
+    def _train(self, module: CEFAM, data: FeaturesData, folder: Path) -> dict[str, float]:
+        """Train with the defaults of ``cefam fit``; a stopped training resumes. Returns what the best epoch has logged."""
+        checkpoints = folder / "checkpoints"
+        best = ModelCheckpoint(checkpoints, "best", monitor="val/loss", auto_insert_metric_name=False)
+        last = ModelCheckpoint(checkpoints, "last", enable_version_counter=False)
+        trainer = L.Trainer(
+            max_epochs=self.epochs,
+            accelerator="gpu" if self.device.type == "cuda" else self.device.type,
+            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+            logger=CSVLogger(folder, name="", version=""),
+            callbacks=[EarlyStopping("val/loss", patience=10), best, last],
+            inference_mode=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,  # a study has few batches
+        )
+        stopped = checkpoints / "last.ckpt"
+        trainer.fit(module, data, ckpt_path=str(stopped) if stopped.is_file() else None)
+        measured = trainer.validate(module, data, ckpt_path=best.best_model_path or str(stopped), verbose=False)[0]
+        return {name: float(value) for name, value in measured.items()}
 
     def judge(self, path: Path) -> dict[str, Any]:
         """Judge the concepts on ``val``, if it holds enough photographs."""

@@ -8,7 +8,6 @@ paths of the towers may name only ``torch.nn.Module`` classes and functions anno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -214,46 +213,31 @@ def read_stored(path: str | Path) -> Stored:
     """Read an exported folder or a checkpoint without building networks."""
     path = find_artefact(path)
     stored = _read_folder(path) if path.is_dir() else _read_checkpoint(path)
-    missing = _missing(stored)
-    if missing:
-        raise CefamError(f"The artefact {path} is damaged ({missing}): export it again.")
+    damage = _damage(stored)
+    if damage:
+        raise CefamError(f"The artefact {path} is damaged ({damage}): export it again.")
     return stored
 
 
-def _missing(stored: Stored) -> str:
+def _damage(stored: Stored) -> str:
     """Why the artefact is invalid (missing keys, or sizes that do not match the tensors), or '' if it is valid."""
     about = stored.about
-    for part, keys in (
-        ("translator", ("channels", "embedding_dim", "hidden_dims")),
-        ("classifier", ("source", *CLASSIFIER_KEYS)),
-        ("concepts", ("identity", "logit_scale", "logit_bias", "probability", "records")),
-        ("settings", ()),
-        ("training", ()),
-    ):
-        lacking = {*keys} - set(about[part]) if isinstance(about.get(part), dict) else {part}
-        if lacking:
-            return f"its description lacks {', '.join(sorted(lacking))}"
-    if "vlm" not in about:
-        return "its description lacks vlm"
-    sizes = about["translator"]
-    numbers = [*_listed(sizes["channels"]), *_listed(sizes["hidden_dims"]), sizes["embedding_dim"]]
-    if not all(isinstance(number, int) for number in numbers) or not isinstance(about["concepts"]["records"], list):
-        return "its sizes are not numbers"
-    if tuple(stored.text.shape) != (len(about["concepts"]["records"]), sizes["embedding_dim"]):
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            translator = Translator(**about["translator"])
+        translator.load_state_dict(stored.weights, assign=True)
+        lacking = {"source", *CLASSIFIER_KEYS} - set(about["classifier"]) | {"vlm"} - set(about)
+        lacking |= {"identity", "logit_scale", "logit_bias", "probability"} - set(about["concepts"])
+        size = len(about["concepts"]["records"]), about["translator"]["embedding_dim"]
+        {**about["settings"], **about["training"]}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if lacking:
+        return f"its description lacks {', '.join(sorted(lacking))}"
+    if tuple(stored.text.shape) != size:
         return f"its text embeddings are {tuple(stored.text.shape)}"
-    widths = [sum(sizes["channels"]), *sizes["hidden_dims"], sizes["embedding_dim"]]
-    expected: dict[str, tuple[int, ...]] = {}
-    for index, (before, after) in enumerate(pairwise(widths), start=1):
-        expected |= {f"fc{index}.weight": (after, before), f"fc{index}.bias": (after,)}
-    if {name: tuple(value.shape) for name, value in stored.weights.items()} != expected:
-        return "its weights are not those of the translator that it describes"
-    if not all(bool(value.isfinite().all()) for value in (stored.text, *stored.weights.values())):
-        return "its weights are not finite numbers"
-    return ""
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    finite = all(bool(value.isfinite().all()) for value in (stored.text, *stored.weights.values()))
+    return "" if finite else "its weights are not finite numbers"
 
 
 def _read_checkpoint(path: Path) -> Stored:

@@ -28,7 +28,7 @@ from cefam.methods import (
 from cefam.methods.masked import MaskedShards
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.pairs import ConceptPairs, RegionBatch
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from examples.beyond.reference import FittedDirections
 from tests.test_explain import RAGGED, explainer_of
 from tests.test_grad_cam import bench_of

@@ -28,7 +28,7 @@ from cefam.report import tables
 from cefam.report.bootstrap import differences
 from cefam.report.sums import Sums
 from cefam.settings import MethodSettings
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 CONCEPTS = ConceptSet(
     (

@@ -33,7 +33,6 @@ LAYERS = (
     ("report", "exchange", "interventions", "training.trainer_checks"),
     ("training", "evaluation.module"),
     ("datamodules", "callbacks"),
-    ("training.run",),
     ("studies",),
     ("commands",),
 )
@@ -42,7 +41,6 @@ WITH_LIGHTNING = (
     "training",
     "training.trainer_checks",
     "evaluation.module",
-    "training.run",
     "datamodules",
     "callbacks",
     "studies",

@@ -15,7 +15,7 @@ from cefam.images.views import resize_regions
 from cefam.methods import CenterRegions
 from cefam.metrics.functional import normalized_region_accuracy
 from cefam.report.sums import NEAR
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from tests.check_devices import batch_of, measured
 from tests.test_explain import BUILDERS, explainer_of
 

@@ -11,7 +11,7 @@ from cefam.attribution.scores import pool
 from cefam.pairs import ConceptPairs
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.outputs import class_scores
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 
 @torch.inference_mode(False)  # gradients are needed even if the caller is in inference mode

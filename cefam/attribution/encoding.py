@@ -11,7 +11,7 @@ from cefam.attribution.scores import pool, similarity
 from cefam.concepts.sets import ConceptSet
 from cefam.errors import CefamError
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from cefam.towers.wrapping import check_default_precision
 from cefam.translator import Translator
 

@@ -28,7 +28,7 @@ from cefam.probe.stored import Probe
 from cefam.settings import Derivative, MethodSettings, SettingsChanges
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.identity import CLASSIFIER_KEYS, VLM_KEYS, check_identity
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel
 from cefam.translator import Translator
 

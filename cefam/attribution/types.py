@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cefam.explanations.photograph import Photograph
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 T = TypeVar("T")
 

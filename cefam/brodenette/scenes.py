@@ -27,33 +27,19 @@ class Look:
 
 @dataclass(frozen=True)
 class Element:
-    """One element of a scene.
+    """One element of a scene."""
 
-    Args:
-        kind: an object, a background, or "patch".
-        looks: one per part, in the order of the kind's parts; backgrounds and patches have one.
-        x: center in half pixels; for a background, its left edge.
-        y: center in half pixels; for a background, its upper edge.
-        width: half of the width, in half pixels.
-        height: half of the height.
-        turn: rotation in steps of 1/64 of a radian.
-        flip: mirrored.
-        variant: shape of a patch.
-        texture: seed of the texture crop.
-        missing: names of parts that are not drawn.
-    """
-
-    kind: str
-    looks: tuple[Look, ...]
-    x: int = 0
-    y: int = 0
-    width: int = FULL
-    height: int = FULL
-    turn: int = 0
-    flip: bool = False
-    variant: int = 0
-    texture: int = 0
-    missing: tuple[str, ...] = ()
+    kind: str  # an object, a background, or "patch"
+    looks: tuple[Look, ...]  # one per part, in the order of the kind's parts; backgrounds and patches have one
+    x: int = 0  # center in half pixels; for a background, its left edge
+    y: int = 0  # center in half pixels; for a background, its upper edge
+    width: int = FULL  # half of the width, in half pixels
+    height: int = FULL  # half of the height
+    turn: int = 0  # rotation in steps of 1/64 of a radian
+    flip: bool = False  # mirrored
+    variant: int = 0  # shape of a patch
+    texture: int = 0  # seed of the texture crop
+    missing: tuple[str, ...] = ()  # names of parts that are not drawn
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -92,21 +78,13 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene: elements from back to front, light and noise.
+    """A scene: elements from back to front, light and noise."""
 
-    Args:
-        name: split and index, "train/000012"; seeds the noise.
-        elements: back to front.
-        light: light of the whole scene.
-        noise: maximum change of a pixel value, in 1/255.
-        label: class of the only object that follows a rule, or ``None``.
-    """
-
-    name: str
-    elements: tuple[Element, ...]
-    light: Light = Light()
-    noise: int = 0
-    label: str | None = None
+    name: str  # split and index, "train/000012"; seeds the noise
+    elements: tuple[Element, ...]  # back to front
+    light: Light = Light()  # light of the whole scene
+    noise: int = 0  # maximum change of a pixel value, in 1/255
+    label: str | None = None  # class of the only object that follows a rule, or `None`
 
     @property
     def objects(self) -> list[int]:

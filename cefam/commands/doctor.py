@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -158,21 +159,11 @@ def _batches(opened: LoadedArtefact, images: list[str], count: int) -> Iterator[
     from rich.progress import track
 
     where = next(opened.explainer.translator.parameters()).device
-    known, photographs = [], []
     total, found = _samples(opened, images, count)
-    for photograph, present in track(found, "doctor", total=total):
-        photographs.append(photograph)
-        known.append(present)
-        if len(photographs) == BATCH:
-            yield stacked(photographs).to(where), _together(known)
-            known, photographs = [], []
-    if photographs:
-        yield stacked(photographs).to(where), _together(known)
-
-
-def _together(known: list[Tensor | None]) -> Tensor | None:
-    found = [each for each in known if each is not None]
-    return torch.stack(found) if len(found) == len(known) else None
+    following = iter(track(found, "doctor", total=total))
+    while part := list(islice(following, BATCH)):
+        photographs, known = zip(*part, strict=True)
+        yield stacked(photographs).to(where), None if known[0] is None else torch.stack(known)
 
 
 def _samples(

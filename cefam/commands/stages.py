@@ -7,12 +7,10 @@ def stages(classifier: list[str]) -> None:
     Args:
         classifier: functions of yours, "my_net.birds", or names, as for `cefam study`.
     """
-    from cefam.towers.candidates import chosen_by_resolution, stage_candidates
-    from cefam.towers.named import named_module
+    from cefam.towers.named import candidates_of
 
     for name in classifier:
-        found = stage_candidates(named_module(name))
-        chosen = chosen_by_resolution(found)
+        found, chosen = candidates_of(name)
         for each in found:
             size = f"{each.rows} x {each.columns}" if each.rows else "tokens"
             print(f"{'*' if each.name in chosen else ' '} {each.name:40} {each.channels:5} channels  {size}")

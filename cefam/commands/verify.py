@@ -23,13 +23,22 @@ def verify(folders: list[str]) -> None:
     Args:
         folders: local folders, or URLs of shards.
     """
-    problems = 0
+    from rich.progress import track
+
+    count = 0
     for folder in folders:
         checks, said = _checks(folder)
-        problems += _run(folder, checks)
+        for name, check in track(checks, f"verify {Path(folder).name}"):
+            try:
+                problems = list(check())
+            except CefamError as error:
+                problems = [str(error)]
+            count += len(problems)
+            for problem in problems:
+                print(f"{name}: {problem}")
         print(f"{folder}: {said}")
-    if problems:
-        raise CefamError(f"{problems} problem(s) were found: copy the files again, or make them again.")
+    if count:
+        raise CefamError(f"{count} problem(s) were found: copy the files again, or make them again.")
 
 
 def _checks(folder: str) -> tuple[list[tuple[str, Any]], str]:
@@ -65,37 +74,16 @@ def _kind(folder: str) -> str | None:
         raise CefamError(f"{storage.join(folder, MANIFEST)} is not a manifest of cefam.") from error
 
 
-def _run(folder: str, checks: list[tuple[str, Any]]) -> int:
-    """Run all checks, print their problems, and return the number of problems."""
-    from rich.progress import track
-
-    count = 0
-    for name, check in track(checks, f"verify {Path(folder).name}"):
-        try:
-            problems = list(check())
-        except CefamError as error:
-            problems = [str(error)]
-        count += len(problems)
-        for problem in problems:
-            print(f"{name}: {problem}")
-    return count
-
-
 def _shard(shard: Shard, known: set[int]) -> Iterator[str]:
     """Check the checksum, samples, photographs, masks and labels of a shard."""
     with storage.local(shard.place, shard.sha256) as path:
         if storage.digest_of(path) != shard.sha256:
             yield "its bytes are others than when it was written"
-        here = replace(shard, place=str(path))
-        yield from _samples(here, known)
-
-
-def _samples(shard: Shard, known: set[int]) -> Iterator[str]:
-    for sample in read_shard(shard):
-        sample.picture()
-        unknown = {label for mask in sample.masks for label in mask.labels} - known
-        if unknown:
-            yield f"a mask of {sample.id} has label {min(unknown)}, which the manifest does not name"
+        for sample in read_shard(replace(shard, place=str(path))):
+            sample.picture()
+            unknown = {label for mask in sample.masks for label in mask.labels} - known
+            if unknown:
+                yield f"a mask of {sample.id} has label {min(unknown)}, which the manifest does not name"
 
 
 def _features(folder: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from cefam.metrics.functional import Bounds, area_bounds
 from cefam.metrics.table import CONTROLS, Measured, chosen
 from cefam.pairs import Candidates, ConceptPairs, RegionBatch, index_of_numbers, labeled, stable_hash
 from cefam.settings import MethodSettings
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 PROTOCOLS = ("top1", "oracle")
 # Bytes of maps measured at once on the CPU, so that their sorted and masked copies fit into the caches.

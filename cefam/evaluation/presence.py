@@ -11,7 +11,7 @@ from cefam.attribution.scores import similarity
 from cefam.attribution.types import Activated
 from cefam.evaluation.evaluator import LabeledPairs, RegionEvaluator
 from cefam.pairs import RegionBatch
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 
 

@@ -21,32 +21,21 @@ FLIP = ("sentence", "counts", "at", "becomes", "patches", "grid", "random", "ran
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """Result of hiding a concept's region patch by patch, strongest patches first.
+    """Result of hiding a concept's region patch by patch, strongest patches first."""
 
-    Args:
-        part: the concept.
-        counts: number of hidden patches at every step, from 0 to N.
-        probabilities: probabilities of the predicted and of the other class at every step (S, 2).
-        patches: N, the number of patches where the region is not 0.
-        grid: number of patches of the view.
-        at: number of hidden patches at which the decision changes; ``None`` if it never does.
-        becomes: the new predicted class.
-        view: the view (3, h, w) with ``at`` patches hidden, or with all N if the decision never changes.
-        random: mean number of random patches that change the decision, over the draws in which it changes; ``None`` if it
-            never does.
-        random_share: share of the random draws in which the decision changes.
-    """
-
-    part: ConceptExplanation
-    counts: list[int]
+    part: ConceptExplanation  # the concept
+    counts: list[int]  # number of hidden patches at every step, from 0 to N
+    # probabilities of the predicted and of the other class at every step (S, 2)
     probabilities: Tensor = field(repr=False)
-    patches: int
-    grid: int
-    at: int | None
-    becomes: str
+    patches: int  # N, the number of patches where the region is not 0
+    grid: int  # number of patches of the view
+    at: int | None  # number of hidden patches at which the decision changes; `None` if it never does
+    becomes: str  # the new predicted class
+    # the view (3, h, w) with `at` patches hidden, or with all N if the decision never changes
     view: Tensor = field(repr=False)
+    # mean number of random patches that change the decision, over the draws in which it changes; `None`: in none
     random: float | None
-    random_share: float
+    random_share: float  # share of the random draws in which the decision changes
 
     @property
     def sentence(self) -> str:

@@ -116,35 +116,21 @@ class ConceptExplanation:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Explanation data of one image, and its forms as data; :class:`cefam.Explanation` adds text, pages and files.
+    """Explanation data of one image, and its forms as data; :class:`cefam.Explanation` adds text, pages and files."""
 
-    Args:
-        target: the explained class.
-        target_name: its name, or its number if names are unknown.
-        probability: its probability.
-        concepts: concepts by absolute contribution, descending; by score if there is no contribution.
-        photograph: the picture.
-        predicted: the most probable class.
-        predicted_name: its name.
-        classes: names and probabilities of the most probable classes.
-        stages: names of the stages.
-        settings: settings of the computation, in plain types.
-        baseline: evidence for the average concept; concepts below it are marked absent.
-        warnings: warnings for the reader, as sentences.
-    """
-
-    target: int
-    target_name: str
-    probability: float
+    target: int  # the explained class
+    target_name: str  # its name, or its number if names are unknown
+    probability: float  # its probability
+    # concepts by absolute contribution, descending; by score if there is no contribution
     concepts: list[ConceptExplanation]
-    photograph: Photograph = field(repr=False)
-    predicted: int
-    predicted_name: str
-    classes: list[tuple[str, float]] = field(repr=False)
-    stages: list[str] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    baseline: float = 0.0
-    warnings: list[str] = field(default_factory=list)
+    photograph: Photograph = field(repr=False)  # the picture
+    predicted: int  # the most probable class
+    predicted_name: str  # its name
+    classes: list[tuple[str, float]] = field(repr=False)  # names and probabilities of the most probable classes
+    stages: list[str] = field(repr=False)  # names of the stages
+    settings: dict[str, Any] = field(repr=False)  # settings of the computation, in plain types
+    baseline: float = 0.0  # evidence for the average concept; concepts below it are marked absent
+    warnings: list[str] = field(default_factory=list)  # warnings for the reader, as sentences
 
     @property
     def name(self) -> str:

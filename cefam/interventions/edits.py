@@ -17,17 +17,12 @@ SWAPS = 3  # number of other kinds that replace an object
 
 @dataclass(frozen=True)
 class Intervention:
-    """A concept of a scene, and the edited scenes in which it is changed.
+    """A concept of a scene, and the edited scenes in which it is changed."""
 
-    Args:
-        label: the concept.
-        alternatives: the scene with other values of the concept, none of which satisfies another class's rule.
-        needed: whether the rule of the scene's class includes the concept.
-    """
-
-    label: Label
+    label: Label  # the concept
+    # the scene with other values of the concept, none of which satisfies another class's rule
     alternatives: tuple[Scene, ...]
-    needed: bool
+    needed: bool  # whether the rule of the scene's class includes the concept
 
 
 def interventions(scene: Scene, shown: Iterable[int]) -> list[Intervention]:

@@ -20,31 +20,18 @@ EDGE = 30.0  # log-odds are clamped here: the probability is 0 or 1 to 13 digits
 
 @dataclass(frozen=True)
 class Effects:
-    """One scene and the effects of its concepts.
+    """One scene and the effects of its concepts."""
 
-    Args:
-        scene: description of the scene.
-        image: (3, H, W), uint8.
-        target: class of the scene.
-        predicted: predicted class.
-        interventions: interventions on P concepts.
-        effect: log-odds of the class before minus the mean over the alternatives (P,).
-        probability: the same difference of the class's probability (P,).
-        noise: two standard deviations of the log-odds over redraws of the noise; smaller effects do not count.
-        log_odds: log-odds of the class in the unedited scene.
-        masks: where each concept is visible (P, H, W), boolean.
-    """
-
-    scene: Scene
-    image: Tensor
-    target: int
-    predicted: int
-    interventions: list[Intervention]
-    effect: Tensor
-    probability: Tensor
-    noise: float
-    log_odds: float
-    masks: Tensor
+    scene: Scene  # description of the scene
+    image: Tensor  # (3, H, W), uint8
+    target: int  # class of the scene
+    predicted: int  # predicted class
+    interventions: list[Intervention]  # interventions on P concepts
+    effect: Tensor  # log-odds of the class before minus the mean over the alternatives (P,)
+    probability: Tensor  # the same difference of the class's probability (P,)
+    noise: float  # two standard deviations of the log-odds over redraws of the noise; smaller effects do not count
+    log_odds: float  # log-odds of the class in the unedited scene
+    masks: Tensor  # where each concept is visible (P, H, W), boolean
 
     @property
     def numbers(self) -> list[int]:

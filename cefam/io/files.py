@@ -51,20 +51,14 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, str] | None = None) -> None:
-    """Write a .safetensors file atomically.
-
-    Args:
-        path: destination.
-        tensors: tensors by name.
-        about: metadata, one entry at most: the order of several entries changes from run to run.
-    """
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a .safetensors file atomically."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata=dict(about or {"format": "pt"}))
+            save_file(dict(tensors), temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # raised, for example, if the disk is full
             raise CefamError(f"{path} cannot be written: {error}.") from error
 

@@ -8,7 +8,6 @@ journal and reads all journals, so a pass can be resumed with another number of 
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,23 +25,16 @@ from cefam.io.identity import differing
 
 JOURNAL = "journal.json"
 PATIENCE = 10  # attempts, half a second apart, to see a new file on a network file system
-AHEAD = 32  # units submitted in advance to a pool of workers
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of work that produces one file.
+    """A unit of work that produces one file."""
 
-    Args:
-        file: its name in the folder.
-        digest: identifies its input.
-        size: number of progress-bar steps.
-        write: writes the file atomically and returns the other fields of its manifest entry, in plain types.
-    """
-
-    file: str
-    digest: str
-    size: int
+    file: str  # its name in the folder
+    digest: str  # identifies its input
+    size: int  # number of progress-bar steps
+    # writes the file atomically and returns the other fields of its manifest entry, in plain types
     write: Callable[[Path], dict[str, Any]]
 
 
@@ -142,23 +134,14 @@ class Pass:
         """
         from rich.progress import Progress
 
+        mine = list(islice(units, self.rank, None, self.ranks))
+        begun = {u.file: pool.submit(u.write, self.folder / u.file) for u in mine if pool and not self._is_done(u)}
         with Progress(disable=self.rank > 0) as progress:
             bar = progress.add_task(title, total=total)
-            for unit, written in self._begun(islice(units, self.rank, None, self.ranks), pool):
-                yield self.do(unit) if written is None else self._note(unit, written())
+            for unit in mine:
+                future = begun.get(unit.file)
+                yield self.do(unit) if future is None else self._note(unit, future.result())
                 progress.advance(bar, unit.size * self.ranks)
-
-    def _begun(
-        self, units: Iterable[Unit], pool: Executor | None
-    ) -> Iterator[tuple[Unit, Callable[[], dict[str, Any]] | None]]:
-        """Submit units to the pool in advance; yield each with a function for its result, or ``None`` if not submitted."""
-        waiting: deque[tuple[Unit, Callable[[], dict[str, Any]] | None]] = deque()
-        for unit in units:
-            given = pool is not None and not self._is_done(unit)
-            waiting.append((unit, pool.submit(unit.write, self.folder / unit.file).result if given and pool else None))
-            if pool is None or len(waiting) > AHEAD:
-                yield waiting.popleft()
-        yield from waiting
 
     def _is_done(self, unit: Unit) -> bool:
         known = self.done.get(unit.file)

@@ -24,7 +24,7 @@ from cefam.io.passes import Pass, Unit, processes, wait
 from cefam.probe.regression import SAMPLE, moments, sampled
 from cefam.probe.stored import MERGED, Pooling, ProbeManifest, load_tensors
 from cefam.towers.classifier import FrozenClassifier
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 from cefam.towers.vlm import VisionLanguageModel, encode_images
 
 PARTS = 64  # each part holds lists and sums of all neurons, for any number of photographs: 22 MB for ResNet-50

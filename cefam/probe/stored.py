@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cefam.errors import CefamError, MissingError
 from cefam.io.reading import read_description
-from cefam.towers.identity import CLASSIFIER_KEYS, differs
+from cefam.towers.identity import CLASSIFIER_KEYS
 
 Pooling = Literal["published", "mean", "max"]
 MANIFEST, MERGED = "manifest.json", "probe.safetensors"
@@ -117,7 +117,8 @@ def probe_beside(path: Path, classifier: dict[str, Any]) -> Probe | None:
         place = folder / "probe"
         if (place / MANIFEST).is_file():
             stored = ProbeManifest.read(place).classifier
-            return None if differs(stored, classifier, CLASSIFIER_KEYS) else Probe.read(place)
+            same = all(stored.get(key) == classifier.get(key) for key in CLASSIFIER_KEYS)
+            return Probe.read(place) if same else None
     return None
 
 

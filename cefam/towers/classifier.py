@@ -22,10 +22,9 @@ from cefam.images.views import Preprocessing
 from cefam.io.identity import weights_fingerprint
 from cefam.towers import outputs as O
 from cefam.towers.folding import folded
-from cefam.towers.stages import MapLayout, Stage
+from cefam.towers.stages import ClassifierOutput, MapLayout, Rerun, Stage, StageContext
 from cefam.towers.taps import LOCK, LogitsModel, stacked_gradients, standing_in, tapped
 from cefam.towers.trace import Trace, probe_size, refuse_untappable
-from cefam.towers.types import ClassifierOutput, Context, Rerun
 from cefam.towers.wrapping import alike, among_others, can_be_batched, check_default_precision, refused_probe, usable
 
 
@@ -193,7 +192,7 @@ class FrozenClassifier(nn.Module):
         return ClassifierOutput(logits, [c[1] for c in captured], [c[2] for c in captured])
 
     @torch.inference_mode(False)
-    def resume(self, stage: int, activation: Tensor, context: Context | None = None) -> Tensor:
+    def resume(self, stage: int, activation: Tensor, context: Sequence[StageContext] | None = None) -> Tensor:
         """Logits (P, Y) with a stage's map replaced by ``activation``, which is not modified.
 
         Args:
@@ -267,7 +266,7 @@ class FrozenClassifier(nn.Module):
             return torch.autograd.grad(normed, source, gradient.to(normed.dtype))[0]
 
     @contextmanager
-    def _standing_in(self, index: int, activation: Tensor, context: Context | None) -> Iterator[Tensor]:
+    def _standing_in(self, index: int, activation: Tensor, context: Sequence[StageContext] | None) -> Iterator[Tensor]:
         """Make the module start at the given stage while active; yields a dummy input to call it with."""
         stage = self.stages[index]
         prefix = None if context is None else context[index].prefix

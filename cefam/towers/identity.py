@@ -17,8 +17,3 @@ def check_identity(kind: str, stored: dict[str, Any], given: dict[str, Any], key
                 f"This artefact was made with another {kind}: its {key} is {stored.get(key)}, the given one has {given.get(key)}. "
                 f"Load the {kind} it was made with, or make the artefact again."
             )
-
-
-def differs(stored: dict[str, Any], given: dict[str, Any], keys: Sequence[str]) -> bool:
-    """Whether two identities differ in one of these keys."""
-    return any(stored.get(key) != given.get(key) for key in keys)

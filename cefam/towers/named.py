@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from cefam.errors import CefamError
-from cefam.towers.candidates import chosen_by_resolution, stage_candidates
+from cefam.towers.candidates import StageCandidate, chosen_by_resolution, stage_candidates
 from cefam.towers.classifier import FrozenClassifier
 from cefam.towers.loading import load_source
 from cefam.towers.vlm import VisionLanguageModel
@@ -60,10 +60,13 @@ def is_path(name: str) -> bool:
     return "." in name and ":" not in name
 
 
-def named_module(name: str) -> nn.Module:
-    """The network of a classifier that is given as for :func:`named_classifier`."""
+def candidates_of(name: str) -> tuple[list[StageCandidate], list[str]]:
+    """The modules of a classifier, named as for :func:`named_classifier`, that can be stages, and the default stages."""
     found = load_source("classifier", {"class_path": name}) if is_path(name) else load_classifier(name)
-    return found.unfolded().module if isinstance(found, FrozenClassifier) else found
+    if isinstance(found, FrozenClassifier):
+        return stage_candidates(found.unfolded().module), found.stage_names
+    candidates = stage_candidates(found)
+    return candidates, chosen_by_resolution(candidates)
 
 
 def named_vlm(name: str) -> VisionLanguageModel:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,32 +33,19 @@ class StageContext:
 
 @dataclass
 class Stage:
-    """One tapped point of the network.
+    """One tapped point of the network."""
 
-    Args:
-        name: the module named by the user.
-        tap: the module whose output is the stage's map; the final norm if ``name`` is the last block of a ViT.
-        layout: axis order of that output.
-        num_prefix: number of prefix tokens in it.
-        probed_size: height and width of the probe image, for tokens.
-        probed_grid: rows and columns of its patches, for tokens.
-        channels: number of channels C_l.
-        resumable: whether the stage is a cut of the network (nothing bypasses it).
-        elements: number of tensor elements computed after the stage for the probe image, for memory limits.
-        output: stand-in for the tapped module; its first tensor is the map.
-        stand_ins: stand-ins for the modules that finish before the stage, by name.
-    """
-
-    name: str
-    tap: str
-    layout: MapLayout = "auto"
-    num_prefix: int = 0
-    probed_size: tuple[int, int] = (1, 1)
-    probed_grid: tuple[int, int] = (1, 1)
-    channels: int = 0
-    resumable: bool = True
-    elements: int = 0
-    output: StandIn | None = None
+    name: str  # the module named by the user
+    tap: str  # the module whose output is the stage's map; the final norm if `name` is the last block of a ViT
+    layout: MapLayout = "auto"  # axis order of that output
+    num_prefix: int = 0  # number of prefix tokens in it
+    probed_size: tuple[int, int] = (1, 1)  # height and width of the probe image, for tokens
+    probed_grid: tuple[int, int] = (1, 1)  # rows and columns of its patches, for tokens
+    channels: int = 0  # number of channels C_l
+    resumable: bool = True  # whether the stage is a cut of the network (nothing bypasses it)
+    elements: int = 0  # number of tensor elements computed after the stage for the probe image, for memory limits
+    output: StandIn | None = None  # stand-in for the tapped module; its first tensor is the map
+    # stand-ins for the modules that finish before the stage, by name
     stand_ins: dict[str, StandIn] = field(default_factory=dict)
 
     def to_map(self, raw: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
@@ -102,3 +89,23 @@ class Stage:
             f"{self.num_prefix} prefix token(s) form no grid of its patches: pass the number of prefix tokens as `num_prefix_tokens`, "
             f"or images of {self.probed_size[0]} x {self.probed_size[1]}."
         )
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """``logits`` (B, Y); per stage, shallow to deep, ``activations`` (a map (B, C_l, H_l, W_l)) and ``context``."""
+
+    logits: Tensor
+    activations: list[Tensor]
+    context: list[StageContext]
+
+
+class Rerun(NamedTuple):
+    """Maps and ``logits`` (b, Y), connected by autograd to the first of ``sources``, the stages' raw outputs.
+
+    :meth:`cefam.FrozenClassifier.as_map` converts the gradient of a source to the gradient of its map.
+    """
+
+    activations: list[Tensor]
+    sources: list[Tensor]
+    logits: Tensor

@@ -207,11 +207,15 @@ class CEFAM(L.LightningModule):
         pooled = [pool(activation.float()) for activation in self.classifier(batch["image"]).activations]
         return encode_images(self.vlm, batch["image"]).float(), pooled
 
-    def _student(self, pooled: list[Tensor]) -> Tensor:
-        # Autocast is only for the towers; the translator is small, and the losses need its embedding in single precision.
-        with torch.autocast(pooled[0].device.type, enabled=False):
+    def _compared(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, DistillationLosses]:
+        """The teacher's and the translator's embeddings, and the losses."""
+        teacher, pooled = self._teacher_and_pooled(batch)
+        scale, bias = self.concepts.logit_scale, self.concepts.logit_bias
+        # Autocast is only for the towers: the translator is small, and the losses need single precision.
+        with torch.autocast(teacher.device.type, enabled=False):
             student: Tensor = self.translator(pooled)
-            return student
+            losses = distillation_losses(student, teacher, self.text, scale, bias, self.similarity_weight)
+        return teacher, student, losses
 
     def _scores(self, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
@@ -219,8 +223,7 @@ class CEFAM(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of eq. 8."""
-        teacher, pooled = self._teacher_and_pooled(batch)
-        losses = self._losses(self._student(pooled), teacher)
+        teacher, _, losses = self._compared(batch)
         logged = dict(zip(TRAINING, (losses.total, losses.embedding, losses.similarity), strict=True))
         self.log_dict(logged, batch_size=len(teacher))
         if "skipped" in batch:
@@ -235,11 +238,6 @@ class CEFAM(L.LightningModule):
         if self.global_step % max(1, trainer.log_every_n_steps) == 0:
             check_finite(self.trainer, "training", loss)
 
-    def _losses(self, student: Tensor, teacher: Tensor) -> DistillationLosses:
-        scale, bias = self.concepts.logit_scale, self.concepts.logit_bias
-        with torch.autocast(student.device.type, enabled=False):
-            return distillation_losses(student, teacher, self.text, scale, bias, self.similarity_weight)
-
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics that Lightning does not reset."""
         for metric in (*self.val_means.values(), self.val_correlation, *self.val_regions.values()):
@@ -250,9 +248,7 @@ class CEFAM(L.LightningModule):
         if isinstance(batch, RegionBatch):
             self._measure_regions(batch)
             return
-        teacher, pooled = self._teacher_and_pooled(batch)
-        student = self._student(pooled)
-        losses = self._losses(student, teacher)
+        teacher, student, losses = self._compared(batch)
         cosine = nn.functional.cosine_similarity(student, teacher).mean()
         for name, value in zip(MEANS, (losses.total, losses.embedding, losses.similarity, cosine), strict=True):
             # One value per row instead of a weight: torchmetrics 1.9 ignores weights with nan_strategy="disable".

@@ -15,7 +15,7 @@ from torch import Tensor
 from cefam.attribution.fused import usual_scales
 from cefam.methods import Activated, BeyondRegions, MethodContext
 from cefam.methods.masked import MaskedShards
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 RIDGE = 0.01  # of each channel's variance
 CELLS = 24  # of a window, on which maps and masks are compared, at most

@@ -17,7 +17,7 @@ from cefam.images.views import EvaluationView
 from cefam.methods import CenterRegions, LuminanceRegions, RandomMapRegions
 from cefam.report import records, tables
 from cefam.report.sums import Sums
-from cefam.towers.types import ClassifierOutput
+from cefam.towers.stages import ClassifierOutput
 
 
 def main() -> None:
