@@ -103,6 +103,18 @@ def test_a_function_without_an_annotation_is_refused_at_the_start(quick_study, t
     assert not (tmp_path / "s").exists()
 
 
+def test_the_stages_of_a_wrapped_classifier_are_the_ones_that_are_marked(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "two_stages.py").write_text(
+        "from cefam import FrozenClassifier, load_classifier\n\n\ndef scenes() -> FrozenClassifier:\n"
+        "    return load_classifier('brodenette', stages=['layer2', 'layer4'])\n"
+    )
+    assert run("stages", "two_stages.scenes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("*")] == ["layer2", "layer4"]
+    assert len(lines) > 4
+
+
 def test_few_words_compete_with_a_background_that_is_not_shown(tmp_path):
     classifier, vlm = load_classifier("brodenette"), load_vlm("brodenette")
     few = ConceptSet.from_words(["red", "striped wing"])
