@@ -22,7 +22,7 @@ def test_an_artefact_names_networks_not_programs(trained, tmp_path):
     config = json.loads((tmp_path / "evil" / "config.json").read_text())
     config["classifier"]["source"] = {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/called"}}
     (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"it is not called. Load the classifier yourself"):
+    with pytest.raises(ValueError, match=r"it is not called. Annotate it, or load the classifier yourself"):
         Trained.read(tmp_path / "evil")
     assert not (tmp_path / "called").exists()
 
