@@ -56,10 +56,10 @@ def test_the_concept_view_is_the_explainers_similarity(context, activated):
 
 @pytest.mark.parametrize("of", ["class", "concept"])
 def test_integrated_gradients_sum_to_the_difference_of_the_scores(context, activated, of):
-    method = IntegratedGradientsRegions(context, of=of, steps=200)
+    method = IntegratedGradientsRegions(context, of=of, steps=80)
     images = (activated.images.float() / 255)[PAIRS.image]
     target = targets(context, activated, of)
-    signed = method.attribution(method.view).attribute(images, target=target, n_steps=200)
+    signed = method.attribution(method.view).attribute(images, target=target, n_steps=80)
     change = method.view(images) - method.view(torch.zeros_like(images))
     wanted = change.gather(1, target.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(signed.flatten(1).sum(1), wanted, rtol=0.03, atol=0.05)
