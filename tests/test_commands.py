@@ -323,7 +323,7 @@ def test_frozen_towers_are_byte_equal_after_fit(world, prepared):
     assert any("visual" in name for name in seen)
 
 
-def test_features_resume_and_do_not_depend_on_the_workers(world, prepared, tmp_path):
+def test_features_do_not_depend_on_the_workers(world, prepared, tmp_path):
     from cefam.datasets.features import load_features
 
     folder = tmp_path / "again"

@@ -231,7 +231,7 @@ def test_an_epoch_without_pairs_has_no_mean():
     assert all(value.isnan() for value in PairMean(["a"]).compute().values())
 
 
-def test_numpy_masks_of_the_golden_size_need_no_copy():
+def test_masks_may_come_from_numpy():
     mask = torch.from_numpy(np.eye(112, dtype=bool))[None]
     assert normalized_region_accuracy(mask.float(), mask).item() > 0.99
 

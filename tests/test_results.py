@@ -158,7 +158,7 @@ def test_broken_results_are_refused(measured, tmp_path, capsys, damage, advice):
 
 
 @pytest.mark.processes
-def test_the_table_needs_no_torch_network_and_exits_with_its_status(measured, tmp_path):
+def test_the_table_exits_with_its_status(measured, tmp_path):
     status, printed = command(sys.executable, "-m", "cefam", "table", measured)
     assert status == 0
     assert printed == (measured / "table.txt").read_text()
